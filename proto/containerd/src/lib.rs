@@ -4,12 +4,17 @@
 //! An `Any` of this API bears the bare message name as its type URL (`containerd.events.TaskExit`), which is what
 //! containerd's Go programs look up; JSON documents bear the URLs of [`json_type`].
 
-#![expect(clippy::all, reason = "generated code")]
-
 use prost::{Message, Name};
 
 mod protocol {
-    #![allow(missing_docs, unreachable_pub, rustdoc::all, reason = "generated code")]
+    #![allow(
+        clippy::all,
+        clippy::allow_attributes_without_reason,
+        missing_docs,
+        unreachable_pub,
+        rustdoc::all,
+        reason = "generated code"
+    )]
     include!(concat!(env!("OUT_DIR"), "/protocol.rs"));
 }
 
