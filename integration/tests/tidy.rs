@@ -101,7 +101,9 @@ fn the_client_links_no_tls() {
 
 #[test]
 fn unsafe_stands_in_sys_alone() {
-    for folder in ["client/src", "engined/src", "engined/registry/src", "shimd/src", "shimd/shim/src", "lowrun/src", "proto"] {
+    for folder in
+        ["client/src", "engined/src", "engined/registry/src", "shimd/src", "shimd/shim/src", "lowrun/src", "proto"]
+    {
         let found = offenders(folder, |path, line| {
             let in_sys = path.components().any(|part| part.as_os_str() == "sys") || path.ends_with("sys.rs");
             let word = line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe");
@@ -143,7 +145,8 @@ fn lowrun_starts_no_thread() {
 
 #[test]
 fn wire_types_stay_in_the_front_doors() {
-    let found = offenders("engined/src/engine", |_, line| line.contains("proto_engine") || line.contains("proto-engine"));
+    let found =
+        offenders("engined/src/engine", |_, line| line.contains("proto_engine") || line.contains("proto-engine"));
     assert!(found.is_empty(), "wire types in engined's core:\n{}", found.join("\n"));
 }
 

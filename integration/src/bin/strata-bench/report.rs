@@ -34,7 +34,8 @@ impl Row {
 
 /// The rows as a Markdown table.
 pub(crate) fn table(rows: &[Row]) -> String {
-    let mut text = String::from("| measured | ours | theirs | ratio | owed | |\n| --- | --- | --- | --- | --- | --- |\n");
+    let mut text =
+        String::from("| measured | ours | theirs | ratio | owed | |\n| --- | --- | --- | --- | --- | --- |\n");
     for row in rows {
         let verdict = if row.kept() { "kept" } else { "**missed**" };
         let _ = writeln!(
