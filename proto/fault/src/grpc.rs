@@ -5,7 +5,8 @@ use crate::{Fault, GrpcCode, Layer, code};
 impl From<Fault> for tonic::Status {
     fn from(fault: Fault) -> tonic::Status {
         let details = fault.to_status_bytes();
-        tonic::Status::with_details(tonic::Code::from_i32(fault.grpc as i32), fault.message, details.into())
+        let message = fault.status_message();
+        tonic::Status::with_details(tonic::Code::from_i32(fault.grpc as i32), message, details.into())
     }
 }
 

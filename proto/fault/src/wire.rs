@@ -140,7 +140,7 @@ impl Fault {
     pub fn to_status_bytes(&self) -> Vec<u8> {
         let info = ErrorInfo { reason: self.code.clone(), domain: DOMAIN.to_owned(), metadata: self.metadata() };
         let any = Any { type_url: ERROR_INFO_URL.to_owned(), value: info.encode_to_vec() };
-        Status { code: self.grpc as i32, message: shortened(&self.message), details: vec![any] }.encode_to_vec()
+        Status { code: self.grpc as i32, message: self.status_message(), details: vec![any] }.encode_to_vec()
     }
 
     /// The fault in a serialized `google.rpc.Status`; `None` when the status is of somebody who is not Strata.
@@ -161,10 +161,16 @@ impl Fault {
         Ok(None)
     }
 
+    /// The text of the transport's status, for peers that do not look at the details: message and causes.
+    pub(crate) fn status_message(&self) -> String {
+        shortened(&self.one_line())
+    }
+
     fn metadata(&self) -> HashMap<String, String> {
         let mut metadata = HashMap::from([
             ("layer".to_owned(), self.layer.as_str().to_owned()),
             ("step".to_owned(), self.step.clone()),
+            ("message".to_owned(), shortened(&self.message)),
         ]);
         if let Some(hint) = &self.hint {
             metadata.insert("hint".to_owned(), shortened(hint));
@@ -183,7 +189,7 @@ fn from_info(number: i32, message: String, mut info: ErrorInfo) -> Fault {
         step: info.metadata.remove("step").unwrap_or_default(),
         code: info.reason,
         grpc: GrpcCode::from_number(number),
-        message,
+        message: info.metadata.remove("message").unwrap_or(message),
         causes,
         hint: info.metadata.remove("hint"),
     }
@@ -209,6 +215,12 @@ mod tests {
             .cause("No such file or directory (os error 2)")
             .hint("create /x first");
         assert_eq!(Fault::from_status_bytes(&fault.to_status_bytes()).unwrap(), Some(fault));
+    }
+
+    #[test]
+    fn who_reads_no_details_still_learns_the_causes() {
+        let fault = Fault::new(Layer::Shim, "create", code::NO_SPACE, "open the log").cause("ENOSPC");
+        assert_eq!(Status::decode(fault.to_status_bytes().as_slice()).unwrap().message, "open the log: ENOSPC");
     }
 
     #[test]
