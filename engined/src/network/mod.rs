@@ -1,0 +1,340 @@
+//! Containers on the network: a bridge with addresses, namespaces, and published ports.
+//!
+//! The core calls [`Network::open`] once at start, [`Network::attach`] on the path of each run (step 6b, connect) and
+//! [`Network::detach`] when a container ends; [`Network::remove_all`] is what `make down` calls. All is synchronous: on an
+//! async runtime call it where blocking is allowed. Nothing is executed: links go over rtnetlink, the firewall over
+//! nftables' netlink.
+//!
+//! This part knows no container, only endpoints: the core chooses their ids and keeps their records. It keeps no file of
+//! its own but the pins of namespaces; after a restart it looks at the kernel, compares with the records, and makes both
+//! agree.
+//!
+//! ```text
+//!                    open: bridge, table, recovery
+//!                                │
+//!   attach: reserve ports ─► take a wire ─► pin ─► publish ──► Endpoint (the record)
+//!                                ▲                                  │
+//!                 worker: makes wires ahead                    detach: unpublish, free ports
+//!                         watches links go  ◄────── unpin ◄─────────┘
+//! ```
+//!
+//! It never touches a cgroup, reads no image, opens no connection, and changes no table and no sysctl of others but what
+//! [`forwarding`] and [`router`] say.
+
+mod bridge;
+mod conntrack;
+mod endpoint;
+mod error;
+pub(crate) mod files;
+mod forwarding;
+mod ipam;
+mod namespace;
+mod netlink;
+mod nft;
+mod ports;
+mod recovery;
+mod router;
+mod rtnl;
+mod rules;
+mod subnet;
+mod wire;
+mod worker;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, VecDeque};
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use self::bridge::Bridge;
+pub(crate) use self::endpoint::{Endpoint, EndpointId, Mac, PortRequest, Protocol, PublishedPort};
+use self::error::Attempt;
+pub(crate) use self::error::Error;
+use self::ipam::Ipam;
+use self::namespace::{Namespace, Pins};
+use self::nft::Nft;
+use self::ports::Reservation;
+pub(crate) use self::recovery::Recovery;
+use self::rtnl::Rtnl;
+use self::rules::Rules;
+pub(crate) use self::subnet::Subnet;
+use self::wire::Wire;
+use self::worker::{Leftover, Worker};
+
+/// What an instance's network is to be.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    /// The bridge's name, 15 bytes at most.
+    pub(crate) bridge: String,
+    /// The containers' subnet. `None`: what the bridge has, else one that this host has no route to.
+    pub(crate) subnet: Option<Subnet>,
+    /// The bridge's own address. `None`: the subnet's first.
+    pub(crate) gateway: Option<Ipv4Addr>,
+    /// `None`: the uplink's, 1500 at most.
+    pub(crate) mtu: Option<u32>,
+    /// The name of our nftables table, one per instance.
+    pub(crate) table: String,
+    /// The directory that namespaces are pinned in.
+    pub(crate) namespaces: PathBuf,
+    /// Whether the host's `net.ipv4.ip_forward` may be switched on.
+    pub(crate) ip_forward: bool,
+    /// How many namespaces are prepared ahead.
+    pub(crate) prepared: usize,
+}
+
+/// The network of one instance of the engine.
+pub(crate) struct Network {
+    shared: Arc<Shared>,
+    worker: Worker,
+}
+
+/// What the callers and the worker share. No two of its locks are ever held at once, except `live` within `nft`.
+struct Shared {
+    bridge: Bridge,
+    table: String,
+    /// Links that must stay closed to each other; see [`router`].
+    closed: Vec<String>,
+    pins: Pins,
+    prepared_wanted: usize,
+    nft: Mutex<Nft>,
+    ipam: Mutex<Ipam>,
+    live: Mutex<HashMap<EndpointId, Live>>,
+    prepared: Mutex<VecDeque<Wire>>,
+}
+
+/// An endpoint that is connected, or is being.
+enum Live {
+    Connecting,
+    Connected { endpoint: Endpoint, _reservations: Vec<Reservation> },
+}
+
+/// A thread that panicked left the data whole: each change is a single insertion or removal.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Network {
+    /// Makes bridge and table what the configuration says, brings the kernel's state and the records of `live` endpoints
+    /// to agree, and begins to prepare namespaces. `namespaces` are the pins without an endpoint that are still used.
+    pub(crate) fn open(
+        config: &Config,
+        live: &[Endpoint],
+        namespaces: &[PathBuf],
+    ) -> Result<(Network, Recovery), Error> {
+        recovery::open(config, live, namespaces)
+    }
+
+    fn start(shared: Shared) -> Result<Network, Error> {
+        let shared = Arc::new(shared);
+        let worker = Worker::start(Arc::clone(&shared))?;
+        worker.refill();
+        Ok(Network { shared, worker })
+    }
+
+    /// Connects a new endpoint: a namespace of its own on the bridge, its ports published. Either all of it is done when
+    /// this returns, or nothing.
+    pub(crate) fn attach(&self, id: &EndpointId, requests: &[PortRequest]) -> Result<Endpoint, Error> {
+        let claim = Claim::on(&self.shared, id)?;
+        // What depends on the user comes first: a port in use costs no namespace.
+        let reservations = ports::reserve_all(requests)?;
+        let wire = self.take_wire()?;
+        let outcome = self.shared.connect(id, &wire, &reservations);
+        self.worker.refill();
+        match outcome {
+            Ok(endpoint) => {
+                self.worker.forget_connections(&endpoint, false);
+                claim.fulfil(endpoint.clone(), reservations);
+                Ok(endpoint)
+            }
+            Err(error) => {
+                self.worker.discard(Leftover::of_wire(&wire));
+                Err(error)
+            }
+        }
+    }
+
+    /// Disconnects an endpoint. When this returns its ports and its id are free; the namespace and its links are taken
+    /// apart behind. One that is not connected is no error.
+    pub(crate) fn detach(&self, id: &EndpointId) -> Result<(), Error> {
+        let Some(endpoint) = self.shared.endpoint(id) else { return Ok(()) };
+        // While the id is still taken: a second attach of it cannot come between.
+        let outcome = self.shared.unpublish(&endpoint);
+        lock(&self.shared.live).remove(id);
+        lock(&self.shared.ipam).drain(endpoint.address);
+        self.worker.forget_connections(&endpoint, true);
+        self.worker.discard(Leftover::of_endpoint(&endpoint));
+        outcome
+    }
+
+    /// A pinned namespace with nothing but its loopback, for `--network none`.
+    pub(crate) fn create_namespace(&self, id: &EndpointId) -> Result<PathBuf, Error> {
+        let namespace = Namespace::fresh()?;
+        self.shared.pins.pin(id, namespace.as_fd())
+    }
+
+    /// Removes what [`Network::create_namespace`] made; one that is gone is no error.
+    pub(crate) fn remove_namespace(&self, path: &std::path::Path) -> Result<(), Error> {
+        self.shared.pins.unpin(path)
+    }
+
+    /// The subnet that containers live in.
+    pub(crate) fn subnet(&self) -> Subnet {
+        self.shared.bridge.subnet
+    }
+
+    /// Removes every trace of an instance: namespaces, links, table, tagged rules, the switch that was thrown. It needs
+    /// no running engine, goes on past failures, and says them all.
+    pub(crate) fn remove_all(config: &Config) -> Vec<Error> {
+        recovery::remove_all(config)
+    }
+
+    /// How many wires are ready.
+    #[cfg(test)]
+    fn prepared(&self) -> usize {
+        lock(&self.shared.prepared).len()
+    }
+
+    /// A wire made ahead, else a new one.
+    fn take_wire(&self) -> Result<Wire, Error> {
+        if let Some(wire) = lock(&self.shared.prepared).pop_front() {
+            return Ok(wire);
+        }
+        match self.shared.new_wire() {
+            // Addresses that drain are free as soon as their links are: wait for that, then once more.
+            Err(Error::AddressesExhausted(_)) if lock(&self.shared.ipam).is_draining() => {
+                self.worker.drain();
+                self.shared.new_wire()
+            }
+            outcome => outcome,
+        }
+    }
+}
+
+impl Shared {
+    fn new_wire(&self) -> Result<Wire, Error> {
+        let address = lock(&self.ipam).allocate().ok_or(Error::AddressesExhausted(self.bridge.subnet))?;
+        Wire::new(&self.bridge, address).inspect_err(|_| lock(&self.ipam).release(address))
+    }
+
+    /// Gives a wire its name and its ports; undoes the first when the second fails.
+    fn connect(&self, id: &EndpointId, wire: &Wire, reservations: &[Reservation]) -> Result<Endpoint, Error> {
+        let namespace = self.pins.pin(id, wire.namespace.as_fd())?;
+        let endpoint = Endpoint {
+            id: id.clone(),
+            namespace,
+            link: wire.link.clone(),
+            address: wire.address,
+            prefix: self.bridge.subnet.prefix(),
+            gateway: self.bridge.gateway,
+            mac: wire.mac,
+            ports: reservations.iter().map(|reservation| reservation.port).collect(),
+        };
+        self.publish(&endpoint).inspect_err(|_| {
+            if let Err(error) = self.pins.unpin(&endpoint.namespace) {
+                tracing::warn!(%error, "a pin stays behind until the next start");
+            }
+        })?;
+        Ok(endpoint)
+    }
+
+    fn publish(&self, endpoint: &Endpoint) -> Result<(), Error> {
+        if endpoint.ports.is_empty() {
+            return Ok(());
+        }
+        Rtnl::open()
+            .and_then(|mut rtnl| rtnl.set_hairpin(&endpoint.link))
+            .attempt(|| format!("let link {} call its own published ports", endpoint.link))?;
+        let mut nft = lock(&self.nft);
+        let batch = rules::publish(&self.table, endpoint.address, &endpoint.ports);
+        match nft.commit(batch) {
+            Ok(()) => Ok(()),
+            Err(refused) => {
+                // Somebody changed our table (a flushed ruleset takes everybody's): write it anew, this endpoint with it.
+                tracing::warn!(error = %refused.why, table = self.table, "the table is not as we left it: written anew");
+                self.rewrite(&mut nft, Some(endpoint), None)
+            }
+        }
+    }
+
+    fn unpublish(&self, endpoint: &Endpoint) -> Result<(), Error> {
+        if endpoint.ports.is_empty() {
+            return Ok(());
+        }
+        let mut nft = lock(&self.nft);
+        match nft.commit(rules::unpublish(&self.table, endpoint.address, &endpoint.ports)) {
+            Ok(()) => Ok(()),
+            Err(refused) => {
+                tracing::warn!(error = %refused.why, table = self.table, "the table is not as we left it: written anew");
+                self.rewrite(&mut nft, None, Some(&endpoint.id))
+            }
+        }
+    }
+
+    /// Writes the whole table from what is live, with one endpoint more or less.
+    fn rewrite(&self, nft: &mut Nft, with: Option<&Endpoint>, without: Option<&EndpointId>) -> Result<(), Error> {
+        let mut published: Vec<(Ipv4Addr, PublishedPort)> = Vec::new();
+        let ports_of =
+            |endpoint: &Endpoint| -> Vec<_> { endpoint.ports.iter().map(|port| (endpoint.address, *port)).collect() };
+        for live in lock(&self.live).values() {
+            if let Live::Connected { endpoint, .. } = live
+                && Some(&endpoint.id) != without
+            {
+                published.extend(ports_of(endpoint));
+            }
+        }
+        published.extend(with.map(ports_of).unwrap_or_default());
+        self.write_table(nft, &published)
+    }
+
+    fn write_table(&self, nft: &mut Nft, published: &[(Ipv4Addr, PublishedPort)]) -> Result<(), Error> {
+        let rules = Rules {
+            table: &self.table,
+            bridge: &self.bridge.name,
+            subnet: self.bridge.subnet,
+            closed: &self.closed,
+            published,
+        };
+        nft.commit(rules.replace()).attempt(|| format!("write nftables table {}", self.table))
+    }
+
+    fn endpoint(&self, id: &EndpointId) -> Option<Endpoint> {
+        match lock(&self.live).get(id) {
+            Some(Live::Connected { endpoint, .. }) => Some(endpoint.clone()),
+            Some(Live::Connecting) | None => None,
+        }
+    }
+}
+
+/// The right to connect an id; given back when it is dropped unfulfilled.
+struct Claim<'a> {
+    shared: &'a Shared,
+    id: Option<EndpointId>,
+}
+
+impl<'a> Claim<'a> {
+    fn on(shared: &'a Shared, id: &EndpointId) -> Result<Claim<'a>, Error> {
+        let mut live = lock(&shared.live);
+        if live.contains_key(id) {
+            return Err(Error::EndpointExists(id.clone()));
+        }
+        live.insert(id.clone(), Live::Connecting);
+        Ok(Claim { shared, id: Some(id.clone()) })
+    }
+
+    fn fulfil(mut self, endpoint: Endpoint, reservations: Vec<Reservation>) {
+        if let Some(id) = self.id.take() {
+            lock(&self.shared.live).insert(id, Live::Connected { endpoint, _reservations: reservations });
+        }
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = &self.id {
+            lock(&self.shared.live).remove(id);
+        }
+    }
+}
