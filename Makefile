@@ -1,0 +1,37 @@
+# Strata: everything a person or a machine does with the checkout.
+#
+#   make demo              sets up, builds, starts the stack and runs a real nginx image from a real registry
+#   make test              sets up and runs every test; the last line counts them
+#   make up ROOT=DIR       the same stack for you; then `. DIR/env`        make down ROOT=DIR   stops and removes it
+#   make check             formatting, lints, dependency rules, unit tests, documentation; needs no root
+#   make bench             Strata beside its peers, interleaved; writes docs/benchmarks.md
+#   make test-vm           the runtime in a guest whose kernel has cgroup v2 alone
+#
+# Containers need root: where you are somebody else, the targets that start containers use sudo and say so.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+ROOT    ?= /tmp/strata
+BIN     := target/strata/bin
+IMAGES  := target/images
+HOST    := $(shell rustc -vV | sed -n 's/^host: //p')
+# Static, not relocatable: an exec of such a program costs half.
+STATIC  := RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" LIBSECCOMP_LINK_TYPE=static \
+           LIBSECCOMP_LIB_PATH=/usr/lib/$(shell gcc -print-multiarch 2>/dev/null)
+SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E env "PATH=$$PATH")
+SETUP   := bash integration/scripts/setup.sh
+
+.PHONY: all setup build images harness demo up down test check bench test-vm clean
+all: build
+
+setup:
+	@$(SETUP)
+
+build:
+	@$(SETUP) build
+	cargo build --release --locked -p engined -p shimd
+	$(STATIC) cargo build --profile small --locked --target $(HOST) -p strata -p containerd-shim-strata-v1 -p lowrun
+	@mkdir -p $(BIN)
+	@for program in engined shimd; do ln -f target/release/$$program $(BIN)/$$program; done
+	@for program in strata containerd-shim-strata-v1 lowrun; do ln -f target/$(HOST)/small/$$program $(BIN)/$$program; done
