@@ -39,7 +39,7 @@ pub(super) fn forget_udp(container: Ipv4Addr, ports: &[PublishedPort], gone: boo
         });
         match channel.execute(requests.collect()) {
             // It ended by itself in between.
-            Err(refused) if refused.why.is(libc::ENOENT) => {}
+            Err(refusal) if refusal.is(libc::ENOENT) => {}
             outcome => outcome?,
         }
     }

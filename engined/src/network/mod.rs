@@ -58,7 +58,6 @@ use self::namespace::{Namespace, Pins};
 use self::nft::Nft;
 use self::ports::Reservation;
 pub(crate) use self::recovery::Recovery;
-use self::rtnl::Rtnl;
 use self::rules::Rules;
 pub(crate) use self::subnet::Subnet;
 use self::wire::Wire;
@@ -142,18 +141,15 @@ impl Network {
         let reservations = ports::reserve_all(requests)?;
         let wire = self.take_wire()?;
         let outcome = self.shared.connect(id, &wire, &reservations);
-        self.worker.refill();
-        match outcome {
+        match &outcome {
             Ok(endpoint) => {
-                self.worker.forget_connections(&endpoint, false);
+                self.worker.published(endpoint);
                 claim.fulfil(endpoint.clone(), reservations);
-                Ok(endpoint)
             }
-            Err(error) => {
-                self.worker.discard(Leftover::of_wire(&wire));
-                Err(error)
-            }
+            Err(_) => self.worker.discard(Leftover::of_wire(&wire)),
         }
+        self.worker.refill();
+        outcome
     }
 
     /// Disconnects an endpoint. When this returns its ports and its id are free; the namespace and its links are taken
@@ -164,7 +160,7 @@ impl Network {
         let outcome = self.shared.unpublish(&endpoint);
         lock(&self.shared.live).remove(id);
         lock(&self.shared.ipam).drain(endpoint.address);
-        self.worker.forget_connections(&endpoint, true);
+        self.worker.unpublished(&endpoint);
         self.worker.discard(Leftover::of_endpoint(&endpoint));
         outcome
     }
@@ -199,14 +195,15 @@ impl Network {
 
     /// A wire made ahead, else a new one.
     fn take_wire(&self) -> Result<Wire, Error> {
-        if let Some(wire) = lock(&self.shared.prepared).pop_front() {
+        if let Some(wire) = self.shared.prepared_wire() {
             return Ok(wire);
         }
         match self.shared.new_wire() {
-            // Addresses that drain are free as soon as their links are: wait for that, then once more.
-            Err(Error::AddressesExhausted(_)) if lock(&self.shared.ipam).is_draining() => {
+            // What is full may be so by endpoints that are going, or by a wire that the worker is just making: once the
+            // worker is through, look again.
+            Err(Error::AddressesExhausted(_) | Error::BridgeFull { .. }) => {
                 self.worker.drain();
-                self.shared.new_wire()
+                self.shared.prepared_wire().map_or_else(|| self.shared.new_wire(), Ok)
             }
             outcome => outcome,
         }
@@ -214,6 +211,10 @@ impl Network {
 }
 
 impl Shared {
+    fn prepared_wire(&self) -> Option<Wire> {
+        lock(&self.prepared).pop_front()
+    }
+
     fn new_wire(&self) -> Result<Wire, Error> {
         let address = lock(&self.ipam).allocate().ok_or(Error::AddressesExhausted(self.bridge.subnet))?;
         Wire::new(&self.bridge, address).inspect_err(|_| lock(&self.ipam).release(address))
@@ -244,16 +245,13 @@ impl Shared {
         if endpoint.ports.is_empty() {
             return Ok(());
         }
-        Rtnl::open()
-            .and_then(|mut rtnl| rtnl.set_hairpin(&endpoint.link))
-            .attempt(|| format!("let link {} call its own published ports", endpoint.link))?;
         let mut nft = lock(&self.nft);
         let batch = rules::publish(&self.table, endpoint.address, &endpoint.ports);
         match nft.commit(batch) {
             Ok(()) => Ok(()),
-            Err(refused) => {
+            Err(refusal) => {
                 // Somebody changed our table (a flushed ruleset takes everybody's): write it anew, this endpoint with it.
-                tracing::warn!(error = %refused.why, table = self.table, "the table is not as we left it: written anew");
+                tracing::warn!(error = %refusal, table = self.table, "the table is not as we left it: written anew");
                 self.rewrite(&mut nft, Some(endpoint), None)
             }
         }
@@ -266,8 +264,8 @@ impl Shared {
         let mut nft = lock(&self.nft);
         match nft.commit(rules::unpublish(&self.table, endpoint.address, &endpoint.ports)) {
             Ok(()) => Ok(()),
-            Err(refused) => {
-                tracing::warn!(error = %refused.why, table = self.table, "the table is not as we left it: written anew");
+            Err(refusal) => {
+                tracing::warn!(error = %refusal, table = self.table, "the table is not as we left it: written anew");
                 self.rewrite(&mut nft, None, Some(&endpoint.id))
             }
         }

@@ -14,6 +14,8 @@ use super::error::Refusal;
 
 /// The kernel's dumps come in datagrams of up to 32 KiB.
 const RECEIVE_BYTES: usize = 64 * 1024;
+/// What a socket may send at once by default, less some.
+const DATAGRAM_BYTES: usize = 128 * 1024;
 /// A dump that something changed under its hands is begun anew, this many times at most.
 const DUMP_ATTEMPTS: usize = 16;
 
@@ -26,26 +28,6 @@ const NLM_F_ACK_TLVS: u16 = 0x200;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 /// The attribute that holds the kernel's own words.
 const NLMSGERR_ATTR_MSG: u16 = 1;
-
-/// A request of several was refused.
-#[derive(Debug)]
-pub(super) struct Refused {
-    /// Which one, counted from 0.
-    pub(super) index: usize,
-    pub(super) why: Refusal,
-}
-
-impl From<Refused> for Refusal {
-    fn from(refused: Refused) -> Refusal {
-        refused.why
-    }
-}
-
-impl Refused {
-    fn at(index: usize) -> impl FnOnce(Refusal) -> Refused {
-        move |why| Refused { index, why }
-    }
-}
 
 /// A message to send, with the flags that go beyond "this is a request".
 pub(super) struct Request<M> {
@@ -72,22 +54,19 @@ impl Channel {
 
     /// Sends all requests in one datagram; the kernel takes them in order and goes on past a refusal. The first refusal
     /// is the result.
-    pub(super) fn execute<M: NetlinkSerializable>(&mut self, requests: Vec<Request<M>>) -> Result<(), Refused> {
+    pub(super) fn execute<M: NetlinkSerializable>(&mut self, requests: Vec<Request<M>>) -> Result<(), Refusal> {
         let count = requests.len();
         let requests = requests.into_iter().map(|request| Request { flags: request.flags | NLM_F_ACK, ..request });
-        let first = self.send(requests).map_err(Refused::at(0))?;
+        let first = self.send(requests)?;
         let mut outcome = Ok(());
         let mut answered = 0;
         while answered < count {
-            for answer in self.answers().map_err(Refused::at(answered))? {
+            for answer in self.answers()? {
                 if !answer.is_acknowledgement_of(first, count) {
                     continue;
                 }
                 answered += 1;
-                let index = answer.sequence.wrapping_sub(first) as usize;
-                if let (Err(why), true) = (answer.outcome(), outcome.is_ok()) {
-                    outcome = Err(Refused { index, why });
-                }
+                outcome = outcome.and(answer.outcome());
             }
         }
         outcome
@@ -100,7 +79,7 @@ impl Channel {
         begin: M,
         requests: Vec<Request<M>>,
         end: M,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), Refusal> {
         let Some(last) = requests.len().checked_sub(1) else { return Ok(()) };
         let bare = |message| Request { message, flags: 0 };
         let body = requests.into_iter().enumerate().map(|(index, request)| {
@@ -108,23 +87,20 @@ impl Channel {
             Request { flags: request.flags | acknowledge, ..request }
         });
         let all = std::iter::once(bare(begin)).chain(body).chain(std::iter::once(bare(end)));
-        let first = self.send(all).map_err(Refused::at(0))?;
+        let first = self.send(all)?;
         self.transaction_outcome(first, last)
     }
 
     /// `first` is the begin message's number: the request of index 0 has the next.
-    fn transaction_outcome(&mut self, first: u32, last: usize) -> Result<(), Refused> {
+    fn transaction_outcome(&mut self, first: u32, last: usize) -> Result<(), Refusal> {
         let mut outcome = Ok(());
         loop {
-            for answer in self.answers().map_err(Refused::at(0))? {
+            for answer in self.answers()? {
                 if !answer.is_acknowledgement_of(first, last + 3) {
                     continue;
                 }
+                outcome = outcome.and(answer.outcome());
                 let number = answer.sequence.wrapping_sub(first) as usize;
-                let refusal = answer.outcome().err();
-                if let (Some(why), true) = (refusal, outcome.is_ok()) {
-                    outcome = Err(Refused { index: number.saturating_sub(1), why });
-                }
                 // A refusal of the whole batch comes under the begin message's number, and nothing follows it.
                 if number == last + 1 || number == 0 {
                     return outcome;
@@ -199,8 +175,17 @@ impl Channel {
             self.sequence = self.sequence.wrapping_add(1);
             append(&mut datagram, request, self.sequence);
         }
+        self.make_room_for(datagram.len())?;
         self.socket.send(&datagram, 0)?;
         Ok(first)
+    }
+
+    /// A transaction is one datagram, and a table with thousands of published ports is a large one.
+    fn make_room_for(&self, bytes: usize) -> Result<(), Refusal> {
+        if bytes > DATAGRAM_BYTES {
+            rustix::net::sockopt::set_socket_send_buffer_size_force(&self.socket, bytes * 2)?;
+        }
+        Ok(())
     }
 
     /// The messages of the next datagram.

@@ -69,7 +69,12 @@ pub(super) fn open(config: &Config, live: &[Endpoint], namespaces: &[PathBuf]) -
     if plan.throw {
         router::enable()?;
     }
+    let rewired: Vec<Endpoint> =
+        live.iter().filter(|endpoint| recovery.rewired.contains(&endpoint.id)).cloned().collect();
     let network = Network::start(shared)?;
+    for endpoint in &rewired {
+        network.worker.published(endpoint);
+    }
     for stray in strays {
         network.worker.discard(stray);
     }

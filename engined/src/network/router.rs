@@ -52,7 +52,8 @@ pub(super) fn disable(nft: &mut Nft, table: &str) -> Result<(), Error> {
         return Ok(());
     }
     let links = Rtnl::open().and_then(|mut rtnl| rtnl.links()).attempt(|| "list the links of this host".to_owned())?;
-    let relied_on = links.iter().any(|link| link.name != "lo" && !closed.contains(&link.name));
+    // Ports of a bridge forward by their bridge.
+    let relied_on = links.iter().any(|link| link.name != "lo" && link.master.is_none() && !closed.contains(&link.name));
     if relied_on {
         tracing::info!("left {SWITCH} on: links have come since it was switched on");
         return Ok(());

@@ -17,7 +17,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 
 use super::endpoint::Mac;
 use super::error::Refusal;
-use super::netlink::{Channel, Refused, Request};
+use super::netlink::{Channel, Request};
 use super::subnet::Subnet;
 
 /// A conversation about the links of one network namespace.
@@ -130,7 +130,7 @@ impl Rtnl {
 
     /// Gives a link its address, brings it up and sets the default route over it, in one datagram: the route is refused
     /// while the link is down.
-    pub(super) fn configure(&mut self, index: u32, far: &FarAddress) -> Result<(), Refused> {
+    pub(super) fn configure(&mut self, index: u32, far: &FarAddress) -> Result<(), Refusal> {
         let requests = vec![
             Request { message: address(index, far.address, far.subnet), flags: NLM_F_CREATE | NLM_F_REPLACE },
             Request { message: RouteNetlinkMessage::SetLink(up(index)), flags: 0 },
@@ -204,7 +204,7 @@ impl Rtnl {
     }
 
     fn one(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<(), Refusal> {
-        Ok(self.channel.execute(vec![Request { message, flags }])?)
+        self.channel.execute(vec![Request { message, flags }])
     }
 }
 

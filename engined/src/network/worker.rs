@@ -19,7 +19,7 @@ use super::rtnl::Rtnl;
 use super::wire::Wire;
 use super::{Shared, lock};
 
-/// Jobs that may wait; a caller that finds it full waits too. Each endpoint makes three at most.
+/// Jobs that may wait; a caller that finds it full waits too. Each endpoint makes five in its life.
 const QUEUE: usize = 1024;
 /// How often links that go are looked at.
 const SWEEP: Duration = Duration::from_millis(50);
@@ -49,7 +49,16 @@ impl Leftover {
 enum Job {
     Refill,
     Discard(Leftover),
-    Forget { container: Ipv4Addr, ports: Vec<PublishedPort>, gone: bool },
+    /// Let a link's container call its own published ports. Not on the reply's path: the kernel changes links under one
+    /// lock, which it holds for tens of milliseconds where it takes links apart.
+    Hairpin {
+        link: String,
+    },
+    Forget {
+        container: Ipv4Addr,
+        ports: Vec<PublishedPort>,
+        gone: bool,
+    },
     Drain(Sender<()>),
     Stop,
 }
@@ -79,10 +88,18 @@ impl Worker {
         self.send(Job::Discard(leftover));
     }
 
-    /// Forgets connections that a change of published ports made stale.
-    pub(super) fn forget_connections(&self, endpoint: &Endpoint, gone: bool) {
+    /// An endpoint has published its ports.
+    pub(super) fn published(&self, endpoint: &Endpoint) {
         if !endpoint.ports.is_empty() {
-            self.send(Job::Forget { container: endpoint.address, ports: endpoint.ports.clone(), gone });
+            self.send(Job::Hairpin { link: endpoint.link.clone() });
+            self.send(Job::Forget { container: endpoint.address, ports: endpoint.ports.clone(), gone: false });
+        }
+    }
+
+    /// An endpoint's ports are published no more.
+    pub(super) fn unpublished(&self, endpoint: &Endpoint) {
+        if !endpoint.ports.is_empty() {
+            self.send(Job::Forget { container: endpoint.address, ports: endpoint.ports.clone(), gone: true });
         }
     }
 
@@ -125,6 +142,7 @@ impl State {
             match self.next(queue) {
                 Some(Job::Refill) => self.refill(),
                 Some(Job::Discard(leftover)) => self.let_go(leftover),
+                Some(Job::Hairpin { link }) => hairpin(&link),
                 Some(Job::Forget { container, ports, gone }) => forget(container, &ports, gone),
                 Some(Job::Drain(done)) => {
                     self.sweep(Duration::ZERO);
@@ -217,6 +235,12 @@ fn delete(rtnl: &mut Rtnl, link: &str) -> bool {
             tracing::warn!(%error, link, "cannot delete the link of a removed container");
             false
         }
+    }
+}
+
+fn hairpin(link: &str) {
+    if let Err(error) = Rtnl::open().and_then(|mut rtnl| rtnl.set_hairpin(link)) {
+        tracing::warn!(%error, link, "a container may not reach its own published ports");
     }
 }
 

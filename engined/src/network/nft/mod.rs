@@ -17,7 +17,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use self::expr::Expression;
 use super::error::Refusal;
-use super::netlink::{Channel, Refused, Request};
+use super::netlink::{Channel, Request};
 
 /// `NFNL_SUBSYS_NFTABLES`: which subsystem a transaction is for.
 const SUBSYSTEM: u16 = 10;
@@ -243,7 +243,7 @@ impl Nft {
     }
 
     /// Does all of a batch or nothing.
-    pub(super) fn commit(&mut self, batch: Batch) -> Result<(), Refused> {
+    pub(super) fn commit(&mut self, batch: Batch) -> Result<(), Refusal> {
         let border = |message| {
             let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, SUBSYSTEM);
             NetfilterMessage::new(header, message)

@@ -265,3 +265,18 @@ fn connecting_is_quick() {
         assert!(prepared[10].as_millis() < 20, "{prepared:?}");
     });
 }
+
+#[test]
+fn thousands_of_ports_are_published_at_once_and_after_a_restart() {
+    in_a_world(|world| {
+        let network = world.open();
+        let requests: Vec<_> = (0..3000).map(|_| publish_everywhere()).collect();
+        let web = network.attach(&id("web"), &requests).unwrap();
+        drop(network);
+        let _network = world.reopen(std::slice::from_ref(&web));
+        let _server = Server::start(&web);
+        for port in [&web.ports[0], &web.ports[2999]] {
+            assert!(call(HOST_ON_LAN, port.host_port).is_some());
+        }
+    });
+}
