@@ -1,0 +1,372 @@
+//! Snapshots: root file systems as layers, kept as overlayfs wants them.
+//!
+//! ```text
+//!   <root>/snapshots/<number>/fs     what this layer holds; the upper directory while it is active
+//!   <root>/snapshots/<number>/work   overlayfs's own, of active ones
+//! ```
+//! A snapshot is a record (kind, parent, directory) and that directory. Nothing is mounted here: who asks gets the
+//! mounts to make. Making one is three `mkdir`s and one write to the store; nothing on that way grows with the number of
+//! snapshots. Removing one is a write and a rename into the trash.
+//!
+//! ```text
+//!               prepare                 commit                     remove
+//!   (nothing) ----------> active ---------------------> committed --------> (nothing)
+//!        |                   \______ remove ______________________________/
+//!        +-- view --> view --------- remove ---> (nothing)
+//! ```
+//! Files of a committed snapshot are synced in the background. Until then its record carries the boot id: after a power
+//! cut it is dropped, with all that stands on it, and unpacked again from the blobs.
+
+mod list;
+mod recover;
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{Gid, Mode, OFlags, Uid};
+
+use crate::clock;
+use crate::db::record::{Labels, Snapshot, SnapshotKind, Usage};
+use crate::db::{Access, Durability, Store, Table, Writer, key, prefix};
+use crate::error::{Chain, Error, Result};
+use crate::lease;
+use crate::name::{Namespace, check_labels, check_name};
+use crate::trash::Trash;
+use crate::{layout, tree};
+pub(crate) use list::Info;
+
+/// The one snapshotter, under the name that containerd's clients use by default.
+pub(crate) const SNAPSHOTTER: &str = "overlayfs";
+/// Most layers of one snapshot: overlayfs takes 500 lower directories.
+const LAYERS_MAX: usize = 500;
+
+/// A mount for somebody to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Mount {
+    pub(crate) kind: String,
+    pub(crate) source: String,
+    pub(crate) options: Vec<String>,
+}
+
+/// The snapshots of all namespaces.
+pub(crate) struct Snapshots {
+    store: Arc<Store>,
+    trash: Arc<Trash>,
+    directory: PathBuf,
+    handle: OwnedFd,
+    next: AtomicU64,
+    boot_id: String,
+    /// Committed in this boot and not synced yet: namespace and name.
+    unsynced: Mutex<Vec<(Namespace, String)>>,
+    /// Options of every overlay mount.
+    options: Vec<String>,
+}
+
+/// What a snapshot is made from.
+pub(crate) struct Request<'a> {
+    pub(crate) namespace: &'a Namespace,
+    pub(crate) lease: Option<&'a str>,
+    pub(crate) key: &'a str,
+    /// Empty for a first layer.
+    pub(crate) parent: &'a str,
+    pub(crate) labels: Labels,
+}
+
+impl Snapshots {
+    /// Opens the snapshots under `root` and makes records and directories agree.
+    pub(crate) fn open(root: &Path, store: Arc<Store>, trash: Arc<Trash>, boot_id: String) -> Result<Snapshots> {
+        let directory = root.join("snapshots");
+        let failed = |error| Error::io(format!("open {}", directory.display()), error);
+        layout::make_private(&directory).map_err(failed)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let handle = rustix::fs::open(&directory, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+        let snapshots = Snapshots {
+            store,
+            trash,
+            directory,
+            handle,
+            next: AtomicU64::new(1),
+            boot_id,
+            unsynced: Mutex::default(),
+            options: overlay_options(),
+        };
+        snapshots.recover()?;
+        Ok(snapshots)
+    }
+
+    /// Makes a snapshot that can be written (`Active`) or only looked at (`View`), and names its mounts.
+    pub(crate) fn make(&self, kind: SnapshotKind, request: Request<'_>) -> Result<Vec<Mount>> {
+        check_name("snapshot key", request.key)?;
+        check_labels(&request.labels)?;
+        let namespace = request.namespace;
+        let layers = {
+            let view = self.store.read()?;
+            self.check_new(&view, namespace, request.key)?;
+            layers(&view, namespace, request.parent)?
+        };
+        let directory = self.next.fetch_add(1, Ordering::Relaxed);
+        if let Err(error) = self.make_directories(directory, kind, layers.first().copied()) {
+            self.discard(directory);
+            return Err(error);
+        }
+        let now = Some(clock::now());
+        let record = Snapshot {
+            directory,
+            kind: kind.into(),
+            parent: request.parent.to_owned(),
+            labels: request.labels,
+            created_at: now,
+            updated_at: now,
+            ..Snapshot::default()
+        };
+        let written = self.store.write(Durability::Process, |writer| {
+            self.check_new(writer, namespace, request.key)?;
+            // The parent may have gone meanwhile.
+            require_committed(writer, namespace, request.parent)?;
+            lease::hold(writer, namespace, request.lease, lease::SNAPSHOT, request.key)?;
+            enter(writer, namespace, request.key, &record)
+        });
+        match written {
+            Ok(()) => Ok(self.mounts_of(&record, &layers)),
+            Err(error) => {
+                self.discard(directory);
+                Err(error)
+            }
+        }
+    }
+
+    fn check_new(&self, view: &impl Access, namespace: &Namespace, name: &str) -> Result<()> {
+        match view.bytes(Table::Snapshots, &key(&[namespace.as_str(), name]))? {
+            Some(_) => Err(Error::exists("snapshot", name)),
+            None => Ok(()),
+        }
+    }
+
+    fn make_directories(&self, number: u64, kind: SnapshotKind, parent: Option<u64>) -> Result<()> {
+        let name = number.to_string();
+        let make = |path: &str, mode: u32| {
+            rustix::fs::mkdirat(&self.handle, path, Mode::from_raw_mode(mode))
+                .map_err(|error| Error::io(format!("make snapshot directory {path:?}"), error))
+        };
+        make(&name, 0o700)?;
+        let upper = format!("{name}/fs");
+        make(&upper, 0o755)?;
+        if kind == SnapshotKind::Active {
+            make(&format!("{name}/work"), 0o711)?;
+        }
+        parent.map_or(Ok(()), |parent| self.look_like(&upper, parent))
+    }
+
+    /// The root of an overlay looks like the root of its upper directory, so that takes after the layer below.
+    fn look_like(&self, upper: &str, parent: u64) -> Result<()> {
+        let failed = |error| Error::io(format!("copy the owner and mode of layer {parent}"), error);
+        let stat = rustix::fs::statat(&self.handle, format!("{parent}/fs"), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(failed)?;
+        let mode = Mode::from_raw_mode(stat.st_mode);
+        if mode.as_raw_mode() & 0o7777 == 0o755 && stat.st_uid == 0 && stat.st_gid == 0 {
+            return Ok(());
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory = rustix::fs::openat(&self.handle, upper, flags, Mode::empty()).map_err(failed)?;
+        let (owner, group) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+        rustix::fs::fchown(&directory, Some(owner), Some(group)).map_err(failed)?;
+        rustix::fs::fchmod(&directory, mode).map_err(failed)
+    }
+
+    /// The mounts of an active snapshot or a view.
+    pub(crate) fn mounts(&self, namespace: &Namespace, name: &str) -> Result<Vec<Mount>> {
+        let view = self.store.read()?;
+        let record: Snapshot = view.require(&key(&[namespace.as_str(), name]), name)?;
+        if record.kind() == SnapshotKind::Committed {
+            return Err(Error::refused(format!("snapshot {name:?}"), "it is committed and has no mounts"));
+        }
+        let layers = layers(&view, namespace, &record.parent)?;
+        Ok(self.mounts_of(&record, &layers))
+    }
+
+    fn mounts_of(&self, record: &Snapshot, layers: &[u64]) -> Vec<Mount> {
+        let is_active = record.kind() == SnapshotKind::Active;
+        match layers {
+            [] => vec![bind(self.upper(record.directory), if is_active { "rw" } else { "ro" })],
+            [only] if !is_active => vec![bind(self.upper(*only), "ro")],
+            layers => vec![self.overlay(is_active.then_some(record.directory), layers)],
+        }
+    }
+
+    fn overlay(&self, active: Option<u64>, layers: &[u64]) -> Mount {
+        let mut options = Vec::with_capacity(4);
+        if let Some(number) = active {
+            options.push(format!("workdir={}/{number}/work", self.directory.display()));
+            options.push(format!("upperdir={}", self.upper(number)));
+        }
+        let lower: Vec<String> = layers.iter().map(|number| self.upper(*number)).collect();
+        options.push(format!("lowerdir={}", lower.join(":")));
+        options.extend(self.options.iter().cloned());
+        Mount { kind: "overlay".to_owned(), source: "overlay".to_owned(), options }
+    }
+
+    fn upper(&self, number: u64) -> String {
+        format!("{}/{number}/fs", self.directory.display())
+    }
+
+    /// Freezes the active snapshot `from` as `name`.
+    pub(crate) fn commit(
+        &self,
+        namespace: &Namespace,
+        lease: Option<&str>,
+        from: &str,
+        name: &str,
+        labels: Labels,
+    ) -> Result<()> {
+        check_name("snapshot name", name)?;
+        check_labels(&labels)?;
+        self.store.write(Durability::Process, |writer| {
+            let old = key(&[namespace.as_str(), from]);
+            let mut record: Snapshot = writer.require(&old, from)?;
+            if record.kind() != SnapshotKind::Active {
+                return Err(Error::refused(format!("snapshot {from:?}"), "only an active snapshot can be committed"));
+            }
+            self.check_new(writer, namespace, name)?;
+            leave(writer, namespace, from, &record)?;
+            lease::release(writer, namespace, lease, lease::SNAPSHOT, from)?;
+            record.kind = SnapshotKind::Committed.into();
+            record.labels = labels;
+            record.updated_at = Some(clock::now());
+            record.unsynced_boot.clone_from(&self.boot_id);
+            lease::hold(writer, namespace, lease, lease::SNAPSHOT, name)?;
+            enter(writer, namespace, name, &record)
+        })?;
+        self.pending().push((namespace.clone(), name.to_owned()));
+        Ok(())
+    }
+
+    /// Removes a snapshot on which nothing stands. Its name is free at once; the files go later.
+    pub(crate) fn remove(&self, namespace: &Namespace, name: &str) -> Result<()> {
+        let directory = self.store.write(Durability::Process, |writer| {
+            let record: Snapshot = writer.require(&key(&[namespace.as_str(), name]), name)?;
+            if writer.any(Table::SnapshotChildren, &prefix(&[namespace.as_str(), name]))? {
+                return Err(Error::refused(format!("snapshot {name:?}"), "other snapshots stand on it"));
+            }
+            leave(writer, namespace, name, &record)?;
+            lease::release_all(writer, namespace, lease::SNAPSHOT, name)?;
+            Ok(record.directory)
+        })?;
+        self.trash.take(&self.directory.join(directory.to_string()))
+    }
+
+    /// What the snapshot's own layer takes on disk. Walks its files, but for a committed one only once.
+    pub(crate) fn usage(&self, namespace: &Namespace, name: &str) -> Result<Usage> {
+        let entry = key(&[namespace.as_str(), name]);
+        let record: Snapshot = self.store.read()?.require(&entry, name)?;
+        if let Some(usage) = record.usage {
+            return Ok(usage);
+        }
+        let usage = tree::usage(Path::new(&self.upper(record.directory)))
+            .map_err(|error| Error::io(format!("measure snapshot {name:?}"), error))?;
+        if record.kind() == SnapshotKind::Committed {
+            self.remember_usage(&entry, &record, usage)?;
+        }
+        Ok(usage)
+    }
+
+    fn remember_usage(&self, entry: &[u8], measured: &Snapshot, usage: Usage) -> Result<()> {
+        self.store.write(Durability::Process, |writer| {
+            let current: Option<Snapshot> = writer.get(entry)?;
+            match current.filter(|current| current.directory == measured.directory) {
+                Some(current) => writer.put(entry, &Snapshot { usage: Some(usage), ..current }),
+                None => Ok(()),
+            }
+        })
+    }
+
+    fn pending(&self) -> std::sync::MutexGuard<'_, Vec<(Namespace, String)>> {
+        self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Syncs the files of what was committed since the last time. Blocks for as long as the disk needs.
+    pub(crate) fn sync_committed(&self) -> Result<()> {
+        let committed = std::mem::take(&mut *self.pending());
+        if committed.is_empty() {
+            return Ok(());
+        }
+        if let Err(error) = rustix::fs::syncfs(&self.handle) {
+            self.pending().extend(committed);
+            return Err(Error::io("sync the snapshots' file system", error));
+        }
+        self.store.write(Durability::Process, |writer| {
+            for (namespace, name) in &committed {
+                let entry = key(&[namespace.as_str(), name]);
+                if let Some(record) = writer.get::<Snapshot>(&entry)? {
+                    writer.put(&entry, &Snapshot { unsynced_boot: String::new(), ..record })?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn discard(&self, number: u64) {
+        if let Err(error) = self.trash.take(&self.directory.join(number.to_string())) {
+            tracing::warn!(error = %Chain(&error), "discard a half-made snapshot");
+        }
+    }
+}
+
+/// Directories of `parent` and everything it stands on, the nearest first; none where there is no parent.
+fn layers(view: &impl Access, namespace: &Namespace, parent: &str) -> Result<Vec<u64>> {
+    let mut layers = Vec::new();
+    let mut next = require_committed(view, namespace, parent)?;
+    while let Some(record) = next {
+        layers.push(record.directory);
+        if layers.len() > LAYERS_MAX {
+            return Err(Error::refused(format!("snapshot {parent:?}"), format!("it has more than {LAYERS_MAX} layers")));
+        }
+        next = require_committed(view, namespace, &record.parent)?;
+    }
+    Ok(layers)
+}
+
+/// The committed snapshot of that name; `None` where the name is empty.
+fn require_committed(view: &impl Access, namespace: &Namespace, name: &str) -> Result<Option<Snapshot>> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let record: Snapshot = view.require(&key(&[namespace.as_str(), name]), name)?;
+    if record.kind() == SnapshotKind::Committed {
+        Ok(Some(record))
+    } else {
+        Err(Error::invalid(format!("parent snapshot {name:?}"), "it is not committed"))
+    }
+}
+
+/// Writes a record, and that it stands on its parent.
+fn enter(writer: &mut Writer, namespace: &Namespace, name: &str, record: &Snapshot) -> Result<()> {
+    writer.put(&key(&[namespace.as_str(), name]), record)?;
+    if record.parent.is_empty() {
+        return Ok(());
+    }
+    writer.mark(Table::SnapshotChildren, &key(&[namespace.as_str(), &record.parent, name]))
+}
+
+/// The reverse of [`enter`].
+fn leave(writer: &mut Writer, namespace: &Namespace, name: &str, record: &Snapshot) -> Result<()> {
+    writer.remove(Table::Snapshots, &key(&[namespace.as_str(), name]))?;
+    if record.parent.is_empty() {
+        return Ok(());
+    }
+    writer.remove(Table::SnapshotChildren, &key(&[namespace.as_str(), &record.parent, name]))
+}
+
+fn bind(source: String, access: &str) -> Mount {
+    Mount { kind: "bind".to_owned(), source, options: vec![access.to_owned(), "rbind".to_owned()] }
+}
+
+/// An index would tie a lower directory to one upper one; ours are shared by many.
+fn overlay_options() -> Vec<String> {
+    let has_index = Path::new("/sys/module/overlay/parameters/index").exists();
+    if has_index { vec!["index=off".to_owned()] } else { Vec::new() }
+}
+
+#[cfg(test)]
+mod tests;

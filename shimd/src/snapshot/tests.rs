@@ -1,0 +1,137 @@
+//! Snapshots on a real file system; no root needed.
+
+use super::*;
+use crate::filter::Filters;
+
+struct Rig {
+    directory: tempfile::TempDir,
+    snapshots: Snapshots,
+    namespace: Namespace,
+}
+
+fn open(root: &Path, boot: &str) -> Snapshots {
+    let store = Arc::new(Store::open(root).unwrap());
+    let trash = Arc::new(Trash::open(root.join("trash")).unwrap());
+    Snapshots::open(root, store, trash, boot.to_owned()).unwrap()
+}
+
+fn rig() -> Rig {
+    let directory = tempfile::tempdir().unwrap();
+    let snapshots = open(directory.path(), "boot-1");
+    Rig { directory, snapshots, namespace: Namespace::parse("ns").unwrap() }
+}
+
+impl Rig {
+    fn prepare(&self, name: &str, parent: &str) -> Result<Vec<Mount>> {
+        self.make(SnapshotKind::Active, name, parent)
+    }
+
+    fn make(&self, kind: SnapshotKind, key: &str, parent: &str) -> Result<Vec<Mount>> {
+        let request = Request { namespace: &self.namespace, lease: None, key, parent, labels: Labels::new() };
+        self.snapshots.make(kind, request)
+    }
+
+    fn layer(&self, name: &str, parent: &str) {
+        self.prepare("tmp", parent).unwrap();
+        self.snapshots.commit(&self.namespace, None, "tmp", name, Labels::new()).unwrap();
+    }
+
+    fn reopen(self, boot: &str) -> Rig {
+        let Rig { directory, snapshots, namespace } = self;
+        drop(snapshots);
+        let snapshots = open(directory.path(), boot);
+        Rig { directory, snapshots, namespace }
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.snapshots.list(&self.namespace, &Filters::default()).unwrap().into_iter().map(|info| info.name).collect()
+    }
+}
+
+fn option<'a>(mounts: &'a [Mount], name: &str) -> Option<&'a str> {
+    mounts[0].options.iter().find_map(|option| option.strip_prefix(name)?.strip_prefix('='))
+}
+
+#[test]
+fn mounts_are_those_of_containerd() {
+    let rig = rig();
+    let first = rig.prepare("a", "").unwrap();
+    assert_eq!((first[0].kind.as_str(), first[0].options.join(",")), ("bind", "rw,rbind".to_owned()));
+    rig.snapshots.commit(&rig.namespace, None, "a", "A", Labels::new()).unwrap();
+    rig.layer("B", "A");
+    let view = rig.make(SnapshotKind::View, "v", "A").unwrap();
+    assert_eq!((view[0].source.clone(), view[0].options.join(",")), (first[0].source.clone(), "ro,rbind".to_owned()));
+    let top = rig.prepare("c", "B").unwrap();
+    let lower: Vec<&str> = option(&top, "lowerdir").unwrap().split(':').collect();
+    assert_eq!((top[0].kind.as_str(), lower.len(), lower[1]), ("overlay", 2, first[0].source.as_str()));
+    assert!(Path::new(option(&top, "upperdir").unwrap()).is_dir());
+    assert!(Path::new(option(&top, "workdir").unwrap()).is_dir());
+    assert_eq!(rig.snapshots.mounts(&rig.namespace, "c").unwrap(), top);
+    assert!(rig.snapshots.mounts(&rig.namespace, "B").is_err());
+    let view = rig.make(SnapshotKind::View, "w", "B").unwrap();
+    assert_eq!(option(&view, "upperdir"), None);
+}
+
+#[test]
+fn the_wrong_order_is_refused() {
+    let rig = rig();
+    assert!(rig.prepare("x", "gone").unwrap_err().is_not_found());
+    rig.prepare("a", "").unwrap();
+    assert!(matches!(rig.prepare("a", ""), Err(Error::Exists { .. })));
+    assert!(matches!(rig.prepare("b", "a"), Err(Error::Invalid { .. })));
+    rig.snapshots.commit(&rig.namespace, None, "a", "A", Labels::new()).unwrap();
+    assert!(rig.snapshots.commit(&rig.namespace, None, "A", "AA", Labels::new()).is_err());
+    rig.prepare("b", "A").unwrap();
+    assert!(matches!(rig.snapshots.remove(&rig.namespace, "A"), Err(Error::Refused { .. })));
+    rig.snapshots.remove(&rig.namespace, "b").unwrap();
+    rig.snapshots.remove(&rig.namespace, "A").unwrap();
+    assert!(rig.names().is_empty());
+}
+
+#[test]
+fn a_restart_keeps_what_is_whole() {
+    let rig = rig();
+    rig.layer("A", "");
+    let mounts = rig.prepare("b", "A").unwrap();
+    let stray = rig.directory.path().join("snapshots/99");
+    std::fs::create_dir(&stray).unwrap();
+    let rig = rig.reopen("boot-1");
+    assert_eq!(rig.names(), ["A", "b"]);
+    assert!(!stray.exists());
+    assert_eq!(rig.snapshots.mounts(&rig.namespace, "b").unwrap(), mounts);
+    std::fs::remove_dir_all(Path::new(option(&mounts, "upperdir").unwrap()).parent().unwrap()).unwrap();
+    assert_eq!(rig.reopen("boot-1").names(), ["A"]);
+}
+
+#[test]
+fn after_a_power_cut_only_what_was_synced_is_there() {
+    let rig = rig();
+    rig.layer("A", "");
+    rig.snapshots.sync_committed().unwrap();
+    rig.layer("B", "A");
+    rig.prepare("c", "B").unwrap();
+    rig.prepare("d", "A").unwrap();
+    let rig = rig.reopen("boot-2");
+    assert_eq!(rig.names(), ["A", "d"]);
+    assert!(rig.snapshots.remove(&rig.namespace, "A").is_err());
+    rig.snapshots.remove(&rig.namespace, "d").unwrap();
+    rig.snapshots.remove(&rig.namespace, "A").unwrap();
+}
+
+#[test]
+fn numbers_are_not_used_twice() {
+    let rig = rig();
+    let first = rig.prepare("a", "").unwrap();
+    let rig = rig.reopen("boot-1");
+    assert_ne!(rig.prepare("b", "").unwrap()[0].source, first[0].source);
+}
+
+#[test]
+fn usage_counts_files() {
+    let rig = rig();
+    let mounts = rig.prepare("a", "").unwrap();
+    std::fs::write(Path::new(&mounts[0].source).join("f"), vec![1; 10_000]).unwrap();
+    let usage = rig.snapshots.usage(&rig.namespace, "a").unwrap();
+    assert_eq!(usage.inodes, 2);
+    assert!(usage.bytes >= 10_000);
+}

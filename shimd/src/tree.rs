@@ -1,0 +1,170 @@
+//! Whole trees of files: removed and measured, on handles, without following a link and without recursion (the depth
+//! of a tree is an image's choice).
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use crate::db::record::Usage;
+
+/// Directories that are open at once while a tree is removed. What lies deeper is first moved up: a container can make
+/// directories deeper than any number of descriptors.
+const DEPTH_MAX: usize = 64;
+
+const OPEN_DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Removes the tree at `path`; one that is not there is fine.
+pub(crate) fn remove(path: &Path) -> rustix::io::Result<()> {
+    remove_at(rustix::fs::CWD, path.as_os_str())
+}
+
+/// Removes what is called `name` in `directory`, with everything beneath it; if it is not there that is fine.
+pub(crate) fn remove_at(directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
+    match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::ISDIR) => {}
+        Err(error) => return Err(error),
+    }
+    loop {
+        empty(directory, name)?;
+        match rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(()),
+            // What was moved up may not have been seen.
+            Err(Errno::NOTEMPTY) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn empty(directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
+    // Each level is one that is being emptied, with the name by which its parent knows it.
+    let mut levels = vec![Level::open(directory, name)?];
+    let mut moved = 0u64;
+    while let Some(level) = levels.last_mut() {
+        let Some(entry) = level.entries.next() else {
+            remove_emptied(&mut levels)?;
+            continue;
+        };
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name == "." || name == ".." {
+            continue;
+        }
+        match rustix::fs::unlinkat(level.entries.fd()?, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(Errno::ISDIR) if levels.len() < DEPTH_MAX => {
+                let inner = Level::open(levels[levels.len() - 1].entries.fd()?, name)?;
+                levels.push(inner);
+            }
+            Err(Errno::ISDIR) => {
+                moved += 1;
+                move_up(&levels, name, moved)?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn move_up(levels: &[Level], name: &OsStr, number: u64) -> rustix::io::Result<()> {
+    let (top, deepest) = (levels[0].entries.fd()?, levels[levels.len() - 1].entries.fd()?);
+    let free = format!(".moved-{number}");
+    match rustix::fs::renameat_with(deepest, name, top, free.as_str(), RenameFlags::NOREPLACE) {
+        // The next pass begins at a higher number.
+        Err(Errno::EXIST) => move_up(levels, name, number + 1_000_003),
+        outcome => outcome,
+    }
+}
+
+/// The last level is empty: its parent removes it.
+fn remove_emptied(levels: &mut Vec<Level>) -> rustix::io::Result<()> {
+    let Some(done) = levels.pop() else { return Ok(()) };
+    match levels.last() {
+        Some(parent) => match rustix::fs::unlinkat(parent.entries.fd()?, &done.name, AtFlags::REMOVEDIR) {
+            Err(Errno::NOENT) => Ok(()),
+            outcome => outcome,
+        },
+        None => Ok(()),
+    }
+}
+
+struct Level {
+    entries: Dir,
+    name: OsString,
+}
+
+impl Level {
+    fn open(directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<Level> {
+        let handle = rustix::fs::openat(directory, name, OPEN_DIRECTORY, Mode::empty())?;
+        Ok(Level { entries: Dir::new(handle)?, name: name.to_owned() })
+    }
+}
+
+/// What the tree at `path` takes on disk; a file with several links counts once.
+pub(crate) fn usage(path: &Path) -> rustix::io::Result<Usage> {
+    let mut usage = Usage::default();
+    let mut linked = HashSet::new();
+    let mut levels = vec![Level::open(rustix::fs::CWD, path.as_os_str())?];
+    add(&rustix::fs::fstat(levels[0].entries.fd()?)?, &mut usage, &mut linked);
+    while let Some(level) = levels.last_mut() {
+        let Some(entry) = level.entries.next() else {
+            levels.pop();
+            continue;
+        };
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name == "." || name == ".." {
+            continue;
+        }
+        match rustix::fs::statat(level.entries.fd()?, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => {
+                add(&stat, &mut usage, &mut linked);
+                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                    let inner = Level::open(level.entries.fd()?, name)?;
+                    levels.push(inner);
+                }
+            }
+            // A running container may remove its files while they are counted.
+            Err(Errno::NOENT) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(usage)
+}
+
+fn add(stat: &rustix::fs::Stat, usage: &mut Usage, linked: &mut HashSet<u64>) {
+    let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    if is_directory || stat.st_nlink == 1 || linked.insert(stat.st_ino) {
+        usage.inodes += 1;
+        usage.bytes += stat.st_blocks as u64 * 512;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn deep_and_wide_trees_go() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("tree");
+        let mut deep = root.clone();
+        for _ in 0..200 {
+            deep.push("d");
+        }
+        fs::create_dir_all(&deep).unwrap();
+        fs::write(root.join("d/file"), "x").unwrap();
+        std::os::unix::fs::symlink("/", root.join("d/link")).unwrap();
+        assert_eq!(usage(&root).unwrap().inodes, 203);
+        remove(&root).unwrap();
+        assert!(!root.exists());
+        remove(&root).unwrap();
+    }
+}
