@@ -1,0 +1,327 @@
+//! A stack under test: a registry with images, and the daemons of one subject.
+//!
+//! [`flow`] is for behaviours that are Docker's: it runs on ours, or with `SUBJECT=theirs` on Debian's dockerd.
+//! [`ours`] is for what only ours has. After each test the stack removes the containers that the test left, and then
+//! nothing else may be left: see [`Stack::finish`].
+
+pub mod ours;
+pub mod theirs;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+pub use ours::{Ours, Settings, Supervisor};
+pub use theirs::Theirs;
+
+use crate::call::{Call, Output};
+use crate::daemon::Daemon;
+use crate::lab::Lab;
+use crate::leak::{self, Leak, Snapshot};
+use crate::registry::{Access, Registry};
+use crate::site::Site;
+use crate::skip::{obstacle, skip, test_name};
+use crate::terminal::Terminal;
+use crate::{programs, wait};
+
+/// The images that every registry of a test holds.
+const IMAGES: [&str; 5] = ["busybox", "nginx", "noexec", "nouser", "stubborn"];
+
+/// Who is under test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    Ours,
+    /// Debian's dockerd, through its own command line.
+    Theirs,
+}
+
+impl Subject {
+    /// What `SUBJECT` says; ours when it says nothing.
+    ///
+    /// # Panics
+    /// When it says something else.
+    pub fn chosen() -> Subject {
+        match std::env::var("SUBJECT").as_deref() {
+            Err(_) | Ok("" | "ours") => Subject::Ours,
+            Ok("theirs") => Subject::Theirs,
+            Ok(other) => panic!("SUBJECT is {other:?}: it must be ours or theirs"),
+        }
+    }
+}
+
+/// Runs a test of a behaviour that is Docker's on the subject that `SUBJECT` names, with busybox pulled.
+pub fn flow(test: impl FnOnce(&mut Stack)) {
+    match Subject::chosen() {
+        Subject::Ours => ours(test),
+        Subject::Theirs => theirs(test),
+    }
+}
+
+/// Runs a test on our daemons, with busybox pulled.
+pub fn ours(test: impl FnOnce(&mut Stack)) {
+    ours_with(Settings::default(), test);
+}
+
+/// Runs a test on our daemons as `settings` say.
+pub fn ours_with(settings: Settings, test: impl FnOnce(&mut Stack)) {
+    if Subject::chosen() == Subject::Theirs {
+        return skip("a test of ours alone");
+    }
+    if let Some(path) = programs::missing_of_ours() {
+        panic!("{} is missing: run 'make build'", path.display());
+    }
+    on_stack(|site, registry| Ours::start(site, registry, settings).map(Backend::Ours), test);
+}
+
+/// Runs a test on Debian's dockerd.
+pub fn theirs(test: impl FnOnce(&mut Stack)) {
+    if programs::peer("dockerd").is_none() {
+        return skip("dockerd is not installed: run 'make setup'");
+    }
+    on_stack(|site, _| Theirs::start(site).map(Backend::Theirs), test);
+}
+
+fn on_stack(start: impl FnOnce(&Site, &Registry) -> Result<Backend, String>, test: impl FnOnce(&mut Stack)) {
+    if let Some(reason) = obstacle() {
+        return skip(reason);
+    }
+    let mut stack = Stack::start(start);
+    stack.run(&["pull", "-q", &stack.busybox.clone()]).ok();
+    stack.baseline = Some(stack.look());
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(&mut stack)));
+    let leaks = match outcome {
+        Ok(()) => stack.finish(),
+        Err(panic) => {
+            stack.abandon();
+            std::panic::resume_unwind(panic)
+        }
+    };
+    assert!(leaks.is_empty(), "{} left behind:\n{}", test_name(), leak::report(&leaks));
+}
+
+enum Backend {
+    Ours(Ours),
+    Theirs(Theirs),
+}
+
+impl Backend {
+    fn client(&self, site: &Site) -> Command {
+        match self {
+            Backend::Ours(ours) => ours.client(site),
+            Backend::Theirs(theirs) => theirs.client(site),
+        }
+    }
+
+    fn daemons(&mut self) -> Vec<&mut Daemon> {
+        match self {
+            Backend::Ours(ours) => ours.daemons(),
+            Backend::Theirs(theirs) => theirs.daemons(),
+        }
+    }
+
+    /// The directories in which a removed container leaves nothing.
+    fn directories(&self, site: &Site) -> Vec<PathBuf> {
+        match self {
+            Backend::Ours(_) => Ours::directories(site),
+            Backend::Theirs(_) => Theirs::directories(site),
+        }
+    }
+}
+
+/// A running stack in a lab of its own.
+pub struct Stack {
+    lab: Lab,
+    registry: Registry,
+    backend: Backend,
+    busybox: String,
+    baseline: Option<Snapshot>,
+}
+
+impl Stack {
+    fn start(start: impl FnOnce(&Site, &Registry) -> Result<Backend, String>) -> Stack {
+        let lab = Lab::enter();
+        let registry =
+            Registry::start(lab.site(), "registry", Access::Anyone).unwrap_or_else(|error| panic!("{error}"));
+        for image in IMAGES {
+            registry
+                .add(&programs::images().join(image), image, "latest")
+                .unwrap_or_else(|error| panic!("{image}: {error}"));
+        }
+        let backend = start(lab.site(), &registry).unwrap_or_else(|error| panic!("{error}"));
+        let busybox = format!("{}/busybox", registry.host());
+        Stack { lab, registry, backend, busybox, baseline: None }
+    }
+
+    pub fn site(&self) -> &Site {
+        self.lab.site()
+    }
+
+    pub fn registry(&mut self) -> &mut Registry {
+        &mut self.registry
+    }
+
+    pub fn subject(&self) -> Subject {
+        match self.backend {
+            Backend::Ours(_) => Subject::Ours,
+            Backend::Theirs(_) => Subject::Theirs,
+        }
+    }
+
+    pub fn is_ours(&self) -> bool {
+        self.subject() == Subject::Ours
+    }
+
+    /// Our daemons.
+    ///
+    /// # Panics
+    /// When the subject is not ours.
+    pub fn daemons(&mut self) -> &mut Ours {
+        match &mut self.backend {
+            Backend::Ours(ours) => ours,
+            Backend::Theirs(_) => panic!("this stack is theirs"),
+        }
+    }
+
+    /// The name of the image busybox at the registry; it is pulled already.
+    pub fn busybox(&self) -> &str {
+        &self.busybox
+    }
+
+    /// The name of an image at the registry.
+    pub fn image(&self, name: &str) -> String {
+        format!("{}/{name}", self.registry.host())
+    }
+
+    /// A call of the subject's command line.
+    pub fn call(&self, arguments: &[&str]) -> Call {
+        Call::new(self.backend.client(self.site())).args(arguments)
+    }
+
+    /// Runs the subject's command line to its end.
+    #[track_caller]
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.call(arguments).output()
+    }
+
+    /// Runs it, expects it to succeed, and returns its output.
+    #[track_caller]
+    pub fn text(&self, arguments: &[&str]) -> String {
+        self.run(arguments).ok().text()
+    }
+
+    /// Starts `run -d` with these arguments and returns the id.
+    #[track_caller]
+    pub fn detached(&self, arguments: &[&str]) -> String {
+        let mut all = vec!["run", "-d"];
+        all.extend(arguments);
+        self.text(&all)
+    }
+
+    /// What `inspect --format` says of a container.
+    #[track_caller]
+    pub fn inspect(&self, container: &str, format: &str) -> String {
+        self.text(&["inspect", "--format", format, container])
+    }
+
+    /// Starts the subject's command line in a terminal of 80 columns and 24 rows.
+    #[track_caller]
+    pub fn terminal(&self, arguments: &[&str]) -> Terminal {
+        let mut command = self.backend.client(self.site());
+        command.args(arguments);
+        Terminal::start(command, 24, 80)
+    }
+
+    /// A command with the client's surroundings, for a script that calls it as `$CLI`.
+    pub fn shell(&self, script: &str) -> Call {
+        let client = self.backend.client(self.site());
+        let mut command = self.site().command(Path::new("/bin/sh"));
+        for (name, value) in client.get_envs().filter_map(|(name, value)| Some((name, value?))) {
+            command.env(name, value);
+        }
+        command.env("CLI", client.get_program()).arg("-c").arg(script);
+        Call::new(command)
+    }
+
+    /// What there is now: outside, and below the daemons' directories.
+    fn look(&mut self) -> Snapshot {
+        let mut daemons: Vec<i32> = self.backend.daemons().iter().map(|daemon| daemon.pid()).collect();
+        daemons.push(self.registry.pid());
+        let directories = self.backend.directories(self.lab.site());
+        let directories: Vec<&Path> = directories.iter().map(PathBuf::as_path).collect();
+        self.lab.look(&daemons, &directories)
+    }
+
+    /// Removes the containers that are left, looks for what else is left, ends the daemons, looks again, and takes
+    /// everything away. Returns what should not have been there.
+    fn finish(mut self) -> Vec<Leak> {
+        let listed = self.text(&["ps", "-aq"]);
+        for container in listed.lines() {
+            self.run(&["rm", "-f", container]).ok();
+        }
+        let mut leaks = self.leaks_beside_daemons();
+        leaks.extend(self.end_daemons());
+        leaks.extend(self.lab.leaks().into_iter().filter(|leak| !self.outlives_daemons(leak)));
+        if !leaks.is_empty() {
+            self.print_logs();
+        }
+        self.lab.remove();
+        leaks
+    }
+
+    /// With the daemons running and no container left, all is as it was before the test. What is removed off the reply
+    /// path may take a moment.
+    fn leaks_beside_daemons(&mut self) -> Vec<Leak> {
+        let Some(baseline) = self.baseline.take() else { return Vec::new() };
+        let mut leaks = Vec::new();
+        wait::poll(Duration::from_secs(5), || {
+            leaks = baseline.grown_to(&self.look());
+            leaks.retain(|leak| !Self::is_passing(leak));
+            leaks.is_empty().then_some(())
+        });
+        leaks
+    }
+
+    /// Daemons keep connections and open files for a while: a descriptor without a name of its own is no leak here. That
+    /// their number does not grow from container to container is a test of its own.
+    fn is_passing(leak: &Leak) -> bool {
+        leak.kind == leak::Kind::Descriptor && !leak.what.contains('/')
+    }
+
+    fn end_daemons(&mut self) -> Vec<Leak> {
+        let mut leaks = Vec::new();
+        for daemon in self.backend.daemons() {
+            if let Err(error) = daemon.terminate() {
+                leaks.push(Leak { kind: leak::Kind::Process, what: error });
+            }
+        }
+        self.registry.stop();
+        leaks
+    }
+
+    /// A daemon that ends leaves its bridge, its table, its parent cgroup and, being Docker's, its chains for the next one.
+    fn outlives_daemons(&self, leak: &Leak) -> bool {
+        let parent = |what: &str| what.rsplit('/').next().is_some_and(|last| last.ends_with(self.site().instance()));
+        match leak.kind {
+            leak::Kind::Cgroup => parent(&leak.what),
+            leak::Kind::Link => leak.what == "docker0" || leak.what == format!("strata-{}", self.site().instance()),
+            leak::Kind::Nftables => true,
+            _ => false,
+        }
+    }
+
+    /// After a failed test: shows the logs and takes everything away.
+    fn abandon(mut self) {
+        self.print_logs();
+        for daemon in self.backend.daemons() {
+            daemon.kill();
+        }
+        self.registry.stop();
+        self.lab.remove();
+    }
+
+    fn print_logs(&mut self) {
+        for daemon in self.backend.daemons() {
+            eprintln!("---- end of the log of {}\n{}", daemon.name(), daemon.log_tail(40));
+        }
+    }
+}

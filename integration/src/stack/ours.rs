@@ -1,0 +1,181 @@
+//! Our daemons, with all their state in the site.
+
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::daemon::Daemon;
+use crate::programs;
+use crate::registry::Registry;
+use crate::site::Site;
+
+use super::theirs::start_containerd_with;
+
+/// What lies under engined.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Supervisor {
+    /// shimd.
+    #[default]
+    Shimd,
+    /// Debian's containerd, with its own shim and runc.
+    Containerd,
+}
+
+/// How a stack differs from the default one.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    pub supervisor: Supervisor,
+    /// The shim's name, such as `io.containerd.runc.v2`; ours when there is none.
+    pub runtime: Option<String>,
+    /// The OCI runtime that the shim calls; lowrun when there is none.
+    pub runtime_binary: Option<PathBuf>,
+    /// Where shimd's state is put instead, for instance a small file system.
+    pub supervisor_root: Option<PathBuf>,
+    /// More lines of engined.toml, after its tables.
+    pub more: String,
+}
+
+/// The daemons.
+pub struct Ours {
+    site: Site,
+    settings: Settings,
+    supervisor: Daemon,
+    engined: Daemon,
+}
+
+impl Ours {
+    /// Writes the configuration, starts the supervisor and engined and waits until they answer.
+    ///
+    /// # Errors
+    /// When one does not start.
+    pub fn start(site: &Site, registry: &Registry, settings: Settings) -> Result<Ours, String> {
+        write_configuration(site, registry, &settings)?;
+        let supervisor = start_supervisor(site, &settings)?;
+        let engined = start_engined(site)?;
+        Ok(Ours { site: site.clone(), settings, supervisor, engined })
+    }
+
+    pub(super) fn client(&self, site: &Site) -> Command {
+        client(site)
+    }
+
+    pub(super) fn daemons(&mut self) -> Vec<&mut Daemon> {
+        vec![&mut self.engined, &mut self.supervisor]
+    }
+
+    pub fn engined(&mut self) -> &mut Daemon {
+        &mut self.engined
+    }
+
+    /// shimd, or the containerd in its place.
+    pub fn supervisor(&mut self) -> &mut Daemon {
+        &mut self.supervisor
+    }
+
+    /// Starts engined again after its end, and waits until it answers.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[track_caller]
+    pub fn restart_engined(&mut self) {
+        self.engined = start_engined(&self.site).unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Starts the supervisor again after its end, and waits until it answers.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[track_caller]
+    pub fn restart_supervisor(&mut self) {
+        self.supervisor = start_supervisor(&self.site, &self.settings).unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Leaves both running when this process ends; returns their pids.
+    pub fn leave_running(self) -> [i32; 2] {
+        [self.supervisor.leave_running(), self.engined.leave_running()]
+    }
+
+    pub(super) fn directories(site: &Site) -> Vec<PathBuf> {
+        let run = ["run/engined", "run/shimd", "lib/engined/containers"];
+        run.iter().map(|directory| site.path(directory)).collect()
+    }
+}
+
+/// A call of `strata` for the stack at `site`.
+pub fn client(site: &Site) -> Command {
+    let mut command = site.command(&programs::ours().join("strata"));
+    command.env("STRATA_HOST", format!("unix://{}", socket(site).display()));
+    command.env("DOCKER_CONFIG", site.path("home/.docker"));
+    command
+}
+
+/// Where engined listens.
+pub fn socket(site: &Site) -> PathBuf {
+    site.path("run/engined.sock")
+}
+
+/// Where the supervisor listens.
+pub fn supervisor_socket(site: &Site, supervisor: Supervisor) -> PathBuf {
+    match supervisor {
+        Supervisor::Shimd => site.path("run/shimd.sock"),
+        Supervisor::Containerd => site.path("run/containerd.sock"),
+    }
+}
+
+fn write_configuration(site: &Site, registry: &Registry, settings: &Settings) -> Result<(), String> {
+    site.write_config("engined.toml", &engined_toml(site, registry, settings))?;
+    site.write_config("shimd.toml", &shimd_toml(site, settings))?;
+    Ok(())
+}
+
+fn shimd_toml(site: &Site, settings: &Settings) -> String {
+    let root = settings.supervisor_root.clone().unwrap_or_else(|| site.path("lib/shimd"));
+    format!(
+        "root = '{}'\nstate = '{}'\naddress = '{}'\nshim_path = '{}'\n",
+        root.display(),
+        site.path("run/shimd").display(),
+        supervisor_socket(site, Supervisor::Shimd).display(),
+        programs::ours().display()
+    )
+}
+
+fn engined_toml(site: &Site, registry: &Registry, settings: &Settings) -> String {
+    let runtime = settings.runtime.as_deref().unwrap_or("io.containerd.strata.v1");
+    let binary = settings.runtime_binary.as_deref().map(|path| format!("binary_name = '{}'\n", path.display()));
+    format!(
+        "root = '{}'\nstate = '{}'\naddress = '{}'\ncontainerd = '{}'\ninstance = '{}'\nruntime = '{runtime}'\n\
+         [runtime_options]\n{}[network]\nip_forward = true\n[registry]\ninsecure = ['{}']\n{}",
+        site.path("lib/engined").display(),
+        site.path("run/engined").display(),
+        socket(site).display(),
+        supervisor_socket(site, settings.supervisor).display(),
+        site.instance(),
+        binary.unwrap_or_default(),
+        registry.host(),
+        settings.more
+    )
+}
+
+fn start_supervisor(site: &Site, settings: &Settings) -> Result<Daemon, String> {
+    match settings.supervisor {
+        Supervisor::Shimd => start_daemon(site, "shimd", &supervisor_socket(site, Supervisor::Shimd)),
+        Supervisor::Containerd => start_containerd_with(site, &[("PATH", &path_with_ours())]),
+    }
+}
+
+fn start_engined(site: &Site) -> Result<Daemon, String> {
+    start_daemon(site, "engined", &socket(site))
+}
+
+fn start_daemon(site: &Site, name: &str, socket: &Path) -> Result<Daemon, String> {
+    let mut command = site.daemon(&programs::ours().join(name));
+    command.arg("--config").arg(site.path("etc").join(format!("{name}.toml")));
+    command.env("PATH", path_with_ours());
+    let mut daemon = Daemon::start(name, command, &site.path("log").join(format!("{name}.log")))?;
+    daemon.ready(|| UnixStream::connect(socket).is_ok())?;
+    Ok(daemon)
+}
+
+fn path_with_ours() -> String {
+    format!("{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", programs::ours().display())
+}
