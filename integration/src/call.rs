@@ -94,6 +94,11 @@ impl Call {
         self
     }
 
+    /// The command itself, for who wants to start it in another way.
+    pub fn into_command(self) -> Command {
+        self.command
+    }
+
     /// Runs it to its end.
     ///
     /// # Panics

@@ -1,12 +1,15 @@
 //! Compares Strata with its peers, interleaved in one run, and writes docs/benchmarks.md.
 //!
-//!   strata-bench --bin DIRECTORY [--peer NAME=PROGRAM=RATIO]… [--write FILE]
+//!   strata-bench --bin DIRECTORY [--peer NAME=PROGRAM=RATIO]… [--row NAME]… [--write FILE]
 //!
-//! `make bench` calls it with what `make setup` has brought.
+//! `make bench` calls it with what `make setup` has brought. A row's name is the task's in [`contestant`], or `runtimes`
+//! or `growth`; without `--row` all are measured.
 
+mod contestant;
 mod measure;
 mod report;
 mod runtimes;
+mod stacks;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,7 +17,10 @@ use std::process::ExitCode;
 struct Arguments {
     bin: PathBuf,
     peers: Vec<(String, PathBuf, f64)>,
+    rows: Vec<String>,
     write: Option<PathBuf>,
+    /// Only on the benchmark's own behalf: be the contestant `ours` or `theirs`.
+    contestant: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -25,8 +31,11 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let work = tempfile::Builder::new().prefix("strata-bench-").tempdir().expect("a temporary directory");
-    let rows = runtimes::rows(&arguments.bin.join("lowrun"), &arguments.peers, work.path());
+    if let Some(which) = &arguments.contestant {
+        contestant::serve(which == "ours");
+        return ExitCode::SUCCESS;
+    }
+    let rows = measure(&arguments);
     let table = report::table(&rows);
     print!("{table}");
     if let Some(document) = &arguments.write {
@@ -35,18 +44,37 @@ fn main() -> ExitCode {
     if rows.iter().all(report::Row::kept) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+fn measure(arguments: &Arguments) -> Vec<report::Row> {
+    let mut rows = Vec::new();
+    if arguments.rows.is_empty() || arguments.rows.iter().any(|row| row == "runtimes") {
+        let work = tempfile::Builder::new().prefix("strata-bench-").tempdir().expect("a temporary directory");
+        rows.extend(runtimes::rows(&arguments.bin.join("lowrun"), &arguments.peers, work.path()));
+    }
+    if arguments.rows.iter().any(|row| row != "runtimes") || arguments.rows.is_empty() {
+        rows.extend(stacks::rows(&arguments.rows));
+    }
+    rows
+}
+
 fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
-    let mut arguments = Arguments { bin: PathBuf::new(), peers: Vec::new(), write: None };
+    let mut arguments =
+        Arguments { bin: PathBuf::new(), peers: Vec::new(), rows: Vec::new(), write: None, contestant: None };
     while let Some(word) = words.next() {
         let value = words.next().ok_or_else(|| format!("{word} takes a value"))?;
         match word.as_str() {
             "--bin" => arguments.bin = value.into(),
+            "--row" => arguments.rows.push(value),
+            "--contestant" => arguments.contestant = Some(value),
             "--write" => arguments.write = Some(value.into()),
             "--peer" => arguments.peers.push(peer(&value)?),
             _ => return Err(format!("unknown argument {word}")),
         }
     }
-    if arguments.bin.as_os_str().is_empty() { Err("--bin is missing".to_owned()) } else { Ok(arguments) }
+    if arguments.bin.as_os_str().is_empty() && arguments.contestant.is_none() {
+        Err("--bin is missing".to_owned())
+    } else {
+        Ok(arguments)
+    }
 }
 
 fn peer(value: &str) -> Result<(String, PathBuf, f64), String> {

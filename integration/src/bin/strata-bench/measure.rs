@@ -3,7 +3,6 @@
 //! Two commands are compared in turn, A B A B …, so that a machine whose speed drifts slows both. What is quoted is the
 //! median of each and the median of the ratios pair by pair.
 
-use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -97,9 +96,4 @@ pub(crate) fn pss_kib(pid: u32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
     let line = text.lines().find(|line| line.starts_with("Pss:"))?;
     line.split_whitespace().nth(1)?.parse().ok()
-}
-
-/// Puts `command` into a process group of its own, so that a terminal's Ctrl-C reaches only the benchmark.
-pub(crate) fn own_group(command: &mut Command) -> &mut Command {
-    command.process_group(0)
 }

@@ -1,0 +1,55 @@
+//! The whole stack beside Debian's dockerd, containerd and runc.
+
+use std::cell::RefCell;
+
+use crate::contestant::Contestant;
+use crate::measure::{Pair, median};
+use crate::report::Row;
+
+/// Rows of whole stacks: task, what it is, unit, what is owed, warm-up, runs.
+const ROWS: [(&str, &str, &str, f64, usize, usize); 8] = [
+    ("run-bridge", "`run --rm busybox true`, bridge", "ms", 0.2, 2, 20),
+    ("run-none", "`run --rm --network none busybox true`", "ms", 0.2, 2, 20),
+    ("exec", "`exec` of `true`", "ms", 0.2, 2, 20),
+    ("shim-pss", "a shim with a running container, Pss", "KiB", 0.1, 0, 1),
+    ("daemons-pss", "the two daemons idle, Pss", "KiB", 0.25, 0, 1),
+    ("pull", "pull and unpack of 5 gzip layers, 180 MB, 600 MB unpacked", "ms", 0.5, 0, 3),
+    ("output", "200 MB of output in the foreground, to a file", "ms", 0.2, 0, 3),
+    ("fifty", "50 containers started at once", "ms", 0.2, 0, 3),
+];
+
+/// Measures them; `wanted` is empty for all.
+pub(crate) fn rows(wanted: &[String]) -> Vec<Row> {
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|row| row == name);
+    let (ours, theirs) = (RefCell::new(Contestant::start("ours")), RefCell::new(Contestant::start("theirs")));
+    ours.borrow_mut().ask("start-bench");
+    theirs.borrow_mut().ask("start-bench");
+    let mut rows = Vec::new();
+    for (task, what, unit, owed, warm_up, runs) in ROWS.into_iter().filter(|row| is_wanted(row.0)) {
+        eprintln!("measuring {what}");
+        let (ask_ours, ask_theirs) = (|| ours.borrow_mut().ask(task), || theirs.borrow_mut().ask(task));
+        let pair = Pair::interleaved(warm_up, runs, ask_ours, ask_theirs);
+        rows.push(Row::new(what.to_owned(), unit, &pair, owed));
+    }
+    theirs.into_inner().end();
+    let mut ours = ours.into_inner();
+    if is_wanted("growth") {
+        rows.push(growth(&mut ours));
+    }
+    ours.end();
+    rows
+}
+
+/// A `run` with 0, 100 and 300 containers running, against itself.
+fn growth(ours: &mut Contestant) -> Row {
+    eprintln!("measuring a run beside 0, 100 and 300 running containers");
+    let mut beside = |wanted: f64| {
+        while wanted > 0.0 && ours.ask("add-fifty") < wanted {}
+        let figures: Vec<f64> = (0..20).map(|_| ours.ask("run-bridge")).collect();
+        median(&figures)
+    };
+    let (none, hundred, three_hundred) = (beside(0.0), beside(100.0), beside(300.0));
+    let what =
+        format!("`run --rm busybox true` beside 300 running containers, against beside none (100: {hundred:.1} ms)");
+    Row::of(what, "ms", three_hundred, none, 1.15)
+}
