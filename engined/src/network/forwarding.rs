@@ -11,7 +11,7 @@ use super::nft::expr::{self, Expression};
 use super::nft::{Batch, ChainFacts, Nft, Place, TaggedRule};
 
 /// The table that `iptables` keeps in nftables.
-const TABLE: &str = "filter";
+pub(super) const TABLE: &str = "filter";
 /// Docker's chain for rules that come before its own; it leaves them alone.
 const DOCKER_USER: &str = "DOCKER-USER";
 const FORWARD: &str = "FORWARD";

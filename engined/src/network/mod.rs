@@ -37,6 +37,7 @@ mod router;
 mod rtnl;
 mod rules;
 mod subnet;
+mod watch;
 mod wire;
 mod worker;
 
@@ -107,7 +108,7 @@ struct Shared {
 /// An endpoint that is connected, or is being.
 enum Live {
     Connecting,
-    Connected { endpoint: Endpoint, _reservations: Vec<Reservation> },
+    Connected { endpoint: Endpoint, reservations: Vec<Reservation> },
 }
 
 /// A thread that panicked left the data whole: each change is a single insertion or removal.
@@ -140,12 +141,9 @@ impl Network {
         // What depends on the user comes first: a port in use costs no namespace.
         let reservations = ports::reserve_all(requests)?;
         let wire = self.take_wire()?;
-        let outcome = self.shared.connect(id, &wire, &reservations);
+        let outcome = self.shared.connect(claim, &wire, reservations);
         match &outcome {
-            Ok(endpoint) => {
-                self.worker.published(endpoint);
-                claim.fulfil(endpoint.clone(), reservations);
-            }
+            Ok(endpoint) => self.worker.published(endpoint),
             Err(_) => self.worker.discard(Leftover::of_wire(&wire)),
         }
         self.worker.refill();
@@ -155,10 +153,7 @@ impl Network {
     /// Disconnects an endpoint. When this returns its ports and its id are free; the namespace and its links are taken
     /// apart behind. One that is not connected is no error.
     pub(crate) fn detach(&self, id: &EndpointId) -> Result<(), Error> {
-        let Some(endpoint) = self.shared.endpoint(id) else { return Ok(()) };
-        // While the id is still taken: a second attach of it cannot come between.
-        let outcome = self.shared.unpublish(&endpoint);
-        lock(&self.shared.live).remove(id);
+        let Some((endpoint, outcome)) = self.shared.disconnect(id) else { return Ok(()) };
         lock(&self.shared.ipam).drain(endpoint.address);
         self.worker.unpublished(&endpoint);
         self.worker.discard(Leftover::of_endpoint(&endpoint));
@@ -221,10 +216,10 @@ impl Shared {
     }
 
     /// Gives a wire its name and its ports; undoes the first when the second fails.
-    fn connect(&self, id: &EndpointId, wire: &Wire, reservations: &[Reservation]) -> Result<Endpoint, Error> {
-        let namespace = self.pins.pin(id, wire.namespace.as_fd())?;
+    fn connect(&self, claim: Claim<'_>, wire: &Wire, reservations: Vec<Reservation>) -> Result<Endpoint, Error> {
+        let namespace = self.pins.pin(&claim.id, wire.namespace.as_fd())?;
         let endpoint = Endpoint {
-            id: id.clone(),
+            id: claim.id.clone(),
             namespace,
             link: wire.link.clone(),
             address: wire.address,
@@ -233,7 +228,7 @@ impl Shared {
             mac: wire.mac,
             ports: reservations.iter().map(|reservation| reservation.port).collect(),
         };
-        self.publish(&endpoint).inspect_err(|_| {
+        self.publish(claim, &endpoint, reservations).inspect_err(|_| {
             if let Err(error) = self.pins.unpin(&endpoint.namespace) {
                 tracing::warn!(%error, "a pin stays behind until the next start");
             }
@@ -241,75 +236,71 @@ impl Shared {
         Ok(endpoint)
     }
 
-    fn publish(&self, endpoint: &Endpoint) -> Result<(), Error> {
+    /// Enters the endpoint among the live ones, and its ports into the table. Both happen within the table's lock, so that
+    /// whoever writes the table anew finds neither more nor less than is published.
+    fn publish(&self, claim: Claim<'_>, endpoint: &Endpoint, reservations: Vec<Reservation>) -> Result<(), Error> {
         if endpoint.ports.is_empty() {
+            claim.fulfil(endpoint, reservations);
             return Ok(());
         }
         let mut nft = lock(&self.nft);
+        claim.fulfil(endpoint, reservations);
         let batch = rules::publish(&self.table, endpoint.address, &endpoint.ports);
-        match nft.commit(batch) {
-            Ok(()) => Ok(()),
-            Err(refusal) => {
-                // Somebody changed our table (a flushed ruleset takes everybody's): write it anew, this endpoint with it.
-                tracing::warn!(error = %refusal, table = self.table, "the table is not as we left it: written anew");
-                self.rewrite(&mut nft, Some(endpoint), None)
-            }
-        }
+        self.commit_or_rewrite(&mut nft, batch).inspect_err(|_| {
+            lock(&self.live).remove(&endpoint.id);
+        })
     }
 
-    fn unpublish(&self, endpoint: &Endpoint) -> Result<(), Error> {
-        if endpoint.ports.is_empty() {
-            return Ok(());
-        }
+    /// Takes an endpoint from the live ones and its ports from the table; `None` when it is not connected.
+    fn disconnect(&self, id: &EndpointId) -> Option<(Endpoint, Result<(), Error>)> {
         let mut nft = lock(&self.nft);
-        match nft.commit(rules::unpublish(&self.table, endpoint.address, &endpoint.ports)) {
-            Ok(()) => Ok(()),
-            Err(refusal) => {
-                tracing::warn!(error = %refusal, table = self.table, "the table is not as we left it: written anew");
-                self.rewrite(&mut nft, None, Some(&endpoint.id))
-            }
+        let mut live = lock(&self.live);
+        // One that is just being connected is not connected yet.
+        let Some(Live::Connected { .. }) = live.get(id) else { return None };
+        let Some(Live::Connected { endpoint, reservations }) = live.remove(id) else { return None };
+        drop(live);
+        let mut outcome = Ok(());
+        if !endpoint.ports.is_empty() {
+            let batch = rules::unpublish(&self.table, endpoint.address, &endpoint.ports);
+            outcome = self.commit_or_rewrite(&mut nft, batch);
         }
+        // Free for others only now that no packet is rewritten any more.
+        drop(reservations);
+        Some((endpoint, outcome))
     }
 
-    /// Writes the whole table from what is live, with one endpoint more or less.
-    fn rewrite(&self, nft: &mut Nft, with: Option<&Endpoint>, without: Option<&EndpointId>) -> Result<(), Error> {
+    /// Does a batch. It can fail only when somebody else changed our table (a flushed ruleset takes everybody's): then the
+    /// table is written anew, from what is live.
+    fn commit_or_rewrite(&self, nft: &mut Nft, batch: nft::Batch) -> Result<(), Error> {
+        let Err(refusal) = nft.commit(batch) else { return Ok(()) };
+        tracing::warn!(error = %refusal, table = self.table, "our nftables table is not as we left it: written anew");
+        self.rewrite(nft)
+    }
+
+    /// Writes the whole table from what is live.
+    fn rewrite(&self, nft: &mut Nft) -> Result<(), Error> {
         let mut published: Vec<(Ipv4Addr, PublishedPort)> = Vec::new();
-        let ports_of =
-            |endpoint: &Endpoint| -> Vec<_> { endpoint.ports.iter().map(|port| (endpoint.address, *port)).collect() };
         for live in lock(&self.live).values() {
-            if let Live::Connected { endpoint, .. } = live
-                && Some(&endpoint.id) != without
-            {
-                published.extend(ports_of(endpoint));
+            if let Live::Connected { endpoint, .. } = live {
+                published.extend(endpoint.ports.iter().map(|port| (endpoint.address, *port)));
             }
         }
-        published.extend(with.map(ports_of).unwrap_or_default());
-        self.write_table(nft, &published)
-    }
-
-    fn write_table(&self, nft: &mut Nft, published: &[(Ipv4Addr, PublishedPort)]) -> Result<(), Error> {
         let rules = Rules {
             table: &self.table,
             bridge: &self.bridge.name,
             subnet: self.bridge.subnet,
             closed: &self.closed,
-            published,
+            published: &published,
         };
         nft.commit(rules.replace()).attempt(|| format!("write nftables table {}", self.table))
-    }
-
-    fn endpoint(&self, id: &EndpointId) -> Option<Endpoint> {
-        match lock(&self.live).get(id) {
-            Some(Live::Connected { endpoint, .. }) => Some(endpoint.clone()),
-            Some(Live::Connecting) | None => None,
-        }
     }
 }
 
 /// The right to connect an id; given back when it is dropped unfulfilled.
 struct Claim<'a> {
     shared: &'a Shared,
-    id: Option<EndpointId>,
+    id: EndpointId,
+    fulfilled: bool,
 }
 
 impl<'a> Claim<'a> {
@@ -319,20 +310,20 @@ impl<'a> Claim<'a> {
             return Err(Error::EndpointExists(id.clone()));
         }
         live.insert(id.clone(), Live::Connecting);
-        Ok(Claim { shared, id: Some(id.clone()) })
+        Ok(Claim { shared, id: id.clone(), fulfilled: false })
     }
 
-    fn fulfil(mut self, endpoint: Endpoint, reservations: Vec<Reservation>) {
-        if let Some(id) = self.id.take() {
-            lock(&self.shared.live).insert(id, Live::Connected { endpoint, _reservations: reservations });
-        }
+    fn fulfil(mut self, endpoint: &Endpoint, reservations: Vec<Reservation>) {
+        let connected = Live::Connected { endpoint: endpoint.clone(), reservations };
+        lock(&self.shared.live).insert(self.id.clone(), connected);
+        self.fulfilled = true;
     }
 }
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        if let Some(id) = &self.id {
-            lock(&self.shared.live).remove(id);
+        if !self.fulfilled {
+            lock(&self.shared.live).remove(&self.id);
         }
     }
 }

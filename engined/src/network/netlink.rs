@@ -52,6 +52,13 @@ impl Channel {
         Ok(Channel { socket, sequence: 0 })
     }
 
+    /// This end's address: the kernel tells others by it who changed something.
+    pub(super) fn port(&self) -> Result<u32, Refusal> {
+        let mut address = netlink_sys::SocketAddr::new(0, 0);
+        self.socket.get_address(&mut address)?;
+        Ok(address.port_number())
+    }
+
     /// Sends all requests in one datagram; the kernel takes them in order and goes on past a refusal. The first refusal
     /// is the result.
     pub(super) fn execute<M: NetlinkSerializable>(&mut self, requests: Vec<Request<M>>) -> Result<(), Refusal> {

@@ -63,7 +63,7 @@ pub(super) fn open(config: &Config, live: &[Endpoint], namespaces: &[PathBuf]) -
     remove_stray_pins(&shared, namespaces, &mut recovery)?;
     {
         let mut nft = lock(&shared.nft);
-        shared.rewrite(&mut nft, None, None)?;
+        shared.rewrite(&mut nft)?;
         forwarding::ensure(&mut nft, &shared.table, &shared.bridge.name)?;
     }
     if plan.throw {
@@ -99,7 +99,7 @@ fn keep_live(shared: &mut Shared, live: &[Endpoint], recovery: &mut Recovery) ->
     for endpoint in live {
         match keep(shared, endpoint, &present, recovery) {
             Ok(reservations) => {
-                let entry = Live::Connected { endpoint: endpoint.clone(), _reservations: reservations };
+                let entry = Live::Connected { endpoint: endpoint.clone(), reservations };
                 lock(&shared.live).insert(endpoint.id.clone(), entry);
             }
             Err(error) => recovery.lost.push((endpoint.id.clone(), error)),

@@ -1,21 +1,29 @@
-//! What is done behind the replies: preparing wires, removing pins, watching links go, forgetting connections.
+//! What is done behind the replies: preparing wires, removing pins, watching links go, forgetting connections, repairing
+//! what others changed.
 //!
 //! The kernel takes a namespace apart on its own time, tens of milliseconds, and much cheaper when it may do several at
 //! once than when we delete link by link. So a namespace is only let go here; its link is looked after until it is gone,
 //! then its address is free. A link that does not go (a process still lives in the namespace) is deleted.
+//!
+//! One thread does it all, and sleeps in one place: until there is a job, until somebody else changed nftables, or until
+//! it is time to look at something again.
 
 use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender, TryRecvError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
 use super::conntrack;
 use super::endpoint::{Endpoint, PublishedPort};
-use super::error::{Attempt, Error};
+use super::error::{Attempt, Error, Refusal};
 use super::forwarding;
 use super::rtnl::Rtnl;
+use super::watch::Watch;
 use super::wire::Wire;
 use super::{Shared, lock};
 
@@ -25,8 +33,10 @@ const QUEUE: usize = 1024;
 const SWEEP: Duration = Duration::from_millis(50);
 /// How long a link may take to go by itself.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Other people's firewalls are looked at once in this time at most.
-const FORWARDING_REST: Duration = Duration::from_secs(1);
+/// Others' changes of a firewall come in many steps: it is looked at when this long after the first.
+const SETTLE: Duration = Duration::from_millis(50);
+/// And no more often than this, however much others change.
+const REST: Duration = Duration::from_secs(1);
 
 /// What is left of an endpoint.
 #[derive(Debug)]
@@ -66,16 +76,33 @@ enum Job {
 /// The thread behind; it ends when this is dropped.
 pub(super) struct Worker {
     jobs: SyncSender<Job>,
+    /// Written to when there is a job.
+    bell: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Worker {
     pub(super) fn start(shared: Arc<Shared>) -> Result<Worker, Error> {
         let (jobs, queue) = mpsc::sync_channel(QUEUE);
-        let state = State { shared, going: Vec::new(), forwarding_seen: None };
+        let bell =
+            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).attempt(|| "create an eventfd".to_owned())?;
+        let bell = Arc::new(bell);
+        let own_port = lock(&shared.nft).port();
+        let watch = own_port
+            .and_then(|port| Watch::open(port, &shared.table))
+            .attempt(|| "listen to changes of nftables".to_owned())?;
+        let state = State {
+            shared,
+            queue,
+            bell: Arc::clone(&bell),
+            watch,
+            going: Vec::new(),
+            table: Repair::default(),
+            forwarding: Repair::default(),
+        };
         let builder = thread::Builder::new().name("network".to_owned()).stack_size(256 * 1024);
-        let thread = builder.spawn(move || state.run(&queue)).attempt(|| "start a thread".to_owned())?;
-        Ok(Worker { jobs, thread: Some(thread) })
+        let thread = builder.spawn(move || state.run()).attempt(|| "start a thread".to_owned())?;
+        Ok(Worker { jobs, bell, thread: Some(thread) })
     }
 
     /// Prepares as many wires as are wanted.
@@ -114,13 +141,16 @@ impl Worker {
     fn send(&self, job: Job) {
         if self.jobs.send(job).is_err() {
             tracing::error!("the network's worker is gone: nothing is prepared or cleaned up until the next start");
+            return;
         }
+        // It fails only when it was rung 2^64 times unheard.
+        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        let _ = self.jobs.send(Job::Stop);
+        self.send(Job::Stop);
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -129,42 +159,102 @@ impl Drop for Worker {
     }
 }
 
+/// Something to look at because others changed it: soon, but not too often.
+#[derive(Default)]
+struct Repair {
+    due: Option<Instant>,
+    last: Option<Instant>,
+}
+
+impl Repair {
+    fn ask(&mut self) {
+        let now = Instant::now();
+        let soon = now + SETTLE;
+        let rested = self.last.map_or(soon, |last| last + REST);
+        self.due.get_or_insert(soon.max(rested));
+    }
+
+    /// Whether it is time; asked once, then done.
+    fn take_due(&mut self) -> bool {
+        let now = Instant::now();
+        let is_due = self.due.is_some_and(|due| due <= now);
+        if is_due {
+            self.due = None;
+            self.last = Some(now);
+        }
+        is_due
+    }
+}
+
 struct State {
     shared: Arc<Shared>,
+    queue: Receiver<Job>,
+    bell: Arc<OwnedFd>,
+    watch: Watch,
     /// Links that are going, and since when.
     going: Vec<(Leftover, Instant)>,
-    forwarding_seen: Option<Instant>,
+    table: Repair,
+    forwarding: Repair,
 }
 
 impl State {
-    fn run(mut self, queue: &Receiver<Job>) {
-        loop {
-            match self.next(queue) {
-                Some(Job::Refill) => self.refill(),
-                Some(Job::Discard(leftover)) => self.let_go(leftover),
-                Some(Job::Hairpin { link }) => hairpin(&link),
-                Some(Job::Forget { container, ports, gone }) => forget(container, &ports, gone),
-                Some(Job::Drain(done)) => {
-                    self.sweep(Duration::ZERO);
-                    let _ = done.send(());
-                }
-                Some(Job::Stop) => break,
-                None => self.sweep(PATIENCE),
-            }
+    fn run(mut self) {
+        while self.do_jobs() {
+            self.sweep(PATIENCE);
+            self.repair();
+            self.sleep();
         }
         // What was prepared goes with its descriptors; the kernel cleans up.
         lock(&self.shared.prepared).clear();
     }
 
-    /// The next job, or `None` when it is time to look at what is going.
-    fn next(&self, queue: &Receiver<Job>) -> Option<Job> {
-        if self.going.is_empty() {
-            return Some(queue.recv().unwrap_or(Job::Stop));
+    /// Does what waits; `false` when it is time to end.
+    fn do_jobs(&mut self) -> bool {
+        loop {
+            match self.queue.try_recv() {
+                Ok(Job::Refill) => self.refill(),
+                Ok(Job::Discard(leftover)) => self.let_go(leftover),
+                Ok(Job::Hairpin { link }) => hairpin(&link),
+                Ok(Job::Forget { container, ports, gone }) => forget(container, &ports, gone),
+                Ok(Job::Drain(done)) => {
+                    self.sweep(Duration::ZERO);
+                    let _ = done.send(());
+                }
+                Err(TryRecvError::Empty) => return true,
+                Ok(Job::Stop) | Err(TryRecvError::Disconnected) => return false,
+            }
         }
-        match queue.recv_timeout(SWEEP) {
-            Ok(job) => Some(job),
-            Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => Some(Job::Stop),
+    }
+
+    fn sleep(&mut self) {
+        let sweep = (!self.going.is_empty()).then(|| Instant::now() + SWEEP);
+        let until = [sweep, self.table.due, self.forwarding.due].into_iter().flatten().min();
+        let timeout = until.map(|until| {
+            let rest = until.saturating_duration_since(Instant::now());
+            Timespec { tv_sec: rest.as_secs() as i64, tv_nsec: i64::from(rest.subsec_nanos()) }
+        });
+        let (bell, watch) = (self.bell.as_fd(), self.watch.as_fd());
+        let mut fds = [PollFd::from_borrowed_fd(bell, PollFlags::IN), PollFd::from_borrowed_fd(watch, PollFlags::IN)];
+        // An interruption is as good a reason to look around as any.
+        let _ = poll(&mut fds, timeout.as_ref());
+        let heard = !fds[1].revents().is_empty();
+        let mut rings = [0; 8];
+        let _ = rustix::io::read(&self.bell, &mut rings);
+        if heard {
+            self.listen();
+        }
+    }
+
+    fn listen(&mut self) {
+        let changes = self.watch.changes().unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot hear changes of nftables");
+            Default::default()
+        });
+        if changes.ours {
+            self.table.ask();
+        }
+        if changes.forwarding {
+            self.forwarding.ask();
         }
     }
 
@@ -179,47 +269,41 @@ impl State {
                 }
             }
         }
-        self.look_at_forwarding();
     }
 
-    /// Docker may have been started after us.
-    fn look_at_forwarding(&mut self) {
-        if self.forwarding_seen.is_some_and(|seen| seen.elapsed() < FORWARDING_REST) {
-            return;
+    fn repair(&mut self) {
+        if self.table.take_due() {
+            tracing::warn!(table = self.shared.table, "others changed our nftables table: written anew");
+            tell(self.shared.rewrite(&mut lock(&self.shared.nft)), "published ports may not work");
         }
-        self.forwarding_seen = Some(Instant::now());
-        let outcome = forwarding::ensure(&mut lock(&self.shared.nft), &self.shared.table, &self.shared.bridge.name);
-        if let Err(error) = outcome {
-            tracing::warn!(%error, cause = source_of(&error), "containers may be cut off by this host's firewall");
+        if self.forwarding.take_due() {
+            let outcome = forwarding::ensure(&mut lock(&self.shared.nft), &self.shared.table, &self.shared.bridge.name);
+            tell(outcome, "containers may be cut off by this host's firewall");
         }
     }
 
     fn let_go(&mut self, leftover: Leftover) {
-        if let Some(pin) = &leftover.pin
-            && let Err(error) = self.shared.pins.unpin(pin)
-        {
-            tracing::warn!(%error, cause = source_of(&error), "a pin stays behind until the next start");
+        if let Some(pin) = &leftover.pin {
+            tell(self.shared.pins.unpin(pin), "a pin stays behind until the next start");
         }
         self.going.push((leftover, Instant::now()));
     }
 
     /// Frees the addresses of links that are gone, and deletes those that stayed longer than `patience`.
     fn sweep(&mut self, patience: Duration) {
+        if self.going.is_empty() {
+            return;
+        }
         let mut rtnl = match Rtnl::open() {
             Ok(rtnl) => rtnl,
             Err(error) => return tracing::warn!(%error, "cannot look at the links of removed containers"),
         };
         let shared = &self.shared;
         self.going.retain(|(leftover, since)| {
-            let gone = match rtnl.link(&leftover.link) {
-                Ok(None) => true,
-                Ok(Some(_)) if since.elapsed() >= patience => delete(&mut rtnl, &leftover.link),
-                Ok(Some(_)) => false,
-                Err(error) => {
-                    tracing::warn!(%error, link = leftover.link, "cannot look at the link of a removed container");
-                    false
-                }
-            };
+            let gone = is_gone(&mut rtnl, &leftover.link, since.elapsed() >= patience).unwrap_or_else(|error| {
+                tracing::warn!(%error, link = leftover.link, "cannot remove the link of a removed container");
+                false
+            });
             if gone {
                 lock(&shared.ipam).release(leftover.address);
             }
@@ -228,19 +312,20 @@ impl State {
     }
 }
 
-fn delete(rtnl: &mut Rtnl, link: &str) -> bool {
-    match rtnl.delete_link(link) {
-        Ok(()) => true,
-        Err(error) => {
-            tracing::warn!(%error, link, "cannot delete the link of a removed container");
-            false
-        }
+fn is_gone(rtnl: &mut Rtnl, link: &str, impatient: bool) -> Result<bool, Refusal> {
+    match rtnl.link(link)? {
+        None => Ok(true),
+        Some(_) if impatient => rtnl.delete_link(link).map(|()| true),
+        Some(_) => Ok(false),
     }
 }
 
 fn hairpin(link: &str) {
-    if let Err(error) = Rtnl::open().and_then(|mut rtnl| rtnl.set_hairpin(link)) {
-        tracing::warn!(%error, link, "a container may not reach its own published ports");
+    match Rtnl::open().and_then(|mut rtnl| rtnl.set_hairpin(link)) {
+        // The container has ended already.
+        Err(error) if error.is(libc::ENODEV) => {}
+        Err(error) => tracing::warn!(%error, link, "a container may not reach its own published ports"),
+        Ok(()) => {}
     }
 }
 
@@ -250,6 +335,9 @@ fn forget(container: Ipv4Addr, ports: &[PublishedPort], gone: bool) {
     }
 }
 
-fn source_of(error: &Error) -> String {
-    std::error::Error::source(error).map(ToString::to_string).unwrap_or_default()
+fn tell(outcome: Result<(), Error>, consequence: &str) {
+    if let Err(error) = outcome {
+        let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        tracing::warn!(%error, cause, "{consequence}");
+    }
 }

@@ -242,6 +242,11 @@ impl Nft {
         Ok(Nft { channel: Channel::open(NETLINK_NETFILTER)? })
     }
 
+    /// Where our changes come from, as others are told.
+    pub(super) fn port(&self) -> Result<u32, Refusal> {
+        self.channel.port()
+    }
+
     /// Does all of a batch or nothing.
     pub(super) fn commit(&mut self, batch: Batch) -> Result<(), Refusal> {
         let border = |message| {

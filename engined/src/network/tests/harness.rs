@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -32,13 +32,16 @@ pub(super) fn in_a_world(test: impl FnOnce(&World) + Send) {
         eprintln!("skipped: needs root to make network namespaces");
         return;
     }
+    // Made out here: what is mounted on it in there goes with the mount namespace, and leaves it empty.
+    let directory = tempfile::Builder::new().prefix("strata-network-").tempdir().expect("create a directory");
     thread::scope(|scope| {
         let outcome = scope
             .spawn(|| {
                 unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("unshare");
                 let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
                 rustix::mount::mount_change("/", private).expect("make / private");
-                test(&World::new());
+                mount_memory(directory.path());
+                test(&World::new(directory.path()));
             })
             .join();
         if let Err(panic) = outcome {
@@ -47,14 +50,18 @@ pub(super) fn in_a_world(test: impl FnOnce(&World) + Send) {
     });
 }
 
+fn mount_memory(path: &Path) {
+    rustix::mount::mount("tmpfs", path, "tmpfs", rustix::mount::MountFlags::empty(), None).expect("mount a tmpfs");
+}
+
 /// The host and its LAN.
 pub(super) struct World {
-    pub(super) directory: tempfile::TempDir,
+    pub(super) directory: PathBuf,
     pub(super) peer: Namespace,
 }
 
 impl World {
-    fn new() -> World {
+    fn new(directory: &Path) -> World {
         let mut rtnl = Rtnl::open().unwrap();
         rtnl.bring_up(1, None).unwrap();
         let mut peer = Namespace::fresh().unwrap();
@@ -76,20 +83,11 @@ impl World {
         let far = peer.rtnl.link("eth0").unwrap().unwrap().index;
         // The peer sends everything it knows no better way for to the host: also what is for the containers' subnet.
         peer.rtnl.configure(far, &FarAddress { address: PEER_ON_LAN, subnet, gateway: HOST_ON_LAN }).unwrap();
-        World { directory: tempfile::tempdir().unwrap(), peer }
+        World { directory: directory.to_owned(), peer }
     }
 
     pub(super) fn config(&self) -> Config {
-        Config {
-            bridge: BRIDGE.to_owned(),
-            subnet: Some("10.88.0.0/16".parse().unwrap()),
-            gateway: None,
-            mtu: None,
-            table: TABLE.to_owned(),
-            namespaces: self.directory.path().join("netns"),
-            ip_forward: true,
-            prepared: 2,
-        }
+        config_in(&self.directory)
     }
 
     pub(super) fn open(&self) -> Network {
@@ -98,6 +96,20 @@ impl World {
 
     pub(super) fn reopen(&self, live: &[Endpoint]) -> Network {
         Network::open(&self.config(), live, &[]).unwrap_or_else(|error| panic!("{}", told(error))).0
+    }
+}
+
+/// The configuration of the tests' instance.
+pub(super) fn config_in(directory: &Path) -> Config {
+    Config {
+        bridge: BRIDGE.to_owned(),
+        subnet: Some("10.88.0.0/16".parse().unwrap()),
+        gateway: None,
+        mtu: None,
+        table: TABLE.to_owned(),
+        namespaces: directory.join("netns"),
+        ip_forward: true,
+        prepared: 2,
     }
 }
 

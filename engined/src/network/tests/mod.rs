@@ -4,6 +4,8 @@
 //! the machine is touched. The protections are tested with a control: the same probe goes through when the protection is
 //! taken away, so a probe that never works proves nothing here.
 
+mod crash;
+mod firewall;
 mod harness;
 mod lifecycle;
 mod protection;

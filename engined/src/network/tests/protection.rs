@@ -4,13 +4,15 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 
 use super::harness::*;
-use crate::network::Protocol;
 use crate::network::nft::{Batch, Nft};
 use crate::network::rtnl::Rtnl;
 use crate::network::subnet::Subnet;
+use crate::network::{Network, Protocol};
 
-/// Takes the rules of one of our chains away: the control of a test.
-fn without_protection(chain: &str) {
+/// Takes the rules of one of our chains away: the control of a test. The engine must be gone, as it would write them anew;
+/// containers live on without it.
+fn without_protection(network: Network, chain: &str) {
+    drop(network);
     let mut batch = Batch::new(TABLE);
     batch.flush_chain(chain);
     Nft::open().unwrap().commit(batch).unwrap();
@@ -28,7 +30,7 @@ fn what_is_not_published_is_not_reached_from_the_lan() {
         assert_eq!(from_lan(web.address, 81), None);
         // Nor is a published one by the container's own address.
         assert_eq!(from_lan(web.address, 80), None);
-        without_protection("forward");
+        without_protection(network, "forward");
         assert_eq!(from_lan(web.address, 81), Some(PEER_ON_LAN.into()));
         assert_eq!(from_lan(web.address, 80), Some(PEER_ON_LAN.into()));
     });
@@ -47,7 +49,7 @@ fn a_port_published_on_the_loopback_is_not_reached_from_the_lan() {
         assert_eq!(call(Ipv4Addr::LOCALHOST, port), Some(web.gateway.into()));
         assert_eq!(inside(world.peer.as_fd(), || call(HOST_ON_LAN, port)), None);
         assert_eq!(attack(), None);
-        without_protection("guard-loopback");
+        without_protection(network, "guard-loopback");
         assert!(attack().is_some(), "the attack works without the protection");
     });
 }
@@ -67,7 +69,7 @@ fn a_container_does_not_reach_the_hosts_loopback() {
         });
         let attack = || inside_pin(&web.namespace, || hostile_call_to_loopback(web.gateway, port));
         assert_eq!(attack(), None);
-        without_protection("guard-loopback");
+        without_protection(network, "guard-loopback");
         assert!(attack().is_some(), "the attack works without the protection");
         answering.join().unwrap();
     });
@@ -98,9 +100,9 @@ fn the_switch_makes_no_router_of_the_host() {
         assert_eq!(inside(world.peer.as_fd(), || call(address, 80)), None);
         // After a restart it is remembered.
         drop(network);
-        let _network = world.open();
+        let network = world.open();
         assert_eq!(inside(world.peer.as_fd(), || call(address, 80)), None);
-        without_protection("forward");
+        without_protection(network, "forward");
         assert_eq!(inside(world.peer.as_fd(), || call(address, 80)), Some(PEER_ON_LAN.into()));
     });
 }
