@@ -1,0 +1,206 @@
+//! `start`: makes the socket, leaves a process that serves on it, and says where it is.
+//!
+//! The serving process is a copy of this one, not a second program: an exec costs more than everything else here. This
+//! process ends, so the other becomes init's (or the nearest subreaper's) child and outlives every daemon.
+
+use std::env;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use prost::Message;
+use proto_shim::bootstrap::{BootstrapParams, BootstrapResult};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::Pid;
+use sha2::{Digest, Sha256};
+
+use crate::cli::Flags;
+use crate::error::Error;
+use crate::serve::{self, Setting};
+use crate::socket::{SUN_PATH_LEN, is_served, listen};
+use crate::sys::process::{Forked, exit_now, fork};
+
+/// Where sockets go when their own directory has too long a name for a socket.
+const SHORT_DIRECTORY: &str = "/run/containerd/s";
+/// Hexadecimal digits of a socket's name.
+const NAME_LEN: usize = 32;
+/// What containerd from 2.3 on writes to a shim's standard input is less than this.
+const PARAMS_MAX: u64 = 1 << 20;
+/// The task service that containerd 2.3 and later are told to use; earlier ones use version 2 unasked.
+const TASK_VERSION: i32 = 3;
+/// The highest score that the kernel takes.
+const OOM_SCORE_MAX: i32 = 1000;
+
+/// Starts a shim for the bundle in the working directory.
+pub(crate) fn start(flags: &Flags) -> Result<(), Error> {
+    let params = params(flags);
+    let socket = socket_path(flags, params.as_ref());
+    let address = format!("unix://{}", socket.display());
+    if let Some(listener) = new_socket(&socket)? {
+        write("address", &address)?;
+        leave_serving(flags, params.as_ref(), listener, socket)?;
+    }
+    answer(&address, params.is_some())
+}
+
+/// What containerd from 2.3 on writes to the standard input. Earlier ones write the runtime's options there, or
+/// nothing; those come with Create anyway.
+fn params(flags: &Flags) -> Option<BootstrapParams> {
+    env::var_os("MAX_SHIM_VERSION")?;
+    let mut bytes = Vec::new();
+    io::stdin().lock().take(PARAMS_MAX).read_to_end(&mut bytes).ok()?;
+    let params = BootstrapParams::decode(bytes.as_slice()).ok()?;
+    (params.instance_id == flags.id && !params.containerd_ttrpc_address.is_empty()).then_some(params)
+}
+
+/// The socket of this container: beside containerd's own, named by what makes it unique. Containers that are to share
+/// a shim would share the last word of the name.
+fn socket_path(flags: &Flags, params: Option<&BootstrapParams>) -> PathBuf {
+    let identity = Path::new(&flags.address).join(&flags.namespace).join(&flags.id);
+    let digest = Sha256::digest(identity.as_os_str().as_encoded_bytes());
+    let mut name: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    name.truncate(NAME_LEN);
+    let wanted = params.and_then(|params| params.socket_dir.clone()).filter(|directory| !directory.is_empty());
+    let beside = || Path::new(&flags.address).parent().map(|directory| directory.join("s"));
+    let directory = wanted.map(PathBuf::from).or_else(beside).filter(|directory| directory.is_absolute());
+    let path = directory.unwrap_or_else(|| PathBuf::from(SHORT_DIRECTORY)).join(&name);
+    if path.as_os_str().len() < SUN_PATH_LEN { path } else { Path::new(SHORT_DIRECTORY).join(name) }
+}
+
+/// A socket that listens, or `None` when a shim serves there already.
+fn new_socket(socket: &Path) -> Result<Option<OwnedFd>, Error> {
+    let failed = |source| Error::System { what: format!("listen on {}", socket.display()), source };
+    let listened = match listen(socket) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            socket.parent().map_or(Ok(()), make_directory).map_err(failed)?;
+            listen(socket)
+        }
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            if is_served(socket) {
+                return Ok(None);
+            }
+            // Of a shim that died.
+            fs::remove_file(socket).map_err(failed)?;
+            listen(socket)
+        }
+        other => other,
+    };
+    listened.map(Some).map_err(failed)
+}
+
+fn make_directory(directory: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
+
+fn write(name: &str, text: &str) -> Result<(), Error> {
+    fs::write(name, text).map_err(|source| Error::System { what: format!("write {name} in the bundle"), source })
+}
+
+/// Leaves a process that serves, and notes its number for whoever looks for it later.
+fn leave_serving(
+    flags: &Flags,
+    params: Option<&BootstrapParams>,
+    listener: OwnedFd,
+    socket: PathBuf,
+) -> Result<(), Error> {
+    let setting =
+        Setting { namespace: flags.namespace.clone(), listener, socket, events: events_address(flags, params) };
+    match fork().map_err(|source| Error::System { what: "fork the serving process".to_owned(), source })? {
+        Forked::Parent(pid) => write("shim.pid", &pid.to_string()),
+        Forked::Child => {
+            let served = become_a_daemon().and_then(|()| serve::serve(setting));
+            // There is nobody left to tell: standard error is /dev/null.
+            exit_now(i32::from(served.is_err()));
+        }
+    }
+}
+
+/// Where events are published.
+fn events_address(flags: &Flags, params: Option<&BootstrapParams>) -> PathBuf {
+    let told = params.map(|params| params.containerd_ttrpc_address.clone()).or_else(|| env::var("TTRPC_ADDRESS").ok());
+    let address = match told.filter(|address| !address.is_empty()) {
+        Some(address) => address,
+        None if flags.address.is_empty() => String::new(),
+        None => format!("{}.ttrpc", flags.address),
+    };
+    PathBuf::from(address.strip_prefix("unix://").unwrap_or(&address))
+}
+
+/// Cuts every tie with whoever started the shim, and becomes the parent of what its containers leave behind.
+fn become_a_daemon() -> Result<(), Error> {
+    let failed = |what: &str| {
+        let what = what.to_owned();
+        |error: Errno| Error::System { what, source: error.into() }
+    };
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    let null = null.map_err(failed("open /dev/null"))?;
+    // First of all: the caller reads the other ends until they close.
+    rustix::stdio::dup2_stdin(&null).map_err(failed("replace standard input"))?;
+    rustix::stdio::dup2_stdout(&null).map_err(failed("replace standard output"))?;
+    rustix::stdio::dup2_stderr(null.as_fd()).map_err(failed("replace standard error"))?;
+    rustix::process::setsid().map_err(failed("begin a session"))?;
+    rustix::process::set_child_subreaper(Some(Pid::INIT)).map_err(failed("become a subreaper"))?;
+    raise_oom_score();
+    Ok(())
+}
+
+/// The kernel shall rather kill a shim, which loses one container, than the daemon above, which it inherited its score
+/// from. Where that is not permitted nothing is lost.
+fn raise_oom_score() {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let score = fs::read_to_string(FILE).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    if let Some(score) = score.filter(|score| *score < OOM_SCORE_MAX) {
+        let _ = fs::write(FILE, (score + 1).to_string());
+    }
+}
+
+/// Says where the shim serves, in the words that the caller understands.
+fn answer(address: &str, in_protobuf: bool) -> Result<(), Error> {
+    let bytes = if in_protobuf {
+        let result = BootstrapResult {
+            version: TASK_VERSION,
+            address: address.to_owned(),
+            protocol: "ttrpc".to_owned(),
+            ..BootstrapResult::default()
+        };
+        result.encode_to_vec()
+    } else {
+        address.as_bytes().to_vec()
+    };
+    let mut stdout = io::stdout().lock();
+    stdout
+        .write_all(&bytes)
+        .and_then(|()| stdout.flush())
+        .map_err(|source| Error::System { what: "print the address".to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(address: &str, id: &str) -> Flags {
+        Flags { namespace: "n".to_owned(), id: id.to_owned(), address: address.to_owned(), ..Flags::default() }
+    }
+
+    #[test]
+    fn sockets_lie_beside_containerds_and_differ() {
+        let path = socket_path(&flags("/run/x/c.sock", "a"), None);
+        assert_eq!(path.parent(), Some(Path::new("/run/x/s")));
+        assert_ne!(path, socket_path(&flags("/run/x/c.sock", "b"), None));
+        assert_ne!(path, socket_path(&flags("/run/y/c.sock", "a"), None));
+        let long = format!("/{}/c.sock", "x".repeat(100));
+        assert_eq!(socket_path(&flags(&long, "a"), None).parent(), Some(Path::new(SHORT_DIRECTORY)));
+        let params = BootstrapParams { socket_dir: Some("/t".to_owned()), ..BootstrapParams::default() };
+        assert_eq!(socket_path(&flags("/run/x/c.sock", "a"), Some(&params)).parent(), Some(Path::new("/t")));
+    }
+
+    #[test]
+    fn options_on_stdin_are_not_taken_for_parameters() {
+        let any = prost_types::Any { type_url: "containerd.runc.v1.Options".to_owned(), value: b"x".to_vec() };
+        let params = BootstrapParams::decode(any.encode_to_vec().as_slice()).unwrap();
+        assert!(params.containerd_ttrpc_address.is_empty());
+    }
+}
