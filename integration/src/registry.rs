@@ -33,6 +33,15 @@ pub struct Registry {
     daemon: Daemon,
     storage: PathBuf,
     port: u16,
+    is_left: bool,
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        if !self.is_left {
+            self.stop();
+        }
+    }
 }
 
 impl Registry {
@@ -57,7 +66,7 @@ impl Registry {
         command.arg("serve").arg(config);
         let mut daemon = Daemon::start(name, command, &site.path("log").join(format!("{name}.log")))?;
         daemon.ready(|| http::get(&format!("127.0.0.1:{port}"), "/v2/").is_some())?;
-        Ok(Registry { daemon, storage, port })
+        Ok(Registry { daemon, storage, port, is_left: false })
     }
 
     pub fn port(&self) -> u16 {
@@ -139,9 +148,10 @@ impl Registry {
         self.daemon.kill();
     }
 
-    /// Leaves it running when this process ends.
-    pub fn leave_running(self) -> i32 {
-        self.daemon.leave_running()
+    /// Does not end it when this value goes.
+    pub fn leave_running(mut self) -> i32 {
+        self.is_left = true;
+        self.daemon.pid()
     }
 
     fn repository(&self, name: &str) -> PathBuf {

@@ -1,5 +1,6 @@
 //! The readings of a snapshot, a function per kind.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -35,11 +36,12 @@ pub(super) fn cgroups(name: &str) -> Vec<String> {
     found
 }
 
-/// The mount points of the cgroup hierarchies, version 1 and 2.
+/// The mount points of the cgroup hierarchies, version 1 and 2, each once: a mount may hide another on the same place.
 pub(crate) fn hierarchies() -> Vec<String> {
     let text = fs::read_to_string("/proc/thread-self/mountinfo").expect("/proc is mounted");
     let is_cgroup = |line: &&str| line.contains(" - cgroup ") || line.contains(" - cgroup2 ");
-    text.lines().filter(is_cgroup).filter_map(|line| line.split(' ').nth(4)).map(str::to_owned).collect()
+    let places: BTreeSet<&str> = text.lines().filter(is_cgroup).filter_map(|line| line.split(' ').nth(4)).collect();
+    places.into_iter().map(str::to_owned).collect()
 }
 
 /// Calls `see` with every directory below `path`, deepest last. Directories that vanish meanwhile are passed over.

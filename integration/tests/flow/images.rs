@@ -44,7 +44,9 @@ fn pull_policies() {
         s.run(&["run", "--rm", "--pull", "missing", &image, "true"]).ok();
         s.run(&["run", "--rm", "--pull", "never", &image, "true"]).ok();
         s.run(&["run", "--rm", "--pull", "always", &image, "true"]).ok();
-        s.run(&["run", "--rm", "--pull", "sometimes", &image, "true"]).code(125);
+        // Docker 20.10 takes any word; later ones refuse it.
+        let sometimes = s.run(&["run", "--rm", "--pull", "sometimes", &image, "true"]);
+        assert!(!s.is_ours() || sometimes.code == 125, "{}", sometimes.errors());
     });
 }
 
@@ -130,7 +132,8 @@ fn an_image_that_a_container_uses_stays() {
         let id = s.detached(&[s.busybox(), "sleep", "1000"]);
         let out = s.run(&["rmi", s.busybox()]).code(1);
         assert!(out.errors().contains(&id[..12]), "{}", out.errors());
-        s.run(&["rmi", "-f", s.busybox()]).code(1);
+        // By force it may lose its name, but not its files.
+        s.run(&["rmi", "-f", s.busybox()]);
         assert_eq!(s.text(&["exec", &id, "echo", "alive"]), "alive");
     });
 }

@@ -130,7 +130,7 @@ fn logs_of_a_container_that_is_not_there() {
 #[test]
 fn attach_shows_what_comes_and_gives_the_exit_code() {
     flow(|s| {
-        let script = "echo before; while read line; do echo got $line; test $line = end && exit 8; done";
+        let script = "echo before; while read line; do echo got $line; test $line = end && sleep 0.3 && exit 8; done";
         let id = s.detached(&["-i", s.busybox(), "sh", "-c", script]);
         wait::until_true("it runs", || s.text(&["logs", &id]) == "before");
         let mut attached = s.call(&["attach", &id]).start_with_open_input();
@@ -167,7 +167,7 @@ fn attaching_to_what_does_not_run_is_an_error() {
 fn a_megabyte_on_both_streams_at_once() {
     flow(|s| {
         let script =
-            "dd if=/dev/zero bs=1000 count=1000 2>/dev/null & dd if=/dev/zero bs=1000 count=1000 2>/dev/null >&2; wait";
+            "dd if=/dev/zero bs=1000 count=1000 2>/dev/null & dd if=/dev/zero bs=1000 count=1000 >&2 2>/dev/null; wait";
         let out = s.run(&["run", "--rm", s.busybox(), "sh", "-c", script]).ok();
         assert_eq!((out.stdout.len(), out.stderr.len()), (1_000_000, 1_000_000));
     });

@@ -1,6 +1,6 @@
 //! What a container may do by default, and what flags change.
 
-use integration::{Stack, flow};
+use integration::{Stack, flow, skip};
 
 fn status(s: &Stack, arguments: &[&str], field: &str) -> String {
     let script = format!("awk '/^{field}:/ {{print $2}}' /proc/self/status");
@@ -83,8 +83,10 @@ fn a_container_has_few_devices() {
         let text = s.text(&["run", "--rm", s.busybox(), "ls", "/dev"]);
         let mut devices: Vec<&str> = text.lines().collect();
         devices.sort_unstable();
+        // A link to /proc/kcore, where the kernel has one.
+        devices.retain(|name| *name != "core");
         let expected = [
-            "core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty",
+            "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty",
             "urandom", "zero",
         ];
         assert_eq!(devices, expected);
@@ -96,27 +98,23 @@ fn a_container_has_few_devices() {
 #[test]
 fn privileged_lifts_the_limits() {
     flow(|s| {
+        let bounding = own_status("CapBnd");
+        if !s.is_ours() && bounding.chars().any(|digit| !"01f".contains(digit)) {
+            return skip("this machine has not all capabilities, which runc insists on");
+        }
+        assert_eq!(status(s, &["--privileged"], "CapEff"), bounding);
         assert_eq!(status(s, &["--privileged"], "Seccomp"), "0");
-        let full = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap")
-            .expect("the last capability")
-            .trim()
-            .parse::<u32>();
-        // Docker 20.10 knows capabilities up to 40, which is the last one of all kernels so far.
-        let expected = format!("{:016x}", (1_u64 << (full.expect("a number") + 1)) - 1);
-        assert_eq!(status(s, &["--privileged"], "CapEff"), expected);
-        let script = "mount -t tmpfs none /mnt 2>/dev/null || mount -t tmpfs none /tmp; test -e /dev/kmsg && touch /sys/fs/cgroup/x 2>&1 | grep -c Read-only";
-        s.run(&["run", "--rm", "--privileged", s.busybox(), "sh", "-c", script]);
-        s.run(&[
-            "run",
-            "--rm",
-            "--privileged",
-            s.busybox(),
-            "sh",
-            "-c",
-            "test -e /dev/kmsg && mount -t tmpfs none /tmp",
-        ])
-        .ok();
+        let script =
+            "test -e /dev/kmsg && mount -t tmpfs none /tmp && echo 1 > /proc/sys/net/ipv4/ip_forward && echo done";
+        assert_eq!(s.text(&["run", "--rm", "--privileged", s.busybox(), "sh", "-c", script]), "done");
     });
+}
+
+/// A field of this process's own status.
+fn own_status(field: &str) -> String {
+    let text = std::fs::read_to_string("/proc/self/status").expect("/proc is mounted");
+    let line = text.lines().find_map(|line| line.strip_prefix(&format!("{field}:"))).expect("the field");
+    line.trim().to_owned()
 }
 
 #[test]
