@@ -4,9 +4,10 @@
 //! So two rules are added there, tagged with the name of our table: what comes from our bridge and what goes to it is
 //! accepted. What may go to the bridge is decided by our own table all the same, as a drop there is final. Frames between
 //! two containers pass there too, where br_netfilter is on. Nothing else of other people's is touched, and the rules
-//! are found again by their tag.
+//! are found again by their tag. [`legacy`] does the same in the tables of the time before nftables.
 
 use super::error::{Attempt, Error};
+use super::legacy;
 use super::nft::expr::{self, Expression};
 use super::nft::{Batch, ChainFacts, Nft, Place, TaggedRule};
 
@@ -22,13 +23,14 @@ const RULES: usize = 2;
 /// Makes our rules stand where they are needed, and nowhere else. Cheap when nothing is to be done.
 pub(super) fn ensure(nft: &mut Nft, table: &str, bridge: &str) -> Result<(), Error> {
     let chains = nft.chains().attempt(|| "list the chains of nftables".to_owned())?;
-    let wanted_in = needed_in(&chains);
-    change(nft, table, bridge, wanted_in)
+    change(nft, table, bridge, needed_in(&chains))?;
+    legacy::ensure(&tag(table), bridge, true)
 }
 
 /// Takes our rules back.
 pub(super) fn remove(nft: &mut Nft, table: &str, bridge: &str) -> Result<(), Error> {
-    change(nft, table, bridge, None)
+    change(nft, table, bridge, None)?;
+    legacy::ensure(&tag(table), bridge, false)
 }
 
 fn change(nft: &mut Nft, table: &str, bridge: &str, wanted_in: Option<&str>) -> Result<(), Error> {

@@ -28,6 +28,7 @@ mod error;
 pub(crate) mod files;
 mod forwarding;
 mod ipam;
+mod legacy;
 mod namespace;
 mod netlink;
 mod nft;
@@ -37,6 +38,7 @@ mod router;
 mod rtnl;
 mod rules;
 mod subnet;
+mod sys;
 mod watch;
 mod wire;
 mod worker;
@@ -141,6 +143,9 @@ impl Network {
         // What depends on the user comes first: a port in use costs no namespace.
         let reservations = ports::reserve_all(requests)?;
         let wire = self.take_wire()?;
+        if !reservations.is_empty() {
+            self.worker.hairpin(&wire.link);
+        }
         let outcome = self.shared.connect(claim, &wire, reservations);
         match &outcome {
             Ok(endpoint) => self.worker.published(endpoint),

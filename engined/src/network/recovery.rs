@@ -72,8 +72,8 @@ pub(super) fn open(config: &Config, live: &[Endpoint], namespaces: &[PathBuf]) -
     let rewired: Vec<Endpoint> =
         live.iter().filter(|endpoint| recovery.rewired.contains(&endpoint.id)).cloned().collect();
     let network = Network::start(shared)?;
-    for endpoint in &rewired {
-        network.worker.published(endpoint);
+    for endpoint in rewired.iter().filter(|endpoint| !endpoint.ports.is_empty()) {
+        network.worker.hairpin(&endpoint.link);
     }
     for stray in strays {
         network.worker.discard(stray);
@@ -250,7 +250,7 @@ mod tests {
 
     #[test]
     fn the_address_is_read_from_a_strays_name() {
-        let link = Link { index: 1, name: "v12340a580002".to_owned(), mtu: 1500, kind: None, master: Some(2) };
+        let link = Link { name: "v12340a580002".to_owned(), ..Link::default() };
         assert_eq!(stray(&link).unwrap().address, Ipv4Addr::new(10, 88, 0, 2));
     }
 

@@ -6,8 +6,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
-    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags,
-    LinkInfo, LinkMessage,
+    BridgePortState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth,
+    LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -20,13 +20,16 @@ use super::error::Refusal;
 use super::netlink::{Channel, Request};
 use super::subnet::Subnet;
 
+/// The queueing discipline of a link that throws away what it is given.
+const DISCARDING: &str = "noop";
+
 /// A conversation about the links of one network namespace.
 pub(super) struct Rtnl {
     channel: Channel,
 }
 
 /// What is asked about a link.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Link {
     pub(super) index: u32,
     pub(super) name: String,
@@ -35,6 +38,11 @@ pub(super) struct Link {
     pub(super) kind: Option<String>,
     /// The index of the bridge that it is a port of.
     pub(super) master: Option<u32>,
+    /// Whether packets that are sent are not thrown away: a link that has just got its carrier throws them away until the
+    /// kernel has noticed.
+    pub(super) sends: bool,
+    /// Whether it is a port that its bridge forwards to.
+    pub(super) forwards: bool,
 }
 
 /// A pair of links to create: `name` here, a port of `bridge`; `far_name` in another namespace.
@@ -210,22 +218,30 @@ impl Rtnl {
 
 impl From<LinkMessage> for Link {
     fn from(message: LinkMessage) -> Link {
-        let mut link = Link { index: message.header.index, name: String::new(), mtu: 0, kind: None, master: None };
+        let mut link = Link { index: message.header.index, ..Link::default() };
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::Controller(master) => link.master = Some(master),
-                LinkAttribute::LinkInfo(infos) => {
-                    link.kind = infos.into_iter().find_map(|info| match info {
-                        LinkInfo::Kind(kind) => Some(kind.to_string()),
-                        _ => None,
-                    });
-                }
+                LinkAttribute::Qdisc(discipline) => link.sends = discipline != DISCARDING,
+                LinkAttribute::LinkInfo(infos) => infos.into_iter().for_each(|info| link.note(info)),
                 _ => {}
             }
         }
         link
+    }
+}
+
+impl Link {
+    fn note(&mut self, info: LinkInfo) {
+        match info {
+            LinkInfo::Kind(kind) => self.kind = Some(kind.to_string()),
+            LinkInfo::PortData(InfoPortData::BridgePort(facts)) => {
+                self.forwards = facts.contains(&InfoBridgePort::State(BridgePortState::Forwarding));
+            }
+            _ => {}
+        }
     }
 }
 

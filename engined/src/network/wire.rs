@@ -4,15 +4,20 @@
 //! more than giving one a name. A wire that is dropped unused takes itself apart: its namespace has no other holder.
 
 use std::net::Ipv4Addr;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::bridge::Bridge;
 use super::endpoint::Mac;
-use super::error::{Attempt, Error};
+use super::error::{Attempt, Error, Refusal};
 use super::namespace::Namespace;
 use super::rtnl::{FarAddress, Rtnl, VethPair};
 
 /// What the link is called in the container.
 const FAR_NAME: &str = "eth0";
+/// How long to wait for the carrier, and how often to look. The wait is long only where the kernel is busy with links.
+const CARRIER: Duration = Duration::from_millis(250);
+const CARRIER_LOOK: Duration = Duration::from_micros(50);
 
 /// A namespace on the bridge that nobody uses yet.
 pub(super) struct Wire {
@@ -34,18 +39,38 @@ impl Wire {
 
 /// Connects a namespace that has no link of ours: both ends in one request, then address and route from inside.
 pub(super) fn connect(bridge: &Bridge, address: Ipv4Addr, namespace: &mut Namespace) -> Result<(), Error> {
-    create_pair(bridge, address, namespace)?;
+    let mut rtnl = Rtnl::open().attempt(|| "open a netlink socket".to_owned())?;
+    create_pair(&mut rtnl, bridge, address, namespace)?;
     let inside = || format!("configure {FAR_NAME} in a container's network namespace as {address}");
-    let rtnl = &mut namespace.rtnl;
-    let far = rtnl.link(FAR_NAME).attempt(inside)?.ok_or_else(|| Error::Kernel {
+    let far = namespace.rtnl.link(FAR_NAME).attempt(inside)?.ok_or_else(|| Error::Kernel {
         attempted: inside(),
         source: std::io::Error::from_raw_os_error(libc::ENODEV).into(),
     })?;
-    rtnl.configure(far.index, &FarAddress { address, subnet: bridge.subnet, gateway: bridge.gateway }).attempt(inside)
+    let wanted = FarAddress { address, subnet: bridge.subnet, gateway: bridge.gateway };
+    namespace.rtnl.configure(far.index, &wanted).attempt(inside)?;
+    await_carrier(&mut rtnl, &bridge.port_name(address), &mut namespace.rtnl).attempt(inside)
 }
 
-fn create_pair(bridge: &Bridge, address: Ipv4Addr, namespace: &Namespace) -> Result<(), Error> {
-    let mut rtnl = Rtnl::open().attempt(|| "open a netlink socket".to_owned())?;
+/// Waits until the kernel has noticed that the two ends have each other. It notices behind our back, mostly within a
+/// tenth of a millisecond; until then both ends throw away what they are given, and a first packet that is lost is sent
+/// again only after a second.
+fn await_carrier(near: &mut Rtnl, name: &str, far: &mut Rtnl) -> Result<(), Refusal> {
+    let deadline = Instant::now() + CARRIER;
+    loop {
+        let near_is_ready = near.link(name)?.is_some_and(|link| link.sends && link.forwards);
+        let far_is_ready = near_is_ready && far.link(FAR_NAME)?.is_some_and(|link| link.sends);
+        if far_is_ready {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            tracing::debug!(name, "a link has no carrier yet");
+            return Ok(());
+        }
+        thread::sleep(CARRIER_LOOK);
+    }
+}
+
+fn create_pair(rtnl: &mut Rtnl, bridge: &Bridge, address: Ipv4Addr, namespace: &Namespace) -> Result<(), Error> {
     let name = bridge.port_name(address);
     let pair = VethPair {
         name: &name,

@@ -59,8 +59,8 @@ impl Leftover {
 enum Job {
     Refill,
     Discard(Leftover),
-    /// Let a link's container call its own published ports. Not on the reply's path: the kernel changes links under one
-    /// lock, which it holds for tens of milliseconds where it takes links apart.
+    /// Not on the reply's path: the kernel changes links under one lock, which it holds for tens of milliseconds where it
+    /// takes links apart.
     Hairpin {
         link: String,
     },
@@ -115,10 +115,14 @@ impl Worker {
         self.send(Job::Discard(leftover));
     }
 
+    /// Lets the container behind `link` call its own published ports.
+    pub(super) fn hairpin(&self, link: &str) {
+        self.send(Job::Hairpin { link: link.to_owned() });
+    }
+
     /// An endpoint has published its ports.
     pub(super) fn published(&self, endpoint: &Endpoint) {
         if !endpoint.ports.is_empty() {
-            self.send(Job::Hairpin { link: endpoint.link.clone() });
             self.send(Job::Forget { container: endpoint.address, ports: endpoint.ports.clone(), gone: false });
         }
     }

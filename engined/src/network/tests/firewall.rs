@@ -63,7 +63,7 @@ fn beside_a_forward_chain_that_drops(program: &str) {
         let _server = Server::start(&web);
         drop(network);
         iptables(program, "-F FORWARD").unwrap();
-        assert_eq!(inside(world.peer.as_fd(), || call(HOST_ON_LAN, web.ports[0].host_port)), None);
+        assert_eq!(inside(world.peer.as_fd(), || call_in_vain(HOST_ON_LAN, web.ports[0].host_port)), None);
 
         let _network = world.open();
         assert_eq!(Network::remove_all(&world.config()).len(), 0);
@@ -74,6 +74,46 @@ fn beside_a_forward_chain_that_drops(program: &str) {
 #[test]
 fn beside_iptables_on_nftables() {
     beside_a_forward_chain_that_drops("iptables-nft");
+}
+
+#[test]
+fn beside_iptables_of_before() {
+    beside_a_forward_chain_that_drops("iptables-legacy");
+}
+
+#[test]
+fn counts_and_rules_of_others_survive_in_iptables_of_before() {
+    in_a_world(|world| {
+        let steps = [
+            "-P FORWARD DROP",
+            "-N MINE",
+            "-A MINE -p tcp -m multiport --dports 80,443 -m comment --comment hands-off -j RETURN",
+            "-A FORWARD -i lo -j MINE",
+            "-A OUTPUT -o lo -j ACCEPT",
+            "-A FORWARD -m conntrack --ctstate INVALID -j DROP",
+        ];
+        if steps.iter().any(|step| iptables("iptables-legacy", step).is_none()) {
+            eprintln!("skipped: needs iptables-legacy");
+            return;
+        }
+        // Something to count.
+        let _ = call(std::net::Ipv4Addr::LOCALHOST, 9);
+        let before = others_rules();
+        assert!(before.iter().any(|line| line.contains("OUTPUT -o lo") && !line.contains("-c 0 0")), "{before:?}");
+        let network = world.open();
+        assert_eq!(iptables("iptables-legacy", "-S").unwrap().matches("strata-test: containers").count(), 2);
+        assert_eq!(others_rules(), before);
+        drop(network);
+        assert_eq!(Network::remove_all(&world.config()).len(), 0);
+        assert_eq!(iptables("iptables-legacy", "-S").unwrap().matches("strata-test").count(), 0);
+        assert_eq!(others_rules(), before);
+    });
+}
+
+/// The rules with their counts. Not the chains' own: a new link's first packets pass there.
+fn others_rules() -> Vec<String> {
+    let rules = iptables("iptables-legacy", "-S -v").unwrap();
+    rules.lines().filter(|line| line.starts_with("-A") && !line.contains("strata-test")).map(str::to_owned).collect()
 }
 
 #[test]

@@ -23,8 +23,10 @@ pub(super) const PEER_ON_LAN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 pub(super) const TABLE: &str = "strata-test";
 pub(super) const BRIDGE: &str = "strata-test";
 
-/// How long a probe waits for an answer; dropped packets cost this.
+/// How long a probe that should fail waits; dropped packets cost this.
 const PROBE: Duration = Duration::from_millis(400);
+/// How long a call that should be answered waits.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// Runs `test` in namespaces of its own, or says that it cannot.
 pub(super) fn in_a_world(test: impl FnOnce(&World) + Send) {
@@ -204,21 +206,31 @@ fn answer_udp(socket: &UdpSocket, stop: &AtomicBool) {
     }
 }
 
-/// Calls a TCP server: the address that it saw, or `None` when it was not reached.
+/// Calls a TCP server that should answer: the address that it saw. A machine that is busy may take its time.
 pub(super) fn call(to: impl Into<IpAddr>, port: u16) -> Option<IpAddr> {
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(to.into(), port), PROBE).ok()?;
-    stream.set_read_timeout(Some(PROBE)).unwrap();
+    call_within(ANSWER, to.into(), port)
+}
+
+/// Calls a TCP server that should not be reached.
+pub(super) fn call_in_vain(to: impl Into<IpAddr>, port: u16) -> Option<IpAddr> {
+    call_within(PROBE, to.into(), port)
+}
+
+fn call_within(patience: Duration, to: IpAddr, port: u16) -> Option<IpAddr> {
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(to, port), patience).ok()?;
+    stream.set_read_timeout(Some(patience)).unwrap();
     let mut seen = String::new();
     stream.read_to_string(&mut seen).ok()?;
     seen.parse().ok()
 }
 
-/// Calls a UDP server from a socket of its own.
+/// Calls a UDP server from a socket of its own, again and again until it answers.
 pub(super) fn call_udp(to: impl Into<IpAddr>, port: u16) -> Option<IpAddr> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
-    call_udp_from(&socket, to, port)
+    let (socket, to) = (UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap(), to.into());
+    (0..10).find_map(|_| call_udp_from(&socket, to, port))
 }
 
+/// Calls a UDP server once.
 pub(super) fn call_udp_from(socket: &UdpSocket, to: impl Into<IpAddr>, port: u16) -> Option<IpAddr> {
     socket.set_read_timeout(Some(PROBE)).unwrap();
     socket.send_to(b"?", SocketAddr::new(to.into(), port)).ok()?;

@@ -59,8 +59,8 @@ fn a_port_on_one_address_is_not_on_the_others() {
         let _server = Server::start(&web);
         let port = web.ports[0].host_port;
         assert_eq!(inside(world.peer.as_fd(), || call(HOST_ON_LAN, port)), Some(PEER_ON_LAN.into()));
-        assert_eq!(call(Ipv4Addr::LOCALHOST, port), None);
-        assert_eq!(call(web.gateway, port), None);
+        assert_eq!(call_in_vain(Ipv4Addr::LOCALHOST, port), None);
+        assert_eq!(call_in_vain(web.gateway, port), None);
     });
 }
 

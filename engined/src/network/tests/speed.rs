@@ -60,3 +60,42 @@ fn one_after_the_other() {
         }
     });
 }
+
+/// A container that calls out at once must not wait for a lost first packet to be sent again.
+#[test]
+#[ignore = "a measurement"]
+fn the_first_packet() {
+    in_a_world(|world| {
+        for prepared in [0, 2] {
+            let config = crate::network::Config { prepared, ..world.config() };
+            let network = crate::network::Network::open(&config, &[], &[]).unwrap().0;
+            let listener = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let (mut out, mut inward) = (Vec::new(), Vec::new());
+            for number in 0..50 {
+                let name = id(&format!("c{number}"));
+                let endpoint = network.attach(&name, &[publish_everywhere()]).unwrap();
+                let to = std::net::SocketAddr::from((endpoint.gateway, port));
+                let start = Instant::now();
+                let reached = inside_pin(&endpoint.namespace, || {
+                    std::net::TcpStream::connect_timeout(&to, Duration::from_secs(3)).is_ok()
+                });
+                assert!(reached);
+                out.push(start.elapsed());
+                network.detach(&name).unwrap();
+
+                let name = id(&format!("d{number}"));
+                let endpoint = network.attach(&name, &[publish_everywhere()]).unwrap();
+                let _listener = inside_pin(&endpoint.namespace, || std::net::TcpListener::bind("0.0.0.0:80").unwrap());
+                let to = std::net::SocketAddr::from((HOST_ON_LAN, endpoint.ports[0].host_port));
+                let start = Instant::now();
+                assert!(std::net::TcpStream::connect_timeout(&to, Duration::from_secs(3)).is_ok());
+                inward.push(start.elapsed());
+                network.detach(&name).unwrap();
+            }
+            eprintln!("{prepared} prepared");
+            show("  first call out", out);
+            show("  first call in", inward);
+        }
+    });
+}
