@@ -12,6 +12,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -30,7 +31,12 @@ const PREFIX: &str = "strata-lab-";
 pub struct Lab {
     site: Site,
     before: Snapshot,
+    /// Processes are told apart by descent alone, so that a process has one lab at a time. (nextest runs each test in a
+    /// process of its own; cargo's runner waits here.)
+    _only: MutexGuard<'static, ()>,
 }
+
+static ONLY: Mutex<()> = Mutex::new(());
 
 impl Lab {
     /// Enters new namespaces with the calling thread, for good, and makes the directory.
@@ -38,6 +44,8 @@ impl Lab {
     /// # Panics
     /// When the kernel refuses, for instance because the caller is not root.
     pub fn enter() -> Lab {
+        // A test that failed with a lab has taken its lab away.
+        let only = ONLY.lock().unwrap_or_else(PoisonError::into_inner);
         sweep_dead_labs();
         crate::sys::adopt_orphans();
         let instance = next_instance();
@@ -50,11 +58,16 @@ impl Lab {
         let site = Site::new(&root, &instance).expect("the lab's directories");
         enter_namespaces(&site);
         let before = Snapshot::take(&scope(&site, &[], &[]));
-        Lab { site, before }
+        Lab { site, before, _only: only }
     }
 
     pub fn site(&self) -> &Site {
         &self.site
+    }
+
+    /// What there was when the lab was new.
+    pub fn before(&self) -> &Snapshot {
+        &self.before
     }
 
     /// What there is now, with the descriptors of `daemons`, and without them among the processes.
