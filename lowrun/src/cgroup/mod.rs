@@ -1,0 +1,394 @@
+//! The container's cgroup: one directory in each v1 hierarchy, or in the v2 hierarchy, or (hybrid) both.
+//!
+//! Called by `create` (locate, create, limit), `init` (join) and the commands that look at a running container. It
+//! reads `/proc/self/cgroup` and never the list of mounts, unless the hierarchies are mounted in unusual places.
+//!
+//! Why a v1 cgroup is joined by writing `0` to `tasks`: the kernel takes the lock of all forks and exits on the machine
+//! (`cgroup_threadgroup_rwsem`) for any other way to move a process, and waits for an RCU grace period with it. A
+//! thread that moves itself needs no such lock, and lowrun's child has one thread. On v2 `CLONE_INTO_CGROUP` does it.
+
+pub mod devices;
+pub mod discover;
+pub mod stats;
+mod v1;
+mod v2;
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
+
+use crate::fault::{Attempt, Code, Fault, Result};
+use crate::plan::{CgroupPath, CgroupPlan};
+use crate::spec::Resources;
+use crate::sys::{Call, Failure};
+
+/// How long the removal of a cgroup waits for the last of its processes to be gone.
+const REMOVAL_PATIENCE: Duration = Duration::from_secs(5);
+/// How long freezing may take before it is given up.
+const FREEZE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A container's directories in the hierarchies. Kept in the state file.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Cgroup {
+    pub hierarchies: Vec<Hierarchy>,
+}
+
+/// A directory in one hierarchy.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Hierarchy {
+    /// `cpu,cpuacct`, `name=systemd`, or empty for v2.
+    pub controllers: String,
+    /// Where the hierarchy is mounted.
+    pub mount: PathBuf,
+    /// The container's directory.
+    pub dir: PathBuf,
+}
+
+impl Hierarchy {
+    /// Whether this is the v2 hierarchy.
+    pub fn is_unified(&self) -> bool {
+        self.controllers.is_empty()
+    }
+
+    /// Whether the v1 controller `name` is in this hierarchy.
+    pub fn has(&self, name: &str) -> bool {
+        self.controllers.split(',').any(|controller| controller == name)
+    }
+
+    /// The directory's path in the hierarchy, as `/proc/PID/cgroup` shows it on the host.
+    pub fn path_in_hierarchy(&self) -> &Path {
+        self.dir.strip_prefix(&self.mount).unwrap_or(&self.dir)
+    }
+}
+
+impl Cgroup {
+    /// Where the cgroup of a plan will be; nothing is made.
+    pub fn locate(plan: &CgroupPlan) -> Result<Cgroup> {
+        let own = discover::own()?;
+        let alone = own.len() == 1;
+        let hierarchies = own
+            .into_iter()
+            .map(|own| {
+                let dir = match &plan.path {
+                    CgroupPath::Absolute(path) => own.mount.join(path),
+                    // As runc: on v2 a cgroup with processes may not have limited children, so a sibling is made.
+                    CgroupPath::Relative(path) if alone && own.controllers.is_empty() => {
+                        own.mount.join(own.path.parent().unwrap_or(Path::new(""))).join(path)
+                    }
+                    CgroupPath::Relative(path) => own.mount.join(&own.path).join(path),
+                };
+                Hierarchy { controllers: own.controllers, mount: own.mount, dir }
+            })
+            .collect();
+        Ok(Cgroup { hierarchies })
+    }
+
+    /// Whether the machine has cgroup v2 only.
+    pub fn is_unified(&self) -> bool {
+        matches!(&self.hierarchies[..], [only] if only.is_unified())
+    }
+
+    /// The v2 directory, on v2 and hybrid machines.
+    pub fn unified(&self) -> Option<&Hierarchy> {
+        self.hierarchies.iter().find(|hierarchy| hierarchy.is_unified())
+    }
+
+    /// The directory with the v1 controller `name`.
+    pub fn controller(&self, name: &str) -> Option<&Hierarchy> {
+        self.hierarchies.iter().find(|hierarchy| hierarchy.has(name))
+    }
+
+    /// The directory that says who is in the container and freezes it.
+    pub fn main(&self) -> Option<&Hierarchy> {
+        if self.is_unified() { self.unified() } else { self.controller("freezer").or(self.hierarchies.first()) }
+    }
+
+    /// Makes the directories. One that is there already must be empty and not frozen.
+    pub fn create(&self, plan: &CgroupPlan) -> Result<()> {
+        for hierarchy in &self.hierarchies {
+            self.create_in(hierarchy, plan)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the v2 directory alone: the child is born in it.
+    pub fn create_unified(&self, plan: &CgroupPlan) -> Result<()> {
+        self.unified().map_or(Ok(()), |hierarchy| self.create_in(hierarchy, plan))
+    }
+
+    /// Makes the v1 directories alone.
+    pub fn create_v1(&self, plan: &CgroupPlan) -> Result<()> {
+        let mut v1 = self.hierarchies.iter().filter(|hierarchy| !hierarchy.is_unified());
+        v1.try_for_each(|hierarchy| self.create_in(hierarchy, plan))
+    }
+
+    fn create_in(&self, hierarchy: &Hierarchy, plan: &CgroupPlan) -> Result<()> {
+        let attempted = || format!("make cgroup {}", hierarchy.dir.display());
+        match rustix::fs::mkdir(&hierarchy.dir, Mode::from_raw_mode(0o755)) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => check_unused(hierarchy)?,
+            Err(Errno::NOENT) => make_all(hierarchy).attempt(Code::CgroupFailed, attempted)?,
+            Err(errno) => return Err(Fault::of(Code::CgroupFailed, attempted(), Failure { call: "mkdir", errno })),
+        }
+        if hierarchy.has("cpuset") {
+            v1::fill_cpuset(hierarchy)?;
+        }
+        if self.is_unified() {
+            v2::enable_controllers(hierarchy, &plan.resources)?;
+        }
+        Ok(())
+    }
+
+    /// Puts the limits of a plan in force.
+    pub fn limit(&self, plan: &CgroupPlan) -> Result<()> {
+        self.set(&plan.resources)?;
+        if let Some(hierarchy) = self.controller("devices") {
+            return v1::set_devices(hierarchy, &plan.devices);
+        }
+        match self.unified() {
+            Some(hierarchy) if self.is_unified() => devices::attach(&hierarchy.dir, &plan.devices),
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts limits other than those of devices in force: at creation, and for `update`.
+    pub fn set(&self, resources: &Resources) -> Result<()> {
+        if self.is_unified() {
+            return self.unified().map_or(Ok(()), |hierarchy| v2::set(hierarchy, resources));
+        }
+        if !resources.unified.is_empty() {
+            return Err(Fault::new(Code::SpecInvalid, "linux.resources.unified")
+                .cause("invalid configuration: cannot use unified on cgroup v1"));
+        }
+        v1::set(self, resources)
+    }
+
+    /// The files that the child writes `0` to, to enter the v1 directories.
+    pub fn entrances(&self) -> Result<Vec<OwnedFd>> {
+        let v1 = self.hierarchies.iter().filter(|hierarchy| !hierarchy.is_unified());
+        v1.map(|hierarchy| {
+            open_write(&hierarchy.dir.join("tasks"))
+                .attempt(Code::CgroupFailed, || format!("open cgroup {}", hierarchy.dir.display()))
+        })
+        .collect()
+    }
+
+    /// Moves a process in from outside; the slow way.
+    pub fn add(&self, pid: Pid) -> Result<()> {
+        self.hierarchies.iter().try_for_each(|hierarchy| add_to(hierarchy, pid))
+    }
+
+    /// As [`Cgroup::add`], into the v2 directory alone.
+    pub fn add_unified(&self, pid: Pid) -> Result<()> {
+        self.unified().map_or(Ok(()), |hierarchy| add_to(hierarchy, pid))
+    }
+
+    /// All processes of the container, also those in cgroups below.
+    pub fn processes(&self) -> Result<Vec<i32>> {
+        let Some(hierarchy) = self.main() else { return Ok(Vec::new()) };
+        let mut pids = Vec::new();
+        collect_processes(&hierarchy.dir, &mut pids)
+            .attempt(Code::CgroupFailed, || format!("list cgroup {}", hierarchy.dir.display()))?;
+        pids.sort_unstable();
+        pids.dedup();
+        Ok(pids)
+    }
+
+    /// Whether any directory is still there.
+    pub fn exists(&self) -> bool {
+        self.hierarchies.iter().any(|hierarchy| hierarchy.dir.exists())
+    }
+
+    /// Whether the container is frozen.
+    pub fn is_frozen(&self) -> bool {
+        if self.is_unified() {
+            let events = self.unified().and_then(|hierarchy| read(&hierarchy.dir.join("cgroup.events")).ok());
+            return events.is_some_and(|text| text.lines().any(|line| line == "frozen 1"));
+        }
+        let state = self.controller("freezer").and_then(|hierarchy| read(&hierarchy.dir.join("freezer.state")).ok());
+        state.is_some_and(|text| matches!(text.trim(), "FROZEN" | "FREEZING"))
+    }
+
+    /// Freezes or thaws the container, and waits until it is so.
+    pub fn freeze(&self, frozen: bool) -> Result<()> {
+        let (hierarchy, file, word) = if self.is_unified() {
+            (self.unified(), "cgroup.freeze", if frozen { "1" } else { "0" })
+        } else {
+            (self.controller("freezer"), "freezer.state", if frozen { "FROZEN" } else { "THAWED" })
+        };
+        let hierarchy = hierarchy.ok_or_else(|| Fault::new(Code::Unsupported, "there is no freezer cgroup"))?;
+        let file = hierarchy.dir.join(file);
+        let attempted = || format!("write {word} to {}", file.display());
+        let begun = Instant::now();
+        loop {
+            write(&file, word).attempt(Code::CgroupFailed, attempted)?;
+            if self.freeze_is_done(frozen) {
+                return Ok(());
+            }
+            if begun.elapsed() > FREEZE_PATIENCE {
+                // A container that forks all the time can outrun the v1 freezer: half frozen is worse than not at all.
+                let _ = self.thaw_quietly();
+                return Err(Fault::new(Code::CgroupFailed, attempted()).cause("unable to freeze"));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn freeze_is_done(&self, frozen: bool) -> bool {
+        if self.is_unified() {
+            return self.is_frozen() == frozen;
+        }
+        let state = self.controller("freezer").and_then(|hierarchy| read(&hierarchy.dir.join("freezer.state")).ok());
+        state.is_some_and(|text| text.trim() == if frozen { "FROZEN" } else { "THAWED" })
+    }
+
+    /// Thaws without a word about it: before killing, and when freezing failed.
+    pub fn thaw_quietly(&self) -> bool {
+        if self.is_unified() {
+            return self.unified().is_some_and(|hierarchy| write(&hierarchy.dir.join("cgroup.freeze"), "0").is_ok());
+        }
+        self.controller("freezer")
+            .is_some_and(|hierarchy| write(&hierarchy.dir.join("freezer.state"), "THAWED").is_ok())
+    }
+
+    /// Sends SIGKILL to everything in the container.
+    pub fn kill(&self) -> Result<()> {
+        if let Some(hierarchy) = self.unified()
+            && write(&hierarchy.dir.join("cgroup.kill"), "1").is_ok()
+        {
+            // Frozen v1 tasks die only when thawed.
+            if !self.is_unified() {
+                self.thaw_quietly();
+            }
+            return Ok(());
+        }
+        // Before Linux 5.14: stop forks by freezing, signal each process, let them die.
+        let _ = self.freeze(true);
+        let pids = self.processes();
+        for pid in pids.iter().flatten().copied().filter_map(Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        self.thaw_quietly();
+        pids.map(drop)
+    }
+
+    /// Removes the directories and those that the container made below; waits a little while processes are dying.
+    pub fn remove(&self) -> Result<()> {
+        let deadline = Instant::now() + REMOVAL_PATIENCE;
+        let mut first_fault = None;
+        for hierarchy in &self.hierarchies {
+            if let Err(failure) = remove_dir(&hierarchy.dir, deadline) {
+                let fault =
+                    Fault::of(Code::CgroupFailed, format!("remove cgroup {}", hierarchy.dir.display()), failure);
+                first_fault.get_or_insert(fault);
+            }
+        }
+        first_fault.map_or(Ok(()), Err)
+    }
+}
+
+fn add_to(hierarchy: &Hierarchy, pid: Pid) -> Result<()> {
+    write(&hierarchy.dir.join("cgroup.procs"), &pid.as_raw_nonzero().to_string())
+        .attempt(Code::CgroupFailed, || format!("move into cgroup {}", hierarchy.dir.display()))
+}
+
+fn check_unused(hierarchy: &Hierarchy) -> Result<()> {
+    let dir = hierarchy.dir.display();
+    let processes = read(&hierarchy.dir.join("cgroup.procs")).unwrap_or_default();
+    let count = processes.lines().count();
+    if count != 0 {
+        return Err(Fault::new(Code::CgroupFailed, format!("make cgroup {dir}"))
+            .cause(format!("container's cgroup is not empty: {count} process(es) found")));
+    }
+    if hierarchy.has("freezer")
+        && read(&hierarchy.dir.join("freezer.state")).is_ok_and(|state| state.trim() != "THAWED")
+    {
+        return Err(Fault::new(Code::CgroupFailed, format!("make cgroup {dir}"))
+            .cause("container's cgroup unexpectedly frozen"));
+    }
+    Ok(())
+}
+
+fn make_all(hierarchy: &Hierarchy) -> crate::sys::Result<()> {
+    let below = hierarchy.dir.strip_prefix(&hierarchy.mount).unwrap_or(&hierarchy.dir);
+    let mut dir = hierarchy.mount.clone();
+    for name in below {
+        dir.push(name);
+        match rustix::fs::mkdir(&dir, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(Failure { call: "mkdir", errno }),
+        }
+    }
+    Ok(())
+}
+
+fn collect_processes(dir: &Path, pids: &mut Vec<i32>) -> crate::sys::Result<()> {
+    match read(&dir.join("cgroup.procs")) {
+        Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok())),
+        // A threaded cgroup of v2 does not tell its processes; its parent does.
+        Err(failure) if failure.errno == Errno::OPNOTSUPP => {}
+        Err(failure) if failure.errno == Errno::NOENT || failure.errno == Errno::NODEV => return Ok(()),
+        Err(failure) => return Err(failure),
+    }
+    for child in children(dir) {
+        collect_processes(&child, pids)?;
+    }
+    Ok(())
+}
+
+fn children(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    let directories = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    directories.map(|entry| entry.path()).collect()
+}
+
+fn remove_dir(dir: &Path, deadline: Instant) -> crate::sys::Result<()> {
+    let mut pause = Duration::from_micros(50);
+    loop {
+        match rustix::fs::rmdir(dir) {
+            Ok(()) | Err(Errno::NOENT | Errno::NODEV) => return Ok(()),
+            Err(Errno::BUSY | Errno::NOTEMPTY) if Instant::now() < deadline => {
+                children(dir).iter().try_for_each(|child| remove_dir(child, deadline))?;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(Failure { call: "rmdir", errno }),
+        }
+        // A process leaves its cgroup a moment after its parent could reap it.
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(10));
+    }
+}
+
+pub(crate) fn open_write(path: &Path) -> crate::sys::Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).call("open")
+}
+
+/// Writes a control file in one call.
+pub(crate) fn write(path: &Path, text: &str) -> crate::sys::Result<()> {
+    let file = open_write(path)?;
+    loop {
+        match rustix::io::write(&file, text.as_bytes()) {
+            Err(Errno::INTR) => {}
+            result => return result.call("write").map(drop),
+        }
+    }
+}
+
+/// Reads a control file.
+pub(crate) fn read(path: &Path) -> crate::sys::Result<String> {
+    let bytes = std::fs::read(path).call("read")?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Writes a limit; what the kernel refuses is told with the file and the value.
+pub(crate) fn write_limit(dir: &Path, file: &str, value: &str) -> Result<()> {
+    write(&dir.join(file), value).map_err(|failure| {
+        let code = if failure.errno == Errno::NOENT { Code::Unsupported } else { Code::LimitInvalid };
+        Fault::of(code, format!("write {value:?} to {}", dir.join(file).display()), failure)
+    })
+}

@@ -1,0 +1,351 @@
+//! Limits in the files of cgroup v1.
+
+use std::path::Path;
+
+use rustix::io::Errno;
+
+use super::{Cgroup, Hierarchy, open_write, read, write, write_limit};
+use crate::fault::{Attempt, Code, Fault, Result};
+use crate::plan::devices::{DeviceKind, DeviceRule};
+use crate::spec::{BlockIo, Cpu, Memory, NetworkClass, Resources, ThrottleDevice};
+use crate::sys::Call;
+
+/// Puts all limits but those of devices in force.
+pub(super) fn set(cgroup: &Cgroup, resources: &Resources) -> Result<()> {
+    if let Some(memory) = &resources.memory {
+        set_memory(dir(cgroup, "memory", "linux.resources.memory", is_empty_memory(memory))?, memory)?;
+    }
+    if let Some(cpu) = &resources.cpu {
+        set_cpu(dir(cgroup, "cpu", "linux.resources.cpu", is_empty_cpu(cpu))?, cpu)?;
+        let absent = cpu.cpus.is_empty() && cpu.mems.is_empty();
+        set_cpuset(dir(cgroup, "cpuset", "linux.resources.cpu.cpus", absent)?, cpu)?;
+    }
+    if let Some(limit) = resources.pids.as_ref().and_then(|pids| pids.limit) {
+        set_pids(dir(cgroup, "pids", "linux.resources.pids", limit <= 0)?, limit)?;
+    }
+    if let Some(block) = &resources.block_io {
+        set_block_io(dir(cgroup, "blkio", "linux.resources.blockIO", is_empty_block_io(block))?, block)?;
+    }
+    set_others(cgroup, resources)
+}
+
+fn set_others(cgroup: &Cgroup, resources: &Resources) -> Result<()> {
+    for limit in &resources.hugepage_limits {
+        if let Some(dir) = dir(cgroup, "hugetlb", "linux.resources.hugepageLimits", false)? {
+            let file = format!("hugetlb.{}.limit_in_bytes", limit.page_size);
+            write_limit(dir, &file, &limit.limit.to_string())?;
+        }
+    }
+    if let Some(network) = &resources.network {
+        set_network(cgroup, network)?;
+    }
+    for (device, limit) in &resources.rdma {
+        if let Some(dir) = dir(cgroup, "rdma", "linux.resources.rdma", false)? {
+            write_limit(dir, "rdma.max", &rdma_line(device, limit))?;
+        }
+    }
+    Ok(())
+}
+
+/// `mlx5_0 hca_handle=2 hca_object=2000`, for v1 and v2.
+pub(super) fn rdma_line(device: &str, limit: &crate::spec::Rdma) -> String {
+    let mut line = device.to_owned();
+    if let Some(handles) = limit.hca_handles {
+        line += &format!(" hca_handle={handles}");
+    }
+    if let Some(objects) = limit.hca_objects {
+        line += &format!(" hca_object={objects}");
+    }
+    line
+}
+
+/// The directory of a controller; one that is missing is an error only if something was asked of it.
+fn dir<'c>(cgroup: &'c Cgroup, controller: &str, field: &str, nothing_asked: bool) -> Result<Option<&'c Path>> {
+    match cgroup.controller(controller) {
+        Some(hierarchy) => Ok(Some(&hierarchy.dir)),
+        None if nothing_asked => Ok(None),
+        None => {
+            Err(Fault::new(Code::Unsupported, field).cause(format!("the cgroup controller {controller} is missing")))
+        }
+    }
+}
+
+fn is_empty_memory(memory: &Memory) -> bool {
+    let numbers = [memory.limit, memory.reservation, memory.swap];
+    numbers.iter().all(|number| number.unwrap_or(0) == 0) && memory.swappiness.is_none()
+}
+
+fn is_empty_cpu(cpu: &Cpu) -> bool {
+    cpu.shares.unwrap_or(0) == 0 && cpu.quota.unwrap_or(0) == 0 && cpu.period.unwrap_or(0) == 0
+}
+
+fn is_empty_block_io(block: &BlockIo) -> bool {
+    block.weight.unwrap_or(0) == 0
+        && block.weight_device.is_empty()
+        && block.throttle_read_bps_device.is_empty()
+        && block.throttle_write_bps_device.is_empty()
+        && block.throttle_read_iops_device.is_empty()
+        && block.throttle_write_iops_device.is_empty()
+}
+
+fn set_memory(dir: Option<&Path>, memory: &Memory) -> Result<()> {
+    const LIMIT: &str = "memory.limit_in_bytes";
+    const SWAP: &str = "memory.memsw.limit_in_bytes";
+    let Some(dir) = dir else { return Ok(()) };
+    let limit = memory.limit.filter(|limit| *limit != 0);
+    let swap = memory.swap.filter(|swap| *swap != 0);
+    // Unlimited memory with limited swap cannot be: runc lifts both.
+    let swap = if limit == Some(-1) && swap.is_none() && dir.join(SWAP).exists() { Some(-1) } else { swap };
+    check_before_update(dir, memory)?;
+    match (limit, swap) {
+        (Some(limit), Some(swap)) => set_both(dir, (LIMIT, limit), (SWAP, swap))?,
+        (Some(limit), None) => write_limit(dir, LIMIT, &limit.to_string())?,
+        (None, Some(swap)) => write_limit(dir, SWAP, &swap.to_string())?,
+        (None, None) => {}
+    }
+    if let Some(reservation) = memory.reservation.filter(|reservation| *reservation != 0) {
+        write_limit(dir, "memory.soft_limit_in_bytes", &reservation.to_string())?;
+    }
+    if let Some(swappiness) = memory.swappiness {
+        write_limit(dir, "memory.swappiness", &swappiness.to_string())?;
+    }
+    if memory.disable_oom_killer == Some(true) {
+        write_limit(dir, "memory.oom_control", "1")?;
+    }
+    Ok(())
+}
+
+/// The kernel keeps memory at most memory and swap at every moment: a limit that grows past the old swap limit goes
+/// second.
+fn set_both(dir: &Path, limit: (&str, i64), swap: (&str, i64)) -> Result<()> {
+    if write(&dir.join(limit.0), &limit.1.to_string()).is_ok() {
+        return write_limit(dir, swap.0, &swap.1.to_string());
+    }
+    write_limit(dir, swap.0, &swap.1.to_string())?;
+    write_limit(dir, limit.0, &limit.1.to_string())
+}
+
+fn check_before_update(dir: &Path, memory: &Memory) -> Result<()> {
+    let Some(limit) = memory.limit.filter(|limit| *limit > 0) else { return Ok(()) };
+    if memory.check_before_update != Some(true) {
+        return Ok(());
+    }
+    let usage: i64 = read(&dir.join("memory.usage_in_bytes")).unwrap_or_default().trim().parse().unwrap_or(0);
+    if usage < limit {
+        return Ok(());
+    }
+    Err(Fault::new(Code::LimitInvalid, "linux.resources.memory.limit")
+        .cause(format!("the new limit {limit} is not above the usage {usage}")))
+}
+
+fn set_cpu(dir: Option<&Path>, cpu: &Cpu) -> Result<()> {
+    let Some(dir) = dir else { return Ok(()) };
+    if let Some(shares) = cpu.shares.filter(|shares| *shares != 0) {
+        write_limit(dir, "cpu.shares", &shares.to_string())?;
+    }
+    if let Some(period) = cpu.realtime_period.filter(|period| *period != 0) {
+        write_limit(dir, "cpu.rt_period_us", &period.to_string())?;
+    }
+    if let Some(runtime) = cpu.realtime_runtime.filter(|runtime| *runtime != 0) {
+        write_limit(dir, "cpu.rt_runtime_us", &runtime.to_string())?;
+    }
+    let period = cpu.period.filter(|period| *period != 0);
+    let quota = cpu.quota.filter(|quota| *quota != 0);
+    if let Some(period) = period
+        && let Err(failure) = write(&dir.join("cpu.cfs_period_us"), &period.to_string())
+    {
+        // A shorter period with the old quota may be too much for the parent: the new quota goes first then.
+        if failure.errno != Errno::INVAL || quota.is_none() {
+            return write_limit(dir, "cpu.cfs_period_us", &period.to_string());
+        }
+        write_limit(dir, "cpu.cfs_quota_us", &quota.unwrap_or(-1).to_string())?;
+        write_limit(dir, "cpu.cfs_period_us", &period.to_string())?;
+    }
+    if let Some(quota) = quota {
+        write_limit(dir, "cpu.cfs_quota_us", &quota.to_string())?;
+    }
+    if let Some(burst) = cpu.burst {
+        write_limit(dir, "cpu.cfs_burst_us", &burst.to_string())?;
+    }
+    if let Some(idle) = cpu.idle {
+        write_limit(dir, "cpu.idle", &idle.to_string())?;
+    }
+    Ok(())
+}
+
+fn set_cpuset(dir: Option<&Path>, cpu: &Cpu) -> Result<()> {
+    let Some(dir) = dir else { return Ok(()) };
+    if !cpu.cpus.is_empty() {
+        write_limit(dir, "cpuset.cpus", &cpu.cpus)?;
+    }
+    if !cpu.mems.is_empty() {
+        write_limit(dir, "cpuset.mems", &cpu.mems)?;
+    }
+    Ok(())
+}
+
+/// A v1 cpuset is born empty and takes no process so: each new directory takes what its parent has.
+pub(super) fn fill_cpuset(hierarchy: &Hierarchy) -> Result<()> {
+    let below = hierarchy.dir.strip_prefix(&hierarchy.mount).unwrap_or(Path::new(""));
+    let mut dir = hierarchy.mount.clone();
+    for name in below {
+        let parent = dir.clone();
+        dir.push(name);
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            let attempted = || format!("fill {}", dir.join(file).display());
+            let has = read(&dir.join(file)).attempt(Code::CgroupFailed, attempted)?;
+            if has.trim().is_empty() {
+                let parents = read(&parent.join(file)).attempt(Code::CgroupFailed, attempted)?;
+                write(&dir.join(file), parents.trim()).attempt(Code::CgroupFailed, attempted)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn set_pids(dir: Option<&Path>, limit: i64) -> Result<()> {
+    let Some(dir) = dir else { return Ok(()) };
+    let value = if limit > 0 { limit.to_string() } else { "max".to_owned() };
+    write_limit(dir, "pids.max", &value)
+}
+
+fn set_block_io(dir: Option<&Path>, block: &BlockIo) -> Result<()> {
+    let Some(dir) = dir else { return Ok(()) };
+    // The names depend on the scheduler: bfq has its own.
+    let prefix = if dir.join("blkio.bfq.weight").exists() { "blkio.bfq." } else { "blkio." };
+    if let Some(weight) = block.weight.filter(|weight| *weight != 0) {
+        write_limit(dir, &format!("{prefix}weight"), &weight.to_string())?;
+    }
+    if let Some(weight) = block.leaf_weight.filter(|weight| *weight != 0) {
+        write_limit(dir, "blkio.leaf_weight", &weight.to_string())?;
+    }
+    for device in &block.weight_device {
+        if let Some(weight) = device.weight.filter(|weight| *weight != 0) {
+            let line = format!("{}:{} {weight}", device.major, device.minor);
+            write_limit(dir, &format!("{prefix}weight_device"), &line)?;
+        }
+    }
+    let throttles: [(&str, &[ThrottleDevice]); 4] = [
+        ("blkio.throttle.read_bps_device", &block.throttle_read_bps_device),
+        ("blkio.throttle.write_bps_device", &block.throttle_write_bps_device),
+        ("blkio.throttle.read_iops_device", &block.throttle_read_iops_device),
+        ("blkio.throttle.write_iops_device", &block.throttle_write_iops_device),
+    ];
+    for (file, devices) in throttles {
+        for device in devices {
+            write_limit(dir, file, &format!("{}:{} {}", device.major, device.minor, device.rate))?;
+        }
+    }
+    Ok(())
+}
+
+fn set_network(cgroup: &Cgroup, network: &NetworkClass) -> Result<()> {
+    if let Some(class) = network.class_id.filter(|class| *class != 0)
+        && let Some(dir) = dir(cgroup, "net_cls", "linux.resources.network.classID", false)?
+    {
+        write_limit(dir, "net_cls.classid", &class.to_string())?;
+    }
+    for entry in &network.priorities {
+        if let Some(dir) = dir(cgroup, "net_prio", "linux.resources.network.priorities", false)? {
+            write_limit(dir, "net_prio.ifpriomap", &format!("{} {}", entry.name, entry.priority))?;
+        }
+    }
+    Ok(())
+}
+
+/// Puts the device rules in force, from a closed door on: what no rule allows is denied, whatever the first rule is.
+pub(super) fn set_devices(hierarchy: &Hierarchy, rules: &[DeviceRule]) -> Result<()> {
+    let dir = &hierarchy.dir;
+    let attempted = || format!("set the device rules of cgroup {}", dir.display());
+    let allow = open_write(&dir.join("devices.allow")).attempt(Code::CgroupFailed, attempted)?;
+    let deny = open_write(&dir.join("devices.deny")).attempt(Code::CgroupFailed, attempted)?;
+    for (allowed, line) in device_lines(rules) {
+        let file = if allowed { &allow } else { &deny };
+        rustix::io::write(file, line.as_bytes()).call("write").map_err(|failure| {
+            let file = if allowed { "devices.allow" } else { "devices.deny" };
+            Fault::of(Code::CgroupFailed, format!("write {line:?} to {}", dir.join(file).display()), failure)
+        })?;
+    }
+    Ok(())
+}
+
+/// The writes that a list of rules comes to. A rule for all devices makes what stands before it moot, and after it the
+/// rules that say the same.
+fn device_lines(rules: &[DeviceRule]) -> Vec<(bool, String)> {
+    let is_blanket = |rule: &DeviceRule| {
+        rule.kind == DeviceKind::All && rule.major.is_none() && rule.minor.is_none() && letters(rule) == "rwm"
+    };
+    let last_blanket = rules.iter().rposition(is_blanket);
+    let open = last_blanket.is_some_and(|at| rules[at].allow);
+    let rest = &rules[last_blanket.map_or(0, |at| at + 1)..];
+    let mut lines = vec![(open, "a".to_owned())];
+    for rule in rest.iter().filter(|rule| rule.allow != open) {
+        let kinds: &[char] = match rule.kind {
+            DeviceKind::All => &['b', 'c'],
+            DeviceKind::Block => &['b'],
+            DeviceKind::Char => &['c'],
+        };
+        let number = |value: Option<u32>| value.map_or("*".to_owned(), |value| value.to_string());
+        for kind in kinds {
+            let line = format!("{kind} {}:{} {}", number(rule.major), number(rule.minor), letters(rule));
+            lines.push((rule.allow, line));
+        }
+    }
+    // A denial that follows an allowance of the same device still has to be said.
+    if rest.iter().any(|rule| rule.allow == open) && rest.iter().any(|rule| rule.allow != open) {
+        return all_lines(open, rest);
+    }
+    lines
+}
+
+fn all_lines(open: bool, rules: &[DeviceRule]) -> Vec<(bool, String)> {
+    let mut lines = vec![(open, "a".to_owned())];
+    for rule in rules {
+        let one = device_lines(&[DeviceRule { allow: true, ..*rule }]);
+        lines.extend(one.into_iter().skip(1).map(|(_, line)| (rule.allow, line)));
+    }
+    lines
+}
+
+fn letters(rule: &DeviceRule) -> String {
+    let access = rule.access;
+    [(access.read, 'r'), (access.write, 'w'), (access.mknod, 'm')]
+        .iter()
+        .filter(|(has, _)| *has)
+        .map(|(_, letter)| letter)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::devices::rules;
+    use crate::spec;
+
+    fn rule(allow: bool, kind: &str, major: Option<i64>, access: &str) -> spec::DeviceRule {
+        spec::DeviceRule { allow, kind: kind.to_owned(), major, minor: None, access: access.to_owned() }
+    }
+
+    #[test]
+    fn without_any_rule_the_door_is_closed_and_the_default_devices_are_let_in() {
+        let lines = device_lines(&rules(&[]).unwrap());
+        assert_eq!(lines[0], (false, "a".to_owned()));
+        assert!(lines.contains(&(true, "c 1:3 rwm".to_owned())));
+        assert!(lines.contains(&(true, "c *:* m".to_owned())));
+    }
+
+    #[test]
+    fn a_privileged_container_needs_one_write() {
+        let section = [rule(false, "", None, "rwm"), rule(true, "a", None, "rwm")];
+        assert_eq!(device_lines(&rules(&section).unwrap()), [(true, "a".to_owned())]);
+    }
+
+    #[test]
+    fn denials_after_allowances_keep_their_order() {
+        let section = [rule(true, "b", Some(8), "rw"), rule(false, "b", Some(8), "w")];
+        let lines = device_lines(&rules(&section).unwrap());
+        let allow = lines.iter().position(|line| *line == (true, "b 8:* rw".to_owned())).unwrap();
+        let deny = lines.iter().position(|line| *line == (false, "b 8:* w".to_owned())).unwrap();
+        assert!(allow < deny);
+    }
+}

@@ -1,0 +1,256 @@
+//! Limits in the files of cgroup v2.
+
+use std::path::Path;
+
+use rustix::io::Errno;
+
+use super::{Hierarchy, read, v1::rdma_line, write, write_limit};
+use crate::fault::{Attempt, Code, Fault, Result};
+use crate::spec::{BlockIo, Cpu, Memory, Resources, ThrottleDevice};
+
+/// Hands the controllers down from the root of the hierarchy to the container's directory: all that there are, as
+/// runc does, so that a later `update` and `events` find them.
+pub(super) fn enable_controllers(hierarchy: &Hierarchy, resources: &Resources) -> Result<()> {
+    let below = hierarchy.dir.strip_prefix(&hierarchy.mount).unwrap_or(Path::new(""));
+    let available = read(&hierarchy.mount.join("cgroup.controllers"))
+        .attempt(Code::CgroupFailed, || format!("list the controllers of {}", hierarchy.mount.display()))?;
+    let wanted: Vec<&str> = available.split_whitespace().collect();
+    let mut dir = hierarchy.mount.clone();
+    for name in below {
+        enable(&dir, &wanted);
+        dir.push(name);
+    }
+    check_enabled(&hierarchy.dir, resources)
+}
+
+/// Enables what can be enabled in the children of `dir`; one that cannot be (a realtime process in it, a threaded
+/// cgroup) is missed only by a limit that needs it.
+fn enable(dir: &Path, wanted: &[&str]) {
+    let file = dir.join("cgroup.subtree_control");
+    let enabled = read(&file).unwrap_or_default();
+    let missing: Vec<&&str> =
+        wanted.iter().filter(|controller| !enabled.split_whitespace().any(|has| has == **controller)).collect();
+    if missing.is_empty() {
+        return;
+    }
+    let all: Vec<String> = missing.iter().map(|controller| format!("+{controller}")).collect();
+    if write(&file, &all.join(" ")).is_err() {
+        for one in all {
+            let _ = write(&file, &one);
+        }
+    }
+}
+
+fn check_enabled(dir: &Path, resources: &Resources) -> Result<()> {
+    let has = read(&dir.join("cgroup.controllers")).unwrap_or_default();
+    let needs = [
+        ("memory", resources.memory.as_ref().is_some_and(|memory| memory.limit.unwrap_or(0) != 0)),
+        ("cpu", resources.cpu.as_ref().is_some_and(|cpu| cpu.shares.unwrap_or(0) != 0 || cpu.quota.unwrap_or(0) != 0)),
+        ("cpuset", resources.cpu.as_ref().is_some_and(|cpu| !cpu.cpus.is_empty() || !cpu.mems.is_empty())),
+        ("pids", resources.pids.as_ref().is_some_and(|pids| pids.limit.unwrap_or(0) > 0)),
+    ];
+    let missing = needs.iter().find(|(name, needed)| *needed && !has.split_whitespace().any(|one| one == *name));
+    match missing {
+        None => Ok(()),
+        Some((name, _)) => Err(Fault::new(Code::Unsupported, format!("limit cgroup {}", dir.display()))
+            .cause(format!("the controller {name} is not available there"))),
+    }
+}
+
+/// Puts all limits but those of devices in force.
+pub(super) fn set(hierarchy: &Hierarchy, resources: &Resources) -> Result<()> {
+    let dir = hierarchy.dir.as_path();
+    if let Some(memory) = &resources.memory {
+        set_memory(dir, memory)?;
+    }
+    if let Some(cpu) = &resources.cpu {
+        set_cpu(dir, cpu)?;
+    }
+    if let Some(limit) = resources.pids.as_ref().and_then(|pids| pids.limit) {
+        let value = if limit > 0 { limit.to_string() } else { "max".to_owned() };
+        write_limit(dir, "pids.max", &value)?;
+    }
+    if let Some(block) = &resources.block_io {
+        set_block_io(dir, block)?;
+    }
+    for limit in &resources.hugepage_limits {
+        write_limit(dir, &format!("hugetlb.{}.max", limit.page_size), &limit.limit.to_string())?;
+        // The reservation limit came later (5.7): without it a container could reserve more than it may use.
+        let reservation = format!("hugetlb.{}.rsvd.max", limit.page_size);
+        if dir.join(&reservation).exists() {
+            write_limit(dir, &reservation, &limit.limit.to_string())?;
+        }
+    }
+    for (device, limit) in &resources.rdma {
+        write_limit(dir, "rdma.max", &rdma_line(device, limit))?;
+    }
+    set_unified(dir, resources)
+}
+
+/// Files named by the spec itself, in the container's directory and nowhere else.
+fn set_unified(dir: &Path, resources: &Resources) -> Result<()> {
+    for (file, value) in &resources.unified {
+        let field = format!("linux.resources.unified {file:?}");
+        if file.contains('/') || !file.contains('.') || file.starts_with("cgroup.") {
+            return Err(Fault::new(Code::SpecInvalid, field).cause("must be a file of a controller, without a slash"));
+        }
+        // Files with one value per line take one line per write.
+        for line in value.lines() {
+            write_limit(dir, file, line)?;
+        }
+    }
+    Ok(())
+}
+
+/// A number of the spec as v2 writes it: -1 is `max`.
+fn amount(value: i64) -> String {
+    if value < 0 { "max".to_owned() } else { value.to_string() }
+}
+
+fn set_memory(dir: &Path, memory: &Memory) -> Result<()> {
+    let limit = memory.limit.filter(|limit| *limit != 0);
+    if let Some(swap) = swap_alone(memory)? {
+        write_swap(dir, &swap)?;
+    }
+    if let Some(limit) = limit {
+        check_before_update(dir, memory, limit)?;
+        write_limit(dir, "memory.max", &amount(limit))?;
+    }
+    if let Some(reservation) = memory.reservation.filter(|reservation| *reservation != 0) {
+        write_limit(dir, "memory.low", &amount(reservation))?;
+    }
+    Ok(())
+}
+
+/// v1 and the spec count memory and swap together, v2 counts swap alone.
+fn swap_alone(memory: &Memory) -> Result<Option<String>> {
+    let limit = memory.limit.unwrap_or(0);
+    let invalid = |cause: &str| Fault::new(Code::LimitInvalid, "linux.resources.memory.swap").cause(cause);
+    match memory.swap.unwrap_or(0) {
+        // Unlimited memory and no word about swap: unlimited too.
+        0 if limit == -1 => Ok(Some("max".to_owned())),
+        0 => Ok(None),
+        -1 => Ok(Some("max".to_owned())),
+        swap if swap < 0 => Err(invalid("is negative")),
+        _ if limit == 0 || limit == -1 => Err(invalid("unable to set swap limit without memory limit")),
+        swap if swap < limit => Err(invalid("memory+swap limit should be at least the memory limit")),
+        swap => Ok(Some((swap - limit).to_string())),
+    }
+}
+
+fn write_swap(dir: &Path, swap: &str) -> Result<()> {
+    match write(&dir.join("memory.swap.max"), swap) {
+        // Without swap accounting in the kernel there is nothing to unlimit.
+        Err(failure) if failure.errno == Errno::NOENT && matches!(swap, "max" | "0") => Ok(()),
+        Err(_) => write_limit(dir, "memory.swap.max", swap),
+        Ok(()) => Ok(()),
+    }
+}
+
+fn check_before_update(dir: &Path, memory: &Memory, limit: i64) -> Result<()> {
+    if memory.check_before_update != Some(true) || limit < 0 {
+        return Ok(());
+    }
+    let usage: i64 = read(&dir.join("memory.current")).unwrap_or_default().trim().parse().unwrap_or(0);
+    if usage < limit {
+        return Ok(());
+    }
+    Err(Fault::new(Code::LimitInvalid, "linux.resources.memory.limit")
+        .cause(format!("the new limit {limit} is not above the usage {usage}")))
+}
+
+fn set_cpu(dir: &Path, cpu: &Cpu) -> Result<()> {
+    if let Some(idle) = cpu.idle {
+        write_limit(dir, "cpu.idle", &idle.to_string())?;
+    }
+    // The weight of an idle cgroup cannot be set.
+    if let Some(shares) = cpu.shares.filter(|shares| *shares != 0 && cpu.idle != Some(1)) {
+        write_limit(dir, "cpu.weight", &weight(shares).to_string())?;
+    }
+    let burst_file = "cpu.max.burst";
+    if cpu.quota.unwrap_or(0) != 0 || cpu.period.unwrap_or(0) != 0 {
+        let quota = cpu.quota.filter(|quota| *quota > 0).map_or("max".to_owned(), |quota| quota.to_string());
+        let period = cpu.period.filter(|period| *period != 0).unwrap_or(100_000);
+        write_limit(dir, "cpu.max", &format!("{quota} {period}"))?;
+    }
+    if let Some(burst) = cpu.burst {
+        write_limit(dir, burst_file, &burst.to_string())?;
+    }
+    if !cpu.cpus.is_empty() {
+        write_limit(dir, "cpuset.cpus", &cpu.cpus)?;
+    }
+    if !cpu.mems.is_empty() {
+        write_limit(dir, "cpuset.mems", &cpu.mems)?;
+    }
+    Ok(())
+}
+
+/// Shares (2 to 262144, 1024 is normal) as a weight (1 to 10000, 100 is normal). A straight line between the ends would
+/// give a normal container 39; runc and crun agreed on this quadratic in the logarithms, which maps all three points.
+fn weight(shares: u64) -> u64 {
+    if shares <= 2 {
+        return 1;
+    }
+    if shares >= 262_144 {
+        return 10_000;
+    }
+    let log = (shares as f64).log2();
+    let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
+    10_f64.powf(exponent).ceil() as u64
+}
+
+fn set_block_io(dir: &Path, block: &BlockIo) -> Result<()> {
+    if let Some(weight) = block.weight.filter(|weight| *weight != 0) {
+        // bfq counts like the spec; io.weight counts from 1 to 10000.
+        if dir.join("io.bfq.weight").exists() {
+            write_limit(dir, "io.bfq.weight", &weight.to_string())?;
+        } else {
+            let weight = 1 + u64::from(weight).saturating_sub(10) * 9999 / 990;
+            write_limit(dir, "io.weight", &format!("default {weight}"))?;
+        }
+    }
+    for device in &block.weight_device {
+        if let Some(weight) = device.weight.filter(|weight| *weight != 0) {
+            write_limit(dir, "io.bfq.weight", &format!("{}:{} {weight}", device.major, device.minor))?;
+        }
+    }
+    let throttles: [(&str, &[ThrottleDevice]); 4] = [
+        ("rbps", &block.throttle_read_bps_device),
+        ("wbps", &block.throttle_write_bps_device),
+        ("riops", &block.throttle_read_iops_device),
+        ("wiops", &block.throttle_write_iops_device),
+    ];
+    for (name, devices) in throttles {
+        for device in devices {
+            write_limit(dir, "io.max", &format!("{}:{} {name}={}", device.major, device.minor, device.rate))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory(limit: i64, swap: i64) -> Memory {
+        Memory { limit: Some(limit), swap: Some(swap), ..Memory::default() }
+    }
+
+    #[test]
+    fn swap_is_counted_alone() {
+        assert_eq!(swap_alone(&memory(100, 300)).unwrap().as_deref(), Some("200"));
+        assert_eq!(swap_alone(&memory(100, 100)).unwrap().as_deref(), Some("0"));
+        assert_eq!(swap_alone(&memory(100, -1)).unwrap().as_deref(), Some("max"));
+        assert_eq!(swap_alone(&memory(100, 0)).unwrap(), None);
+        assert!(swap_alone(&memory(100, 99)).is_err());
+        assert!(swap_alone(&memory(0, 99)).is_err());
+    }
+
+    #[test]
+    fn shares_become_weights_at_the_ends_and_in_the_middle() {
+        for (shares, expected) in [(2, 1), (1024, 100), (262_144, 10_000), (0, 1), (1 << 40, 10_000)] {
+            assert_eq!(weight(shares), expected, "{shares}");
+        }
+        assert!(weight(512) < 100 && weight(2048) > 100);
+    }
+}

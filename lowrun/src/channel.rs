@@ -1,0 +1,165 @@
+//! The channel between the host side (`create`) and the container side (`init`) of one lowrun.
+//!
+//! A socket pair of whole messages. The two ends have swapped types, so that a message in the wrong direction does not
+//! compile. The container side's end closes when the program is executed: end of file without a fault is success.
+//!
+//! ```text
+//! host                                    container
+//!   |  (clone3)                              |
+//!   | <------------- Init { pid } ---------- |  only when a helper had to join namespaces first
+//!   | -------------- Mapped ---------------> |  only with a new user namespace: ids are mapped
+//!   | -------------- Cgroup ---------------> |  cgroups are made, limited, and the state is written
+//!   | <------------- Hooks ----------------- |  only with prestart or createRuntime hooks: mounts are made
+//!   | -------------- Continue -------------> |
+//!   | <------------- Limits ---------------- |  only in a user namespace: rlimits need the host's privilege
+//!   | -------------- Continue -------------> |
+//!   | <------------- Listener { fd } ------- |  only with a seccomp listener
+//!   | -------------- Continue -------------> |
+//!   | <------------- Ready ----------------- |  create: waits at the FIFO from here on
+//!   | <------------- Fault ----------------- |  at any time, and then the end
+//! ```
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use serde::{Deserialize, Serialize};
+
+use crate::fault::{Attempt, Code, Fault, Result};
+use crate::sys::{self, Call, Failure};
+
+/// Most bytes of one message: a fault with long paths.
+const MESSAGE_MAX: usize = 64 * 1024;
+
+/// What the host side says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToInit {
+    Mapped = 1,
+    Cgroup = 2,
+    Continue = 3,
+}
+
+/// What the container side says.
+#[derive(Debug, Deserialize, Serialize)]
+pub enum FromInit {
+    Init { pid: i32 },
+    Hooks,
+    Limits,
+    Listener { fd: i32 },
+    Ready,
+    Fault(Box<Fault>),
+}
+
+/// The host side's end.
+#[derive(Debug)]
+pub struct HostEnd(OwnedFd);
+
+/// The container side's end.
+#[derive(Debug)]
+pub struct InitEnd(OwnedFd);
+
+/// A new channel. Each side must drop the other's end after the clone.
+pub fn pair() -> Result<(HostEnd, InitEnd)> {
+    let (host, init) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .call("socketpair")
+        .attempt(Code::SystemError, || "make the channel")?;
+    Ok((HostEnd(host), InitEnd(init)))
+}
+
+impl HostEnd {
+    /// Says something; a container side that is gone will be noticed by [`HostEnd::receive`].
+    pub fn send(&self, message: ToInit) {
+        let _ = rustix::net::send(&self.0, &[message as u8], rustix::net::SendFlags::NOSIGNAL);
+    }
+
+    /// The next message; `None` when the container side has executed the program, or is gone.
+    pub fn receive(&self) -> Result<Option<FromInit>> {
+        let mut buffer = vec![0; MESSAGE_MAX];
+        let length = read(&self.0, &mut buffer).attempt(Code::SystemError, || "read the channel")?;
+        if length == 0 {
+            return Ok(None);
+        }
+        let message = decode(&buffer[..length]);
+        message.map(Some).ok_or_else(|| Fault::new(Code::SystemError, "read the channel").cause("not a message"))
+    }
+}
+
+impl InitEnd {
+    /// Says something. Only `write(2)`, which every seccomp profile allows.
+    pub fn send(&self, message: &FromInit) -> Result<()> {
+        let text = serde_json::to_vec(message)
+            .map_err(|error| Fault::new(Code::SystemError, "write the channel").cause(error.to_string()))?;
+        let text = &text[..text.len().min(MESSAGE_MAX)];
+        rustix::io::write(&self.0, text).call("write").attempt(Code::SystemError, || "write the channel").map(drop)
+    }
+
+    /// Waits for exactly this word.
+    pub fn expect(&self, message: ToInit) -> Result<()> {
+        let mut buffer = [0; 1];
+        let length = read(&self.0, &mut buffer).attempt(Code::SystemError, || "read the channel")?;
+        if length == 1 && buffer[0] == message as u8 {
+            return Ok(());
+        }
+        Err(Fault::new(Code::SystemError, "wait for the host side").cause("it is gone"))
+    }
+
+    /// Says something and waits to be let on.
+    pub fn ask(&self, message: &FromInit) -> Result<()> {
+        self.send(message)?;
+        self.expect(ToInit::Continue)
+    }
+
+    /// The descriptor's number, which must stay open until `execve(2)`.
+    pub fn number(&self) -> i32 {
+        self.0.as_raw_fd()
+    }
+}
+
+fn read(socket: &OwnedFd, buffer: &mut [u8]) -> sys::Result<usize> {
+    loop {
+        match rustix::io::read(socket.as_fd(), &mut *buffer) {
+            Err(Errno::INTR) => {}
+            // The other side ended with a message of ours unread.
+            Err(Errno::CONNRESET) => return Ok(0),
+            Err(errno) => return Err(Failure { call: "read", errno }),
+            Ok(length) => return Ok(length),
+        }
+    }
+}
+
+/// A message from the container side; what is not one is refused, whoever wrote it.
+pub fn decode(text: &[u8]) -> Option<FromInit> {
+    serde_json::from_slice(text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_crosses_whole_and_a_closed_end_is_the_end() {
+        let (host, init) = pair().unwrap();
+        let fault = Fault::new(Code::MountFailed, "mount proc at /proc").cause("why").at("create:mounts");
+        init.send(&FromInit::Fault(fault)).unwrap();
+        let Some(FromInit::Fault(fault)) = host.receive().unwrap() else { panic!("no fault") };
+        assert_eq!((fault.step.as_str(), fault.causes.len()), ("create:mounts", 1));
+        drop(init);
+        assert!(host.receive().unwrap().is_none());
+    }
+
+    #[test]
+    fn the_container_side_waits_for_the_word_it_expects() {
+        let (host, init) = pair().unwrap();
+        host.send(ToInit::Cgroup);
+        init.expect(ToInit::Cgroup).unwrap();
+        drop(host);
+        assert!(init.expect(ToInit::Continue).is_err());
+    }
+
+    #[test]
+    fn nonsense_is_no_message() {
+        for text in [&b""[..], b"{}", b"\xff", b"{\"Moon\":1}"] {
+            assert!(decode(text).is_none());
+        }
+    }
+}

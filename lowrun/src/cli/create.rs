@@ -1,0 +1,228 @@
+//! `lowrun create` and `lowrun run`.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+use super::args::{Command, Flag, Typed, option, switch};
+use super::{Global, absolute};
+use crate::create::terminal::Terminal;
+use crate::create::{self, Created, Request, hooks, socket, wait};
+use crate::fault::{Attempt, Code, Fault, Result, Step};
+use crate::plan::{self, Plan};
+use crate::spec::Spec;
+use crate::state::{self, Status};
+use crate::sys::{self, Call};
+use crate::trace::span;
+
+const BUNDLE: Flag = option("bundle", Some('b'), "DIR", "the bundle (default: the working directory)");
+const CONSOLE_SOCKET: Flag =
+    option("console-socket", None, "SOCKET", "send the terminal's master through this unix socket");
+const PIDFD_SOCKET: Flag =
+    option("pidfd-socket", None, "SOCKET", "send a pidfd of the process through this unix socket");
+const PID_FILE: Flag = option("pid-file", None, "FILE", "write the process's pid to FILE");
+const NO_PIVOT: Flag = switch("no-pivot", None, "do not use pivot_root: for a root that is a ramfs, and less safe");
+const NO_NEW_KEYRING: Flag = switch("no-new-keyring", None, "keep the caller's session keyring");
+const PRESERVE_FDS: Flag = option("preserve-fds", None, "N", "hand N more descriptors, from 3 on, to the container");
+
+pub(super) const CREATE: Command = Command {
+    name: "create",
+    about: "make a container that waits for start",
+    arguments: "CONTAINER",
+    flags: &[BUNDLE, CONSOLE_SOCKET, PIDFD_SOCKET, PID_FILE, NO_PIVOT, NO_NEW_KEYRING, PRESERVE_FDS],
+    count: (1, 1),
+    flags_end_after: usize::MAX,
+};
+
+pub(super) const RUN: Command = Command {
+    name: "run",
+    about: "make a container, run it and wait for its end",
+    arguments: "CONTAINER",
+    flags: &[
+        BUNDLE,
+        CONSOLE_SOCKET,
+        PIDFD_SOCKET,
+        PID_FILE,
+        NO_PIVOT,
+        NO_NEW_KEYRING,
+        PRESERVE_FDS,
+        switch("detach", Some('d'), "do not wait"),
+        switch("no-subreaper", None, "do not adopt the container's orphans"),
+        switch("keep", None, "keep the container's state and cgroup after its end"),
+    ],
+    count: (1, 1),
+    flags_end_after: usize::MAX,
+};
+
+pub(super) fn create(global: &Global, typed: &Typed) -> Result<i32> {
+    let input = Input::read(global, typed)?;
+    let console = console_socket(typed, input.plan.process.terminal, true)?;
+    let created = create::create(input.request(global, typed, console, false)?)?;
+    finish_creation(typed, &created).map(|()| 0)
+}
+
+pub(super) fn run(global: &Global, typed: &Typed) -> Result<i32> {
+    let input = Input::read(global, typed)?;
+    let detached = typed.is_on("detach");
+    let terminal = input.plan.process.terminal;
+    let console = console_socket(typed, terminal, detached)?;
+    if detached {
+        let created = create::create(input.request(global, typed, console, true)?)?;
+        return finish_run(global, typed, &created).map(|()| 0);
+    }
+    if !typed.is_on("no-subreaper") {
+        sys::process::set_subreaper().attempt(Code::SystemError, || "adopt orphans")?;
+    }
+    // Read as events from here on: one that comes while the container is made is not lost.
+    let signals = create::block_signals()?;
+    let (ours, theirs) =
+        if terminal { terminal_pair().map(|(ours, theirs)| (Some(ours), Some(theirs)))? } else { (None, None) };
+    let created = create::create(input.request(global, typed, theirs, true)?)?;
+    finish_run(global, typed, &created)?;
+    let mut relay = ours.as_ref().map(Terminal::receive).transpose()?;
+    let status = wait::foreground(created.pidfd.as_fd(), &signals, relay.as_mut())?;
+    drop(relay);
+    if !typed.is_on("keep") {
+        span("delete", || super::delete::destroy(global, &created.container))?;
+    }
+    Ok(status)
+}
+
+/// What create and run are given.
+struct Input {
+    id: String,
+    bundle: PathBuf,
+    spec: Spec,
+    plan: Plan,
+}
+
+impl Input {
+    fn read(global: &Global, typed: &Typed) -> Result<Input> {
+        let id = typed.word(0)?.to_owned();
+        state::check_id(&id)?;
+        let bundle = absolute(Path::new(typed.value("bundle").map_or(".".as_ref(), OsString::as_os_str)))?;
+        let (spec, mut plan) = span("plan", || -> Result<(Spec, Plan)> {
+            let spec = load_spec(&bundle)?;
+            let plan = plan::plan(&id, &bundle, &spec)?;
+            Ok((spec, plan))
+        })
+        .step("create:plan")?;
+        for warning in &plan.process.warnings {
+            global.log.warn(warning);
+        }
+        let listening = listen_fds();
+        if listening > 0 {
+            plan.process.env.push(format!("LISTEN_FDS={listening}"));
+            plan.process.env.push("LISTEN_PID=1".to_owned());
+        }
+        let bundle = plan::clean_bundle(&bundle);
+        Ok(Input { id, bundle, spec, plan })
+    }
+
+    fn request<'a>(
+        &'a self,
+        global: &'a Global,
+        typed: &Typed,
+        console: Option<OwnedFd>,
+        runs: bool,
+    ) -> Result<Request<'a>> {
+        let pidfd_socket = typed.value("pidfd-socket").filter(|path| !path.is_empty());
+        Ok(Request {
+            id: &self.id,
+            bundle: &self.bundle,
+            spec: &self.spec,
+            plan: &self.plan,
+            root: &global.root,
+            log: &global.log,
+            runs,
+            console,
+            pidfd_socket: pidfd_socket.map(|path| socket::connect(Path::new(path))).transpose()?,
+            extra_fds: listen_fds() + preserved_fds(typed, listen_fds())?,
+            no_pivot: typed.is_on("no-pivot"),
+            no_new_keyring: typed.is_on("no-new-keyring"),
+        })
+    }
+}
+
+/// Reads a bundle's config.json.
+pub(super) fn load_spec(bundle: &Path) -> Result<Spec> {
+    let path = bundle.join("config.json");
+    let text = match std::fs::read(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Fault::new(
+                Code::BundleInvalid,
+                format!("JSON specification file {} not found", path.display()),
+            ));
+        }
+        result => result.call("open").attempt(Code::BundleInvalid, || format!("read {}", path.display()))?,
+    };
+    serde_json::from_slice(&text)
+        .map_err(|error| Fault::new(Code::SpecInvalid, format!("read {}", path.display())).cause(error.to_string()))
+}
+
+/// Descriptors that systemd's socket activation handed to lowrun.
+fn listen_fds() -> u32 {
+    let pid = std::env::var("LISTEN_PID").ok().and_then(|text| text.parse().ok());
+    if pid != Some(std::process::id()) {
+        return 0;
+    }
+    std::env::var("LISTEN_FDS").ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+/// How many more descriptors the container gets; each must be open.
+pub(super) fn preserved_fds(typed: &Typed, before: u32) -> Result<u32> {
+    let count: u32 = typed.number("preserve-fds")?.unwrap_or(0);
+    for fd in 3 + before..3 + before + count {
+        if !sys::process::is_open(fd) {
+            return Err(Fault::new(Code::InvalidArgument, format!("unable to stat preserved-fd {fd} (of {count})"))
+                .cause("bad file descriptor"));
+        }
+    }
+    Ok(count)
+}
+
+/// Connects to the console socket; with a terminal and nobody in the foreground there must be one, else there must not.
+pub(super) fn console_socket(typed: &Typed, terminal: bool, detached: bool) -> Result<Option<OwnedFd>> {
+    let path = typed.value("console-socket").filter(|path| !path.is_empty());
+    match path {
+        None if terminal && detached => Err(Fault::new(
+            Code::InvalidArgument,
+            "cannot allocate tty if lowrun will detach without setting console socket",
+        )),
+        Some(_) if !terminal || !detached => Err(Fault::new(
+            Code::InvalidArgument,
+            "cannot use console socket if lowrun will not detach or allocate tty",
+        )),
+        path => path.map(|path| socket::connect(Path::new(path))).transpose(),
+    }
+}
+
+/// A socket pair for the terminal of a program in the foreground.
+pub(super) fn terminal_pair() -> Result<(OwnedFd, OwnedFd)> {
+    rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+        .call("socketpair")
+        .attempt(Code::SystemError, || "make a socket for the terminal")
+}
+
+fn finish_creation(typed: &Typed, created: &Created) -> Result<()> {
+    match typed.value("pid-file").filter(|path| !path.is_empty()) {
+        None => Ok(()),
+        Some(path) => state::write_pid_file(Path::new(path), created.pid.as_raw_nonzero().get()),
+    }
+}
+
+fn finish_run(global: &Global, typed: &Typed, created: &Created) -> Result<()> {
+    let container = &created.container;
+    let document = container.hook_state(Status::Running);
+    let poststart = hooks::run("poststart", &container.state.poststart, &document, &[]).step("run:hooks");
+    let result = poststart.and_then(|()| finish_creation(typed, created));
+    if result.is_err() {
+        // Nobody will know of the container: it must not stay.
+        let _ = sys::signal::send(created.pidfd.as_fd(), libc::SIGKILL);
+        let _ = wait::reap(created.pidfd.as_fd());
+        super::delete::destroy(global, container)?;
+    }
+    result
+}

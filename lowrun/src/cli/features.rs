@@ -1,0 +1,95 @@
+//! `lowrun features` and `lowrun --version`.
+
+use serde_json::json;
+
+use super::args::{Command, Typed};
+use super::{Global, print};
+use crate::cgroup::discover;
+use crate::create::seccomp::{ARCHITECTURES, FLAGS};
+use crate::fault::{Code, Fault, Result};
+use crate::plan::capabilities::NAMES;
+use crate::plan::mounts::known_options;
+use crate::plan::namespaces::Kind;
+use crate::spec::OCI_VERSION;
+use crate::sys;
+
+pub(super) const FEATURES: Command = Command {
+    name: "features",
+    about: "print what this lowrun can do, as JSON",
+    arguments: "",
+    flags: &[],
+    count: (0, 0),
+    flags_end_after: usize::MAX,
+};
+
+pub(super) const VERSION: Command = Command {
+    name: "version",
+    about: "print the version",
+    arguments: "",
+    flags: &[],
+    count: (0, 0),
+    flags_end_after: usize::MAX,
+};
+
+fn seccomp_version() -> String {
+    libseccomp::ScmpVersion::current().map_or_else(|_| "unknown".to_owned(), |version| version.to_string())
+}
+
+pub(super) fn version(_: &Global, _: &Typed) -> Result<i32> {
+    let text = format!(
+        "lowrun version {}\nspec: {OCI_VERSION}\nlibseccomp: {}\n",
+        env!("CARGO_PKG_VERSION"),
+        seccomp_version()
+    );
+    print(&text).map(|()| 0)
+}
+
+pub(super) fn features(_: &Global, _: &Typed) -> Result<i32> {
+    let namespaces = Kind::ALL.map(Kind::as_str);
+    let flags: Vec<&str> = FLAGS.iter().map(|(name, _)| *name).collect();
+    let supported: Vec<&str> =
+        FLAGS.iter().filter(|(_, bit)| sys::seccomp::knows_flags(*bit)).map(|(name, _)| *name).collect();
+    let architectures: Vec<&str> =
+        ARCHITECTURES.iter().map(|(name, _)| *name).filter(|name| *name != "SCMP_ARCH_NATIVE").collect();
+    let document = json!({
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": OCI_VERSION,
+        "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
+        "mountOptions": known_options(),
+        "linux": {
+            "namespaces": namespaces,
+            "capabilities": NAMES.as_slice(),
+            "cgroup": {
+                "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true,
+            },
+            "seccomp": {
+                "enabled": true,
+                "actions": [
+                    "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS",
+                    "SCMP_ACT_KILL_THREAD", "SCMP_ACT_LOG", "SCMP_ACT_NOTIFY", "SCMP_ACT_TRACE", "SCMP_ACT_TRAP",
+                ],
+                "operators": [
+                    "SCMP_CMP_EQ", "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_LE", "SCMP_CMP_LT",
+                    "SCMP_CMP_MASKED_EQ", "SCMP_CMP_NE",
+                ],
+                "archs": architectures,
+                "knownFlags": flags,
+                "supportedFlags": supported,
+            },
+            "apparmor": { "enabled": true },
+            "selinux": { "enabled": true },
+            "intelRdt": { "enabled": false },
+            "mountExtensions": { "idmap": { "enabled": false } },
+            "netDevices": { "enabled": false },
+        },
+        "annotations": {
+            "io.github.seccomp.libseccomp.version": seccomp_version(),
+            "run.strata.lowrun.version": env!("CARGO_PKG_VERSION"),
+            "run.strata.lowrun.cgroup": if discover::is_unified() { "v2" } else { "v1" },
+        },
+        "potentiallyUnsafeConfigAnnotations": ["bundle"],
+    });
+    let text = serde_json::to_string_pretty(&document)
+        .map_err(|error| Fault::new(Code::SystemError, "write to stdout").cause(error.to_string()))?;
+    print(&(text + "\n")).map(|()| 0)
+}

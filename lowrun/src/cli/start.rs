@@ -1,0 +1,49 @@
+//! `lowrun start`.
+
+use super::Global;
+use super::args::{Command, Typed};
+use crate::create::hooks;
+use crate::fault::{Code, Fault, Result, Step};
+use crate::state::{Container, Status};
+use crate::trace::span;
+
+pub(super) const START: Command = Command {
+    name: "start",
+    about: "run the program of a created container",
+    arguments: "CONTAINER",
+    flags: &[],
+    count: (1, 1),
+    flags_end_after: usize::MAX,
+};
+
+pub(super) fn start(global: &Global, typed: &Typed) -> Result<i32> {
+    let container = Container::load(&global.root, typed.word(0)?)?;
+    container.dir.lock()?;
+    let refuse =
+        |code, cause: &str| Err(Fault::new(code, format!("start container {}", container.state.id)).cause(cause));
+    match container.status() {
+        Status::Created => {}
+        Status::Stopped => return refuse(Code::ContainerNotRunning, "cannot start a container that has stopped"),
+        Status::Running => return refuse(Code::ContainerRunning, "cannot start an already running container"),
+        other => {
+            let cause = format!("cannot start a container in the {} state", other.as_str());
+            return refuse(Code::ContainerRunning, &cause);
+        }
+    }
+    span("release", || container.dir.release_fifo()).map_err(|failure| {
+        let message = format!("start container {}", container.state.id);
+        match failure.errno {
+            rustix::io::Errno::NXIO => {
+                Fault::new(Code::ContainerNotRunning, message).cause("container process is already dead")
+            }
+            _ => Fault::of(Code::StateInvalid, message, failure),
+        }
+    })?;
+    hooks::run("poststart", &container.state.poststart, &container.hook_state(Status::Running), &[])
+        .or_else(|fault| {
+            // As runc: a container whose poststart hook fails does not go on.
+            container.state.cgroup.kill().and(Err(fault))
+        })
+        .step("start:hooks")?;
+    Ok(0)
+}

@@ -1,0 +1,122 @@
+//! `lowrun update`: other limits for a running container.
+
+use super::Global;
+use super::args::{Command, Typed, option};
+use crate::fault::{Attempt, Code, Fault, Result, Step};
+use crate::spec::Resources;
+use crate::state::{Container, Status};
+use crate::sys::Call;
+
+pub(super) const UPDATE: Command = Command {
+    name: "update",
+    about: "change the limits of a container",
+    arguments: "CONTAINER",
+    flags: &[
+        option("resources", Some('r'), "FILE", "read the limits from a JSON file, or from stdin for -"),
+        option("blkio-weight", None, "WEIGHT", "weight of block I/O, 10 to 1000"),
+        option("cpu-period", None, "USEC", "length of a CPU period"),
+        option("cpu-quota", None, "USEC", "CPU time in a period"),
+        option("cpu-burst", None, "USEC", "CPU time that may be saved up"),
+        option("cpu-share", None, "SHARES", "weight of CPU time"),
+        option("cpu-rt-period", None, "USEC", "length of a realtime period"),
+        option("cpu-rt-runtime", None, "USEC", "realtime CPU time in a period"),
+        option("cpuset-cpus", None, "LIST", "CPUs"),
+        option("cpuset-mems", None, "LIST", "memory nodes"),
+        option("cpu-idle", None, "0|1", "whether the container gets idle CPU time only"),
+        option("memory", None, "BYTES", "memory"),
+        option("memory-reservation", None, "BYTES", "memory under pressure"),
+        option("memory-swap", None, "BYTES", "memory and swap; -1 is unlimited"),
+        option("pids-limit", None, "N", "tasks"),
+    ],
+    count: (1, 1),
+    flags_end_after: usize::MAX,
+};
+
+pub(super) fn update(global: &Global, typed: &Typed) -> Result<i32> {
+    let container = Container::load(&global.root, typed.word(0)?)?;
+    if container.status() == Status::Stopped {
+        return Err(container.not_running());
+    }
+    let mut resources = match typed.text("resources")?.filter(|path| !path.is_empty()) {
+        Some(path) => read(path)?,
+        None => from_flags(typed)?,
+    };
+    if let Some(memory) = &mut resources.memory
+        && memory.limit == Some(-1)
+        && memory.swap.is_none()
+    {
+        memory.swap = Some(-1);
+    }
+    container.state.cgroup.set(&resources).step("update:limits").map(|()| 0)
+}
+
+fn read(path: &str) -> Result<Resources> {
+    let text = if path == "-" { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(path) };
+    let text = text.call("open").attempt(Code::InvalidArgument, || format!("read {path}"))?;
+    serde_json::from_str(&text)
+        .map_err(|error| Fault::new(Code::SpecInvalid, format!("read {path}")).cause(error.to_string()))
+}
+
+fn from_flags(typed: &Typed) -> Result<Resources> {
+    let mut resources = Resources::default();
+    let cpu = resources.cpu.get_or_insert_default();
+    cpu.period = typed.number("cpu-period")?;
+    cpu.quota = typed.number("cpu-quota")?;
+    cpu.burst = typed.number("cpu-burst")?;
+    cpu.shares = typed.number("cpu-share")?;
+    cpu.realtime_period = typed.number("cpu-rt-period")?;
+    cpu.realtime_runtime = typed.number("cpu-rt-runtime")?;
+    cpu.cpus = typed.text("cpuset-cpus")?.unwrap_or_default().to_owned();
+    cpu.mems = typed.text("cpuset-mems")?.unwrap_or_default().to_owned();
+    cpu.idle = typed.number("cpu-idle")?;
+    let memory = resources.memory.get_or_insert_default();
+    memory.limit = bytes(typed, "memory")?;
+    memory.reservation = bytes(typed, "memory-reservation")?;
+    memory.swap = bytes(typed, "memory-swap")?;
+    resources.pids.get_or_insert_default().limit = typed.number("pids-limit")?;
+    resources.block_io.get_or_insert_default().weight = typed.number("blkio-weight")?;
+    Ok(resources)
+}
+
+fn bytes(typed: &Typed, flag: &str) -> Result<Option<i64>> {
+    let Some(text) = typed.text(flag)?.filter(|text| !text.is_empty()) else { return Ok(None) };
+    let invalid = || Fault::new(Code::InvalidArgument, format!("invalid value for {flag}")).cause(format!("{text:?}"));
+    parse_bytes(text).ok_or_else(invalid).map(Some)
+}
+
+/// `-1`, `1024`, `512k`, `1.5GiB`; the letters mean powers of 1024.
+fn parse_bytes(text: &str) -> Option<i64> {
+    if text == "-1" {
+        return Some(-1);
+    }
+    let end = text.find(|letter: char| !letter.is_ascii_digit() && letter != '.').unwrap_or(text.len());
+    let number: f64 = text[..end].parse().ok()?;
+    let unit = text[end..].trim_start().to_ascii_lowercase();
+    let unit = unit.strip_suffix("ib").or(unit.strip_suffix('b')).unwrap_or(&unit);
+    let power = ["", "k", "m", "g", "t", "p"].iter().position(|known| *known == unit)?;
+    let bytes = number * 1024_f64.powi(power as i32);
+    (bytes >= 0.0 && bytes < i64::MAX as f64).then_some(bytes as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_of_memory_are_read() {
+        for (text, bytes) in [
+            ("-1", -1),
+            ("1024", 1024),
+            ("1k", 1024),
+            ("2MiB", 2 << 20),
+            ("1.5g", 3 << 29),
+            ("3 Mb", 3 << 20),
+            ("0b", 0),
+        ] {
+            assert_eq!(parse_bytes(text), Some(bytes), "{text}");
+        }
+        for text in ["", "x", "-2", "1z", "k"] {
+            assert_eq!(parse_bytes(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The host side of `exec`: clones a process into a running container.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::Pid;
+
+use super::{is_gone, pass_listener, seccomp, wait};
+use crate::cgroup::{Cgroup, Hierarchy, discover};
+use crate::channel::{self, FromInit, HostEnd, ToInit};
+use crate::fault::{Attempt, Code, Fault, Result, Step};
+use crate::init;
+use crate::init::exec::ExecSetup;
+use crate::log::Log;
+use crate::path;
+use crate::plan::namespaces::Kind;
+use crate::plan::process::ProcessPlan;
+use crate::state::Container;
+use crate::sys::clone::{Forked, clone3};
+use crate::sys::{self, Call};
+use crate::trace::span;
+
+/// What the caller asked for.
+pub struct ExecRequest<'a> {
+    pub container: &'a Container,
+    pub process: &'a ProcessPlan,
+    pub log: &'a Log,
+    pub console: Option<OwnedFd>,
+    pub pidfd_socket: Option<OwnedFd>,
+    pub extra_fds: u32,
+    /// `[controllers:]path` below the container's cgroup.
+    pub cgroups: &'a [String],
+}
+
+/// Starts the process; gives its pid and a handle on it, a child of this one.
+pub fn exec(request: ExecRequest<'_>) -> Result<(Pid, OwnedFd)> {
+    let container = request.container;
+    let init =
+        container.running_init().step("exec:state")?.open().ok_or_else(|| container.not_running().at("exec:state"))?;
+    let filter =
+        container.state.seccomp_flags.map(|_| seccomp::load(&container.dir, container.state.seccomp_listener.clone()));
+    let cgroup = sub_cgroup(&container.state.cgroup, request.cgroups).step("exec:cgroup")?;
+    let kinds = container.state.namespaces.kinds().filter(|kind| *kind != Kind::Pid);
+    let setup = ExecSetup {
+        id: &container.state.id,
+        process: request.process,
+        personality: container.state.personality,
+        filter: filter.transpose().step("exec:seccomp")?,
+        log: request.log,
+        init,
+        namespaces: kinds.fold(0, |flags, kind| flags | kind.flag()),
+        entrances: cgroup.entrances().step("exec:cgroup")?,
+        proc: path::open_proc().attempt(Code::RootfsUnsafe, || "open the host's /proc").step("exec:clone")?,
+        console: request.console,
+        pidfd_socket: request.pidfd_socket,
+        extra_fds: request.extra_fds,
+    };
+    let in_pid_namespace = container.state.namespaces.has(Kind::Pid);
+    let (host, pid, pidfd) = span("clone", || clone(&setup, &cgroup, in_pid_namespace)).step("exec:clone")?;
+    let result = set_oom_score(&setup, pid, container).and_then(|()| converse(&host, &setup, pid, &pidfd, container));
+    if result.is_err() {
+        let _ = sys::signal::send(pidfd.as_fd(), libc::SIGKILL);
+        let _ = wait::reap(pidfd.as_fd());
+    }
+    result.map(|()| (pid, pidfd))
+}
+
+fn clone(setup: &ExecSetup<'_>, cgroup: &Cgroup, in_pid_namespace: bool) -> Result<(HostEnd, Pid, OwnedFd)> {
+    let (host, init) = channel::pair()?;
+    if in_pid_namespace {
+        // Counts for children only; this process, which has nothing more to clone, stays where it is.
+        sys::process::setns(setup.init.as_fd(), Kind::Pid.flag())
+            .attempt(Code::NamespaceFailed, || format!("join the pid namespace of container {}", setup.id))?;
+    }
+    let dir = cgroup.unified().map(|hierarchy| open_cgroup(hierarchy)).transpose()?;
+    let attempted = || format!("make a process in container {}", setup.id);
+    let forked = match clone3(0, dir.as_ref().map(AsFd::as_fd)) {
+        // On v2 the container's own init may have made cgroups below and moved there: then no process may enter the
+        // upper one, and the first process's own is taken.
+        Err(failure) if failure.errno == rustix::io::Errno::BUSY => {
+            let own = own_cgroup_of(setup.init.as_fd()).attempt(Code::CgroupFailed, attempted)?;
+            clone3(0, Some(own.as_fd()))
+        }
+        result => result,
+    };
+    match forked.attempt(Code::NamespaceFailed, attempted)? {
+        Forked::Child => {
+            drop(host);
+            init::exec::run(setup, init)
+        }
+        Forked::Parent { pid, pidfd } => Ok((host, pid, pidfd)),
+    }
+}
+
+fn open_cgroup(hierarchy: &Hierarchy) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(&hierarchy.dir, flags, Mode::empty())
+        .call("open")
+        .attempt(Code::CgroupFailed, || format!("open cgroup {}", hierarchy.dir.display()))
+}
+
+fn own_cgroup_of(init: std::os::fd::BorrowedFd<'_>) -> sys::Result<OwnedFd> {
+    let path = discover::unified_of(init)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(&path, flags, Mode::empty()).call("open")
+}
+
+fn set_oom_score(setup: &ExecSetup<'_>, pid: Pid, container: &Container) -> Result<()> {
+    let score = setup.process.oom_score_adj.or(container.state.process.oom_score_adj);
+    let Some(score) = score else { return Ok(()) };
+    let file = format!("{}/oom_score_adj", pid.as_raw_nonzero());
+    match path::write_in_proc(setup.proc.as_fd(), &file, &score.to_string()) {
+        // The process has failed already; why, it says on the channel.
+        Err(failure) if is_gone(&failure) || failure.errno == rustix::io::Errno::NOENT => Ok(()),
+        result => result.attempt(Code::LimitInvalid, || format!("set oom_score_adj to {score}")).step("exec:limits"),
+    }
+}
+
+fn converse(host: &HostEnd, setup: &ExecSetup<'_>, pid: Pid, pidfd: &OwnedFd, container: &Container) -> Result<()> {
+    let mut ready = false;
+    loop {
+        match host.receive()? {
+            Some(FromInit::Limits) => {
+                let limits = &setup.process.rlimits;
+                limits.iter().try_for_each(|limit| init::process::set_limit(Some(pid), limit)).step("exec:limits")?;
+            }
+            Some(FromInit::Listener { fd }) => {
+                let listener = container.state.seccomp_listener.as_ref();
+                let listener = listener.ok_or_else(|| Fault::new(Code::SeccompFailed, "an unexpected listener"))?;
+                pass_listener(pidfd.as_fd(), fd, listener, &container.state, pid).step("exec:seccomp")?;
+            }
+            Some(FromInit::Ready) => {
+                ready = true;
+                continue;
+            }
+            Some(FromInit::Fault(fault)) => return Err(rename_step(fault)),
+            None if ready => return Ok(()),
+            Some(FromInit::Init { .. } | FromInit::Hooks) | None => {
+                return Err(Fault::new(Code::SystemError, format!("make a process in container {}", setup.id))
+                    .cause("it died while it was made")
+                    .at("exec"));
+            }
+        }
+        host.send(ToInit::Continue);
+    }
+}
+
+/// The last steps are those of a first process too, which calls them by its own step.
+fn rename_step(mut fault: Box<Fault>) -> Box<Fault> {
+    if let Some((_, fine)) = fault.step.split_once(':') {
+        fault.step = format!("exec:{fine}");
+    }
+    fault
+}
+
+/// The container's cgroup with the paths of `--cgroup` below it.
+fn sub_cgroup(cgroup: &Cgroup, asked: &[String]) -> Result<Cgroup> {
+    let invalid = |word: &str, cause: &str| {
+        Err(Fault::new(Code::InvalidArgument, format!("invalid --cgroup argument: {word}")).cause(cause))
+    };
+    let mut sub = cgroup.clone();
+    for word in asked {
+        let (controllers, path) = match word.split_once(':') {
+            Some((controllers, path)) => (controllers.split(',').collect::<Vec<_>>(), path),
+            None if asked.len() == 1 => (Vec::new(), word.as_str()),
+            None => return invalid(word, "missing <controller>: prefix"),
+        };
+        if controllers.contains(&"") {
+            return invalid(word, "empty <controller> prefix");
+        }
+        if Path::new(path).components().any(|component| component == Component::ParentDir) {
+            return invalid(word, "is not a sub cgroup path");
+        }
+        let below = path.trim_start_matches('/');
+        let chosen = |hierarchy: &Hierarchy| {
+            if controllers.is_empty() {
+                hierarchy.is_unified()
+            } else {
+                controllers.iter().any(|controller| hierarchy.has(controller))
+            }
+        };
+        let mut found = false;
+        for hierarchy in sub.hierarchies.iter_mut().filter(|hierarchy| chosen(hierarchy)) {
+            hierarchy.dir.push(below);
+            found = true;
+        }
+        if !found {
+            return invalid(word, "unknown controller");
+        }
+    }
+    Ok(sub)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hybrid() -> Cgroup {
+        let hierarchy = |controllers: &str, dir: &str| Hierarchy {
+            controllers: controllers.to_owned(),
+            mount: "/m".into(),
+            dir: dir.into(),
+        };
+        Cgroup { hierarchies: vec![hierarchy("cpu,cpuacct", "/m/cpu/c"), hierarchy("", "/m/unified/c")] }
+    }
+
+    #[test]
+    fn a_sub_cgroup_is_below_the_containers() {
+        let sub = sub_cgroup(&hybrid(), &["cpu:sub".to_owned()]).unwrap();
+        assert_eq!(sub.hierarchies[0].dir, Path::new("/m/cpu/c/sub"));
+        assert_eq!(sub.hierarchies[1].dir, Path::new("/m/unified/c"));
+        let sub = sub_cgroup(&hybrid(), &["/sub".to_owned()]).unwrap();
+        assert_eq!(sub.hierarchies[1].dir, Path::new("/m/unified/c/sub"));
+    }
+
+    #[test]
+    fn climbing_and_unknown_ones_are_refused() {
+        for word in ["cpu:../x", "moon:x", ":x", "cpu,:x"] {
+            assert!(sub_cgroup(&hybrid(), &[word.to_owned()]).is_err(), "{word}");
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Runs hooks: a program with the container's state on stdin, bounded in time.
+
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags};
+
+use crate::fault::{Attempt, Code, Fault, Result};
+use crate::spec::Hook;
+use crate::sys::Call;
+
+/// Most bytes of a hook's stderr that an error repeats.
+const OUTPUT_MAX: usize = 4096;
+
+/// Runs the hooks of a point one after the other; the first that fails ends it. `environment` is for hooks without one.
+pub fn run(point: &str, hooks: &[Hook], state: &[u8], environment: &[String]) -> Result<()> {
+    hooks.iter().enumerate().try_for_each(|(index, hook)| {
+        run_one(hook, state, environment).map_err(|fault| prefix(&format!("hooks.{point}[{index}]"), hook, fault))
+    })
+}
+
+/// As [`run`], but every hook runs, and the faults come back: for points where an error stops nothing.
+pub fn run_all(point: &str, hooks: &[Hook], state: &[u8]) -> Vec<Box<Fault>> {
+    let each = hooks.iter().enumerate();
+    each.filter_map(|(index, hook)| {
+        run_one(hook, state, &[]).err().map(|fault| prefix(&format!("hooks.{point}[{index}]"), hook, fault))
+    })
+    .collect()
+}
+
+fn prefix(field: &str, hook: &Hook, mut fault: Box<Fault>) -> Box<Fault> {
+    let inner = std::mem::replace(&mut fault.message, format!("{field}: error running {}", hook.path));
+    fault.causes.insert(0, inner);
+    fault
+}
+
+fn run_one(hook: &Hook, state: &[u8], environment: &[String]) -> Result<()> {
+    let mut child = spawn(hook, environment)?;
+    // A hook that does not read its stdin is no error: it may have ended already.
+    if let Some(mut stdin) = child.stdin.take() {
+        let _ = stdin.write_all(state);
+    }
+    let status = wait(&mut child, hook.timeout)?;
+    if status.success() {
+        return Ok(());
+    }
+    let how = match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => "it ended in an unknown way".to_owned(),
+    };
+    let fault = Fault::new(Code::HookFailed, how);
+    let said = output(child);
+    Err(if said.is_empty() { fault } else { fault.cause(format!("stderr: {said}")) })
+}
+
+fn spawn(hook: &Hook, environment: &[String]) -> Result<Child> {
+    let mut command = Command::new(&hook.path);
+    if let Some((name, rest)) = hook.args.split_first() {
+        command.arg0(name).args(rest);
+    }
+    let env = if hook.env.is_empty() { environment } else { &hook.env };
+    command.env_clear().envs(env.iter().filter_map(|entry| entry.split_once('=')));
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.spawn().call("execve").attempt(Code::HookFailed, || "start it")
+}
+
+fn wait(child: &mut Child, timeout_s: Option<i64>) -> Result<ExitStatus> {
+    let attempted = || "wait for it";
+    if let Some(seconds) = timeout_s {
+        let deadline = Instant::now() + Duration::from_secs(seconds.unsigned_abs());
+        if !ended_before(child, deadline).attempt(Code::HookFailed, attempted)? {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(Fault::new(Code::HookFailed, format!("hook ran past specified timeout of {seconds}s")));
+        }
+    }
+    child.wait().call("waitid").attempt(Code::HookFailed, attempted)
+}
+
+fn ended_before(child: &Child, deadline: Instant) -> crate::sys::Result<bool> {
+    let Some(pid) = Pid::from_raw(child.id() as i32) else { return Ok(true) };
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).call("pidfd_open")?;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        let mut polled = [PollFd::new(&pidfd, PollFlags::IN)];
+        match rustix::event::poll(&mut polled, Some(&timeout)) {
+            Err(rustix::io::Errno::INTR) => {}
+            result => return result.call("poll").map(|count| count > 0),
+        }
+    }
+}
+
+/// What the hook said, without waiting for children that it left and that hold its stderr open.
+fn output(child: Child) -> String {
+    let Some(mut stderr) = child.stderr else { return String::new() };
+    let _ = rustix::fs::fcntl_setfl(stderr.as_fd(), rustix::fs::OFlags::NONBLOCK);
+    let mut text = vec![0; OUTPUT_MAX];
+    let length = stderr.read(&mut text).unwrap_or(0);
+    String::from_utf8_lossy(&text[..length]).trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, timeout: Option<i64>) -> Hook {
+        let args = ["sh", "-c", script].map(str::to_owned).to_vec();
+        Hook { path: "/bin/sh".to_owned(), args, env: vec![], timeout }
+    }
+
+    #[test]
+    fn the_state_is_on_stdin() {
+        run("prestart", &[shell("read line; test \"$line\" = state", None)], b"state\n", &[]).unwrap();
+    }
+
+    #[test]
+    fn a_failing_hook_is_told_with_its_words() {
+        let fault = run("prestart", &[shell("echo broken >&2; exit 3", None)], b"", &[]).unwrap_err();
+        let line = fault.one_line();
+        assert!(
+            line.contains("hooks.prestart[0]") && line.contains("exit status 3") && line.contains("broken"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn a_hook_that_hangs_is_ended() {
+        let fault = run("poststart", &[shell("exec sleep 60", Some(1))], b"", &[]).unwrap_err();
+        assert!(fault.one_line().contains("timeout"));
+    }
+
+    #[test]
+    fn the_environment_is_the_hooks_own() {
+        let mut hook = shell("test \"$A\" = b -a -z \"$HOME\"", None);
+        hook.env = vec!["A=b".to_owned()];
+        run("prestart", &[hook], b"", &["HOME=/x".to_owned()]).unwrap();
+    }
+}

@@ -1,0 +1,441 @@
+//! From a seccomp profile to a filter program, compiled once and then kept.
+//!
+//! Compiling a profile of Docker's size takes milliseconds; reading the result of the last time takes microseconds. The
+//! cache lies in a directory below `--root` whose name is no container's id; it must belong to lowrun's user and be
+//! closed to everybody else, and so must each file, else the profile is compiled anew. The key is a hash of the
+//! profile's text and of all that its meaning depends on.
+
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall, ScmpVersion};
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+
+use crate::fault::{Attempt, Code, Fault, Result};
+use crate::spec::{Operator, Seccomp, Syscall, SyscallArg};
+use crate::state::Dir;
+use crate::sys::seccomp as kernel;
+use crate::sys::{self, Call, Failure};
+
+/// The filter of a container, in its state directory.
+pub const FILTER_FILE: &str = "seccomp.bpf";
+/// Below `--root`; `@` is in no id.
+const CACHE_DIR: &str = "@seccomp";
+/// Cached filters; more are not kept. A profile has one for as long as lowrun and the kernel stay.
+const FILE_MAX: u64 = 1 << 20;
+
+/// A filter ready to be installed.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    pub program: Vec<u8>,
+    /// `SECCOMP_FILTER_FLAG_*`.
+    pub flags: u64,
+    pub listener: Option<Listener>,
+}
+
+/// Who gets the notifications of a filter.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Listener {
+    pub path: String,
+    pub metadata: String,
+}
+
+/// The filter of a profile; `None` if the section filters nothing. It is also put into the container's directory.
+pub fn prepare(section: &RawValue, root: &Path, dir: &Dir) -> Result<Option<Filter>> {
+    let key = key(section.get());
+    let cache = Cache::open(root);
+    if let Some(filter) = cache.as_ref().and_then(|cache| cache.load(&key)) {
+        if cache.is_some_and(|cache| cache.link(&key, dir).is_err()) {
+            store(dir.fd(), FILTER_FILE, &filter).attempt(Code::StateInvalid, || "store the seccomp filter")?;
+        }
+        return Ok(Some(filter));
+    }
+    let Some(filter) = compile(section)? else { return Ok(None) };
+    store(dir.fd(), FILTER_FILE, &filter).attempt(Code::StateInvalid, || "store the seccomp filter")?;
+    // A filter with a listener names a path of this one container.
+    if let Some(cache) = cache.filter(|_| filter.listener.is_none()) {
+        // The cache is a convenience: a full disk costs time only.
+        let _ = store(cache.0.as_fd(), &key, &filter);
+    }
+    Ok(Some(filter))
+}
+
+/// The filter in a container's directory.
+pub fn load(dir: &Dir, listener: Option<Listener>) -> Result<Filter> {
+    let attempted = || format!("read the seccomp filter in {}", dir.path().display());
+    let filter = read(dir.fd(), FILTER_FILE).attempt(Code::StateInvalid, attempted)?;
+    let (flags, program) = filter.ok_or_else(|| Fault::new(Code::StateInvalid, attempted()).cause("it is damaged"))?;
+    Ok(Filter { program, flags, listener })
+}
+
+fn key(profile: &str) -> String {
+    let mut hash = Sha256::new();
+    let library = ScmpVersion::current().map(|version| version.to_string()).unwrap_or_default();
+    let system = rustix::system::uname();
+    for part in [env!("CARGO_PKG_VERSION"), &library, std::env::consts::ARCH, profile] {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hash.update(system.release().to_bytes());
+    hash.update(system.version().to_bytes());
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The directory of kept filters.
+struct Cache(OwnedFd);
+
+impl Cache {
+    fn open(root: &Path) -> Option<Cache> {
+        let path = root.join(CACHE_DIR);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = match rustix::fs::open(&path, flags, Mode::empty()) {
+            Err(Errno::NOENT) => {
+                rustix::fs::mkdir(&path, Mode::from_raw_mode(0o700)).ok()?;
+                rustix::fs::open(&path, flags, Mode::empty()).ok()?
+            }
+            result => result.ok()?,
+        };
+        is_private(fd.as_fd()).then_some(Cache(fd))
+    }
+
+    fn load(&self, key: &str) -> Option<Filter> {
+        let (flags, program) = read(self.0.as_fd(), key).ok()??;
+        Some(Filter { program, flags, listener: None })
+    }
+
+    fn link(&self, key: &str, dir: &Dir) -> sys::Result<()> {
+        rustix::fs::linkat(&self.0, key, dir.fd(), FILTER_FILE, AtFlags::empty()).call("linkat")
+    }
+}
+
+/// Whether a file or directory is ours and closed to others.
+fn is_private(fd: BorrowedFd<'_>) -> bool {
+    let me = rustix::process::geteuid().as_raw();
+    rustix::fs::fstat(fd).is_ok_and(|stat| stat.st_uid == me && stat.st_mode & 0o077 == 0)
+}
+
+/// Flags (8 bytes, little endian) and the program.
+fn read(dir: BorrowedFd<'_>, name: &str) -> sys::Result<Option<(u64, Vec<u8>)>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = rustix::fs::openat(dir, name, flags, Mode::empty()).call("openat")?;
+    let size = rustix::fs::fstat(&file).call("fstat")?.st_size as u64;
+    if !is_private(file.as_fd()) || size > FILE_MAX {
+        return Err(Failure { call: "openat", errno: Errno::PERM });
+    }
+    let mut bytes = Vec::with_capacity(size as usize);
+    std::fs::File::from(file).take(FILE_MAX).read_to_end(&mut bytes).call("read")?;
+    let Some((flags, program)) = bytes.split_first_chunk::<8>() else { return Ok(None) };
+    let whole = !program.is_empty() && program.len() % kernel::INSTRUCTION_BYTES == 0;
+    Ok(whole.then(|| (u64::from_le_bytes(*flags), program.to_vec())))
+}
+
+fn store(dir: BorrowedFd<'_>, name: &str, filter: &Filter) -> sys::Result<()> {
+    let temporary = format!(".{name}.{}", rustix::process::getpid().as_raw_nonzero());
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(dir, &temporary, flags, Mode::from_raw_mode(0o600)).call("openat")?;
+    let bytes = [&filter.flags.to_le_bytes()[..], &filter.program].concat();
+    let written = std::fs::File::from(file).write_all(&bytes).call("write");
+    let result = written.and_then(|()| rustix::fs::renameat(dir, &temporary, dir, name).call("renameat"));
+    if result.is_err() {
+        let _ = rustix::fs::unlinkat(dir, &temporary, AtFlags::empty());
+    }
+    result
+}
+
+fn invalid(cause: impl Into<String>) -> Box<Fault> {
+    Fault::new(Code::SeccompFailed, "linux.seccomp").cause(cause)
+}
+
+/// Compiles a profile; public for the fuzz target.
+pub fn compile(section: &RawValue) -> Result<Option<Filter>> {
+    let profile: Seccomp = serde_json::from_str(section.get()).map_err(|error| invalid(error.to_string()))?;
+    if profile.default_action.is_empty() && profile.syscalls.is_empty() {
+        return Ok(None);
+    }
+    let mut flags = profile_flags(profile.flags.as_deref())?;
+    let notifies = profile.syscalls.iter().any(|rule| rule.action == "SCMP_ACT_NOTIFY");
+    let listener = listener(&profile, notifies)?;
+    if listener.is_some() {
+        flags |= kernel::FILTER_FLAG_NEW_LISTENER;
+    }
+    let program = build(&profile)?;
+    Ok(Some(Filter { program, flags, listener }))
+}
+
+fn listener(profile: &Seccomp, notifies: bool) -> Result<Option<Listener>> {
+    if profile.default_action == "SCMP_ACT_NOTIFY" {
+        return Err(invalid("SCMP_ACT_NOTIFY cannot be used as default action"));
+    }
+    if !notifies {
+        return Ok(None);
+    }
+    if profile.listener_path.is_empty() {
+        return Err(invalid("SCMP_ACT_NOTIFY needs a listenerPath"));
+    }
+    let writes = profile
+        .syscalls
+        .iter()
+        .any(|rule| rule.action == "SCMP_ACT_NOTIFY" && rule.names.iter().any(|name| name == "write"));
+    if writes {
+        // lowrun hands the listener over with write(2), which nobody could answer yet.
+        return Err(invalid("SCMP_ACT_NOTIFY cannot be used for the write syscall"));
+    }
+    let (path, metadata) = (profile.listener_path.clone(), profile.listener_metadata.clone());
+    Ok(Some(Listener { path, metadata }))
+}
+
+/// Names and bits of the flags that a profile may ask for.
+pub const FLAGS: [(&str, u64); 4] = [
+    ("SECCOMP_FILTER_FLAG_TSYNC", kernel::FILTER_FLAG_TSYNC),
+    ("SECCOMP_FILTER_FLAG_LOG", kernel::FILTER_FLAG_LOG),
+    ("SECCOMP_FILTER_FLAG_SPEC_ALLOW", kernel::FILTER_FLAG_SPEC_ALLOW),
+    ("SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV", kernel::FILTER_FLAG_WAIT_KILLABLE_RECV),
+];
+
+fn profile_flags(names: Option<&[String]>) -> Result<u64> {
+    let Some(names) = names else {
+        // As runc: without a word about flags, no speculation barriers that cost time.
+        let spec_allow = kernel::FILTER_FLAG_SPEC_ALLOW;
+        return Ok(if kernel::knows_flags(spec_allow) { spec_allow } else { 0 });
+    };
+    names.iter().try_fold(0, |flags, name| match FLAGS.iter().find(|(known, _)| known == name) {
+        // The filter is installed by the only thread there is.
+        Some((_, kernel::FILTER_FLAG_TSYNC)) => Ok(flags),
+        Some((_, bit)) if kernel::knows_flags(*bit) => Ok(flags | bit),
+        Some(_) => Err(invalid(format!("seccomp flag {name:?} is not supported by the kernel"))),
+        None => Err(invalid(format!("seccomp flag {name:?} is not known"))),
+    })
+}
+
+fn build(profile: &Seccomp) -> Result<Vec<u8>> {
+    let default = action(&profile.default_action, profile.default_errno_ret)?;
+    let library = |what: &str, error: libseccomp::error::SeccompError| invalid(format!("{what}: {error}"));
+    let mut filter = ScmpFilterContext::new(default).map_err(|error| library("make a filter", error))?;
+    filter.set_ctl_nnp(false).map_err(|error| library("set no_new_privs", error))?;
+    for name in &profile.architectures {
+        let arch = architecture(name).ok_or_else(|| invalid(format!("architecture {name:?} is not known")))?;
+        filter.add_arch(arch).map_err(|error| library("add an architecture", error))?;
+    }
+    // A binary tree instead of a chain: the average call passes fewer comparisons.
+    let _ = filter.set_ctl_optimize(2);
+    for rule in &profile.syscalls {
+        add_rule(&mut filter, rule, default)?;
+    }
+    let program = export(&filter)?;
+    Ok(match default {
+        ScmpAction::Errno(errno) if errno != libc::ENOSYS => enosys::prepend(&program, profile),
+        _ => program,
+    })
+}
+
+fn add_rule(filter: &mut ScmpFilterContext, rule: &Syscall, default: ScmpAction) -> Result<()> {
+    let action = action(&rule.action, rule.errno_ret)?;
+    if action == default {
+        // Says nothing new, and libseccomp calls it an error.
+        return Ok(());
+    }
+    for name in &rule.names {
+        // A name that this libseccomp does not know: newer than it, or of another architecture. runc skips it too.
+        let Ok(syscall) = ScmpSyscall::from_name(name) else { continue };
+        add_syscall(filter, action, syscall, &rule.args)
+            .map_err(|error| invalid(format!("rule for {name}: {error}")))?;
+    }
+    Ok(())
+}
+
+/// libseccomp joins conditions on different arguments with "and" and takes one per argument: several on one argument
+/// become rules of their own, as in runc.
+fn add_syscall(
+    filter: &mut ScmpFilterContext,
+    action: ScmpAction,
+    syscall: ScmpSyscall,
+    args: &[SyscallArg],
+) -> std::result::Result<(), libseccomp::error::SeccompError> {
+    let conditions: Vec<ScmpArgCompare> = args.iter().map(condition).collect();
+    let twice = (0..args.len()).any(|at| args[..at].iter().any(|other| other.index == args[at].index));
+    if twice {
+        return conditions
+            .into_iter()
+            .try_for_each(|one| filter.add_rule_conditional(action, syscall, &[one]).map(drop));
+    }
+    filter.add_rule_conditional(action, syscall, &conditions).map(drop)
+}
+
+fn condition(arg: &SyscallArg) -> ScmpArgCompare {
+    let (operator, datum) = match arg.op {
+        Operator::NotEqual => (ScmpCompareOp::NotEqual, arg.value),
+        Operator::Less => (ScmpCompareOp::Less, arg.value),
+        Operator::LessOrEqual => (ScmpCompareOp::LessOrEqual, arg.value),
+        Operator::Equal => (ScmpCompareOp::Equal, arg.value),
+        Operator::GreaterOrEqual => (ScmpCompareOp::GreaterEqual, arg.value),
+        Operator::Greater => (ScmpCompareOp::Greater, arg.value),
+        Operator::MaskedEqual => (ScmpCompareOp::MaskedEqual(arg.value), arg.value_two),
+    };
+    ScmpArgCompare::new(arg.index, operator, datum)
+}
+
+fn action(name: &str, errno: Option<u32>) -> Result<ScmpAction> {
+    let errno = errno.unwrap_or(libc::EPERM as u32);
+    Ok(match name {
+        "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" => ScmpAction::KillThread,
+        "SCMP_ACT_KILL_PROCESS" => ScmpAction::KillProcess,
+        "SCMP_ACT_TRAP" => ScmpAction::Trap,
+        "SCMP_ACT_ERRNO" => ScmpAction::Errno(errno as i32),
+        "SCMP_ACT_TRACE" => ScmpAction::Trace(errno as u16),
+        "SCMP_ACT_ALLOW" => ScmpAction::Allow,
+        "SCMP_ACT_LOG" => ScmpAction::Log,
+        "SCMP_ACT_NOTIFY" => ScmpAction::Notify,
+        other => return Err(invalid(format!("action {other:?} is not known"))),
+    })
+}
+
+/// Architectures by their names in config.json.
+pub const ARCHITECTURES: [(&str, ScmpArch); 20] = [
+    ("SCMP_ARCH_X86", ScmpArch::X86),
+    ("SCMP_ARCH_X86_64", ScmpArch::X8664),
+    ("SCMP_ARCH_X32", ScmpArch::X32),
+    ("SCMP_ARCH_ARM", ScmpArch::Arm),
+    ("SCMP_ARCH_AARCH64", ScmpArch::Aarch64),
+    ("SCMP_ARCH_MIPS", ScmpArch::Mips),
+    ("SCMP_ARCH_MIPS64", ScmpArch::Mips64),
+    ("SCMP_ARCH_MIPS64N32", ScmpArch::Mips64N32),
+    ("SCMP_ARCH_MIPSEL", ScmpArch::Mipsel),
+    ("SCMP_ARCH_MIPSEL64", ScmpArch::Mipsel64),
+    ("SCMP_ARCH_MIPSEL64N32", ScmpArch::Mipsel64N32),
+    ("SCMP_ARCH_PPC", ScmpArch::Ppc),
+    ("SCMP_ARCH_PPC64", ScmpArch::Ppc64),
+    ("SCMP_ARCH_PPC64LE", ScmpArch::Ppc64Le),
+    ("SCMP_ARCH_S390", ScmpArch::S390),
+    ("SCMP_ARCH_S390X", ScmpArch::S390X),
+    ("SCMP_ARCH_PARISC", ScmpArch::Parisc),
+    ("SCMP_ARCH_PARISC64", ScmpArch::Parisc64),
+    ("SCMP_ARCH_RISCV64", ScmpArch::Riscv64),
+    ("SCMP_ARCH_NATIVE", ScmpArch::Native),
+];
+
+fn architecture(name: &str) -> Option<ScmpArch> {
+    ARCHITECTURES.iter().find(|(known, _)| *known == name).map(|(_, arch)| *arch)
+}
+
+fn export(filter: &ScmpFilterContext) -> Result<Vec<u8>> {
+    let attempted = || "compile the seccomp filter";
+    let memory = rustix::fs::memfd_create("seccomp", rustix::fs::MemfdFlags::CLOEXEC)
+        .call("memfd_create")
+        .attempt(Code::SeccompFailed, attempted)?;
+    filter.export_bpf(&memory).map_err(|error| invalid(format!("compile: {error}")))?;
+    let mut program = Vec::new();
+    rustix::fs::seek(&memory, rustix::fs::SeekFrom::Start(0)).call("lseek").attempt(Code::SeccompFailed, attempted)?;
+    std::fs::File::from(memory).read_to_end(&mut program).call("read").attempt(Code::SeccompFailed, attempted)?;
+    if program.len() / kernel::INSTRUCTION_BYTES > 4096 {
+        return Err(invalid("the compiled filter has more than 4096 instructions"));
+    }
+    Ok(program)
+}
+
+mod enosys {
+    //! ENOSYS for system calls that are newer than the profile.
+    //!
+    //! A profile that denies by default with EPERM would also deny calls that did not exist when it was written, and
+    //! programs that try a new call fall back to the old one on ENOSYS, not on EPERM. So calls with a higher number
+    //! than any that the profile names get ENOSYS, in front of the filter; the native architecture only.
+
+    use libseccomp::ScmpSyscall;
+
+    use crate::spec::Seccomp;
+
+    const LOAD_ABSOLUTE: u16 = 0x20;
+    const JUMP_EQUAL: u16 = 0x15;
+    const JUMP_GREATER: u16 = 0x25;
+    const RETURN: u16 = 0x06;
+    const OFFSET_NUMBER: u32 = 0;
+    const OFFSET_ARCH: u32 = 4;
+    const RETURN_ERRNO: u32 = 0x0005_0000;
+
+    #[cfg(target_arch = "x86_64")]
+    const AUDIT_ARCH: u32 = 0xc000_003e;
+    #[cfg(target_arch = "aarch64")]
+    const AUDIT_ARCH: u32 = 0xc000_00b7;
+    /// Numbers from here on are of the x32 interface, which the filter itself judges.
+    #[cfg(target_arch = "x86_64")]
+    const NUMBER_END: u32 = 0x4000_0000;
+    #[cfg(target_arch = "aarch64")]
+    const NUMBER_END: u32 = u32::MAX;
+
+    pub(super) fn prepend(program: &[u8], profile: &Seccomp) -> Vec<u8> {
+        let names = profile.syscalls.iter().flat_map(|rule| &rule.names);
+        let highest = names.filter_map(|name| ScmpSyscall::from_name(name).ok()).map(i32::from).max();
+        let Some(highest) = highest.filter(|number| *number >= 0) else { return program.to_vec() };
+        let stub = [
+            (LOAD_ABSOLUTE, 0, 0, OFFSET_ARCH),
+            (JUMP_EQUAL, 0, 4, AUDIT_ARCH),
+            (LOAD_ABSOLUTE, 0, 0, OFFSET_NUMBER),
+            (JUMP_GREATER, 0, 2, highest as u32),
+            (JUMP_GREATER, 1, 0, NUMBER_END - 1),
+            (RETURN, 0, 0, RETURN_ERRNO | libc::ENOSYS as u32),
+        ];
+        let mut whole = Vec::with_capacity(stub.len() * 8 + program.len());
+        for (code, yes, no, value) in stub {
+            whole.extend(code.to_ne_bytes());
+            whole.extend([yes, no]);
+            whole.extend(value.to_ne_bytes());
+        }
+        whole.extend(program);
+        whole
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn compiled(text: &str) -> Result<Option<Filter>> {
+        compile(&RawValue::from_string(text.to_owned()).unwrap())
+    }
+
+    #[test]
+    fn an_empty_section_filters_nothing() {
+        assert!(compiled("{}").unwrap().is_none());
+    }
+
+    #[test]
+    fn a_profile_becomes_whole_instructions() {
+        let filter = compiled(
+            r#"{"defaultAction":"SCMP_ACT_ERRNO","architectures":["SCMP_ARCH_X86_64","SCMP_ARCH_X86"],
+                "syscalls":[{"names":["read","write","no_such_call"],"action":"SCMP_ACT_ALLOW"},
+                {"names":["personality"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":8,"op":"SCMP_CMP_EQ"}]}]}"#,
+        );
+        let filter = filter.unwrap().unwrap();
+        assert!(!filter.program.is_empty() && filter.program.len() % kernel::INSTRUCTION_BYTES == 0);
+        assert!(filter.listener.is_none());
+    }
+
+    #[test]
+    fn unknown_words_are_errors() {
+        for text in [
+            r#"{"defaultAction":"SCMP_ACT_MOON"}"#,
+            r#"{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_MOON"]}"#,
+            r#"{"defaultAction":"SCMP_ACT_ALLOW","flags":["SECCOMP_FILTER_FLAG_MOON"]}"#,
+            r#"{"defaultAction":"SCMP_ACT_NOTIFY"}"#,
+            r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["bpf"],"action":"SCMP_ACT_NOTIFY"}]}"#,
+        ] {
+            assert_eq!(compiled(text).unwrap_err().code, Code::SeccompFailed, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_cached_filter_comes_back_and_an_open_one_does_not() {
+        let root = tempfile::tempdir().unwrap();
+        let cache = Cache::open(root.path()).unwrap();
+        let filter = Filter { program: vec![7; 16], flags: 4, listener: None };
+        store(cache.0.as_fd(), "key", &filter).unwrap();
+        assert_eq!(cache.load("key").unwrap().program, filter.program);
+        let path = root.path().join(CACHE_DIR).join("key");
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+        assert!(cache.load("key").is_none());
+    }
+}

@@ -1,0 +1,90 @@
+//! The container side of `exec`: one more process in a running container.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::process::{Program, become_program};
+use super::{console, enter_namespace_root};
+use crate::channel::{FromInit, InitEnd};
+use crate::create::seccomp::Filter;
+use crate::fault::{Attempt, Code, Fault, Result, Step};
+use crate::log::Log;
+use crate::path::Root;
+use crate::plan::process::ProcessPlan;
+use crate::sys::{self, Call};
+use crate::trace::{self, span};
+
+/// All that the process needs, made by the host side before the clone.
+pub struct ExecSetup<'a> {
+    pub id: &'a str,
+    pub process: &'a ProcessPlan,
+    pub personality: Option<u64>,
+    pub filter: Option<Filter>,
+    pub log: &'a Log,
+    /// Handle on the container's first process.
+    pub init: OwnedFd,
+    /// `CLONE_NEW*` of the namespaces to join; pids were joined by the parent.
+    pub namespaces: u64,
+    /// Files that a `0` is written to, to enter the v1 cgroups.
+    pub entrances: Vec<OwnedFd>,
+    /// `/proc` of the host, verified.
+    pub proc: OwnedFd,
+    pub console: Option<OwnedFd>,
+    pub pidfd_socket: Option<OwnedFd>,
+    pub extra_fds: u32,
+}
+
+/// Joins the container and becomes the program.
+pub fn run(setup: &ExecSetup<'_>, channel: InitEnd) -> ! {
+    trace::forget();
+    sys::signal::reset_dispositions();
+    let work = std::panic::AssertUnwindSafe(|| join(setup, &channel));
+    let fault = match std::panic::catch_unwind(work) {
+        Ok(Ok(never)) => match never {},
+        Ok(Err(fault)) => fault,
+        Err(_) => Fault::new(Code::SystemError, "the container side panicked").at("exec"),
+    };
+    // The host side waits for the end of the channel in any case.
+    let _ = channel.send(&FromInit::Fault(fault));
+    sys::process::exit_now(255)
+}
+
+fn join(setup: &ExecSetup<'_>, channel: &InitEnd) -> Result<std::convert::Infallible> {
+    sys::signal::SignalSet::empty().block().attempt(Code::SystemError, || "unblock signals")?;
+    rustix::process::umask(rustix::fs::Mode::empty());
+    for entrance in &setup.entrances {
+        rustix::io::write(entrance, b"0")
+            .call("write")
+            .attempt(Code::CgroupFailed, || "enter the container's cgroup")
+            .step("exec:cgroup")?;
+    }
+    // All at once (Linux 5.8): the kernel takes the user namespace first and checks the others with both privileges.
+    span("namespaces", || sys::process::setns(setup.init.as_fd(), setup.namespaces))
+        .attempt(Code::NamespaceFailed, || format!("join the namespaces of container {}", setup.id))
+        .step("exec:namespaces")?;
+    let user = crate::plan::namespaces::Kind::User.flag();
+    let in_user_namespace = setup.namespaces & user != 0;
+    if in_user_namespace {
+        super::become_root().step("exec:namespaces")?;
+    }
+    rustix::process::setsid().call("setsid").attempt(Code::SystemError, || "make a session").step("exec:process")?;
+    super::join_session(setup.id, in_user_namespace).step("exec:process")?;
+    if let Some(socket) = &setup.console {
+        let root = Root::new(enter_namespace_root().step("exec:console")?);
+        console::attach(&root, socket.as_fd(), setup.process.console_size, false).step("exec:console")?;
+    }
+    if let Some(socket) = &setup.pidfd_socket {
+        super::send_pidfd(socket, b"setns").step("exec:process")?;
+    }
+    become_program(&Program {
+        process: setup.process,
+        personality: setup.personality,
+        memory_policy: None,
+        filter: setup.filter.as_ref(),
+        proc: setup.proc.as_fd(),
+        extra_fds: setup.extra_fds,
+        in_user_namespace,
+        log: setup.log,
+        channel,
+        gate: None,
+    })
+}

@@ -1,0 +1,261 @@
+//! The container side: what the child of `create` does between `clone3` and `execve`.
+//!
+//! It runs in a copy of lowrun's memory, with everything opened and decided by the host side in [`Setup`]; it reports
+//! over the channel and never returns. [`container`] is the order of things, and each step says why it stands there.
+
+pub mod console;
+mod dev;
+pub mod exec;
+pub mod process;
+mod rootfs;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use crate::cgroup::Cgroup;
+use crate::channel::{FromInit, InitEnd, ToInit};
+use crate::create::hooks;
+use crate::create::seccomp::Filter;
+use crate::fault::{Attempt, Code, Fault, Result, Step};
+use crate::log::Log;
+use crate::plan::Plan;
+use crate::plan::namespaces::Kind;
+use crate::state::{State, Status, hook_state};
+use crate::sys::clone::{Forked, clone3};
+use crate::sys::{self, Call};
+use crate::trace::{self, span};
+
+/// All that the container side needs, made by the host side before the clone.
+pub struct Setup<'a> {
+    pub plan: &'a Plan,
+    pub state: &'a State,
+    pub log: &'a Log,
+    pub cgroup: &'a Cgroup,
+    /// `/proc` of the host, verified.
+    pub proc: OwnedFd,
+    /// Namespaces that are joined by the child, opened.
+    pub joins: Vec<(Kind, OwnedFd)>,
+    /// Whether a helper joins, and the container's process is its sibling.
+    pub staged: bool,
+    /// `CLONE_NEW*` that the clone makes.
+    pub clone_flags: u64,
+    /// Where the terminal's master goes.
+    pub console: Option<OwnedFd>,
+    /// Where a pidfd of the first process goes.
+    pub pidfd_socket: Option<OwnedFd>,
+    /// What a created container waits at; `run` has none.
+    pub fifo: Option<OwnedFd>,
+    pub filter: Option<Filter>,
+    /// Descriptors from 3 on that the program gets.
+    pub extra_fds: u32,
+    pub no_pivot: bool,
+    pub no_new_keyring: bool,
+    /// Whether the host side moves the process into its cgroups.
+    pub host_moves: bool,
+}
+
+/// Does the container side's work and becomes the program.
+pub fn run(setup: &Setup<'_>, channel: InitEnd) -> ! {
+    trace::forget();
+    sys::signal::reset_dispositions();
+    let work = std::panic::AssertUnwindSafe(|| enter(setup, &channel));
+    let fault = match std::panic::catch_unwind(work) {
+        Ok(Ok(never)) => match never {},
+        Ok(Err(fault)) => fault,
+        Err(_) => Fault::new(Code::SystemError, "the container side panicked").at("create:init"),
+    };
+    // A created container's host side has gone when `start` comes: then the log is the only place to tell.
+    if channel.send(&FromInit::Fault(fault.clone())).is_err() {
+        setup.log.fault(&fault);
+    }
+    sys::process::exit_now(1)
+}
+
+/// With a user namespace and others to join, two processes are needed: others than the user namespace may have to be
+/// joined with the host's privilege, and the new namespaces are to belong to the user namespace.
+fn enter(setup: &Setup<'_>, channel: &InitEnd) -> Result<std::convert::Infallible> {
+    sys::signal::SignalSet::empty().block().attempt(Code::SystemError, || "unblock signals")?;
+    span("namespaces", || join(setup)).step("create:namespaces")?;
+    if !setup.staged {
+        return container(setup, channel);
+    }
+    let flags = setup.clone_flags | libc::CLONE_PARENT as u64;
+    match clone3(flags, None).attempt(Code::NamespaceFailed, || "make the namespaces").step("create:namespaces")? {
+        Forked::Child => container(setup, channel),
+        Forked::Parent { pid, .. } => {
+            channel.send(&FromInit::Init { pid: pid.as_raw_nonzero().get() })?;
+            sys::process::exit_now(0)
+        }
+    }
+}
+
+fn join(setup: &Setup<'_>) -> Result<()> {
+    let join_one = |kind: Kind, fd: &OwnedFd| sys::process::setns(fd.as_fd(), kind.flag());
+    let attempted = |kind: Kind| {
+        let path = setup.plan.namespaces.path(kind).unwrap_or(Path::new(""));
+        format!("join {} namespace {}", kind.as_str(), path.display())
+    };
+    // Those of the host go first, with the host's privilege; those that belong to the user namespace fail then and are
+    // tried again from within it.
+    let (user, others): (Vec<_>, Vec<_>) = setup.joins.iter().partition(|(kind, _)| *kind == Kind::User);
+    let mut later = Vec::new();
+    for (kind, fd) in others {
+        match join_one(*kind, fd) {
+            Err(_) if !user.is_empty() => later.push((kind, fd)),
+            result => result.attempt(Code::NamespaceFailed, || attempted(*kind))?,
+        }
+    }
+    for (kind, fd) in user.iter().map(|(kind, fd)| (kind, fd)).chain(later) {
+        join_one(*kind, fd).attempt(Code::NamespaceFailed, || attempted(*kind))?;
+    }
+    Ok(())
+}
+
+/// The order of a container's making.
+fn container(setup: &Setup<'_>, channel: &InitEnd) -> Result<std::convert::Infallible> {
+    let plan = setup.plan;
+    // What is made has the mode that was asked for; the program gets its own mask at the end.
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let user_namespace = plan.namespaces.has(Kind::User);
+    if plan.namespaces.is_new(Kind::User) {
+        channel.expect(ToInit::Mapped).step("create:namespaces")?;
+    }
+    // As the host's root still: a mapped root may not even look at the sources of the mounts.
+    let sources = if user_namespace { rootfs::open_sources(plan)? } else { rootfs::Sources::default() };
+    if user_namespace {
+        become_root().step("create:namespaces")?;
+    }
+    // Its own session, before a terminal becomes the controlling one.
+    rustix::process::setsid().call("setsid").attempt(Code::SystemError, || "make a session").step("create:process")?;
+    if !setup.no_new_keyring {
+        join_session(&setup.state.id, user_namespace).step("create:process")?;
+    }
+    if plan.namespaces.is_new(Kind::Network) {
+        let up = || sys::net::loopback_up().attempt(Code::NamespaceFailed, || "bring the loopback interface up");
+        span("network", up).step("create:network")?;
+    }
+    set_names(plan).step("create:namespaces")?;
+
+    let mut root = span("mounts", || rootfs::Rootfs::build(setup, channel, sources)).step("create:mounts")?;
+    // Cgroup mounts want the process in its cgroups, so that may have happened; at the latest it happens here.
+    root.enter_cgroup(setup, channel).step("create:cgroup")?;
+    span("devices", || root.populate_dev(setup)).step("create:devices")?;
+    // The old root is still there for hooks, and the mounts are made: as the spec wants it.
+    if !plan.hooks.prestart.is_empty() || !plan.hooks.create_runtime.is_empty() {
+        channel.ask(&FromInit::Hooks).step("create:hooks")?;
+    }
+    let me = rustix::process::getpid().as_raw_nonzero().get();
+    hooks::run("createContainer", &plan.hooks.create_container, &hook_state(setup.state, Status::Creating, me), &[])
+        .step("create:hooks")?;
+
+    span("pivot", || root.pivot(setup)).step("create:pivot")?;
+    if let Some(socket) = &setup.console {
+        console::attach(&root.root, socket.as_fd(), plan.process.console_size, true).step("create:console")?;
+    }
+    if let Some(socket) = &setup.pidfd_socket {
+        send_pidfd(socket, b"standard").step("create:process")?;
+    }
+    // Read-only and masks come last: everything above may have needed to write.
+    span("sysctl", || set_sysctl(setup)).step("create:sysctl")?;
+    span("masks", || root.finish(setup)).step("create:masks")?;
+
+    process::become_program(&process::Program {
+        process: &plan.process,
+        personality: plan.personality,
+        memory_policy: plan.memory_policy.as_ref(),
+        filter: setup.filter.as_ref(),
+        proc: setup.proc.as_fd(),
+        extra_fds: setup.extra_fds,
+        in_user_namespace: user_namespace,
+        log: setup.log,
+        channel,
+        gate: Some(process::Gate { setup }),
+    })
+}
+
+/// Root of the user namespace: without it, what is made belongs to an id that is not mapped.
+fn become_root() -> Result<()> {
+    sys::process::set_ids(0, 0, None).or_else(|failure| match failure.errno {
+        // 0 is not mapped: the container lives with what it has.
+        rustix::io::Errno::INVAL => Ok(()),
+        _ => Err(Fault::of(Code::UserInvalid, "become root of the user namespace", failure)),
+    })?;
+    // A change of ids makes the process dumpable again if the kernel's setting says so.
+    sys::process::set_dumpable(false).attempt(Code::SystemError, || "protect the process")
+}
+
+/// A session keyring of the container's own: with the caller's the program could read the caller's keys.
+fn join_session(id: &str, in_user_namespace: bool) -> Result<()> {
+    // All for who possesses it; view, read, link and search for the user, or search for others in a user namespace.
+    const USER: u32 = 0x3f1b_0000;
+    const OTHERS: u32 = 0x3f13_0008;
+    let name = std::ffi::CString::new(format!("_ses.{id}")).unwrap_or_default();
+    let attempted = || "make a session keyring";
+    let serial = match sys::process::join_session_keyring(&name) {
+        // No keyrings in this kernel, or a seccomp filter around lowrun: they protect little.
+        Err(failure) if failure.errno == rustix::io::Errno::NOSYS => return Ok(()),
+        result => result.attempt(Code::SystemError, attempted)?,
+    };
+    let permissions = if in_user_namespace { OTHERS } else { USER };
+    match sys::process::set_key_permissions(serial, permissions) {
+        // A keyring that another user of the container made has its permissions already.
+        Err(failure) if failure.errno == rustix::io::Errno::ACCESS => Ok(()),
+        result => result.attempt(Code::SystemError, attempted),
+    }
+}
+
+fn set_names(plan: &Plan) -> Result<()> {
+    if !plan.hostname.is_empty() {
+        rustix::system::sethostname(plan.hostname.as_bytes())
+            .call("sethostname")
+            .attempt(Code::NamespaceFailed, || format!("set the host name {:?}", plan.hostname))?;
+    }
+    if !plan.domainname.is_empty() {
+        rustix::system::setdomainname(plan.domainname.as_bytes())
+            .call("setdomainname")
+            .attempt(Code::NamespaceFailed, || format!("set the domain name {:?}", plan.domainname))?;
+    }
+    Ok(())
+}
+
+/// Enters the cgroups, once they are made and limited.
+fn enter_cgroup(setup: &Setup<'_>, channel: &InitEnd) -> Result<()> {
+    channel.expect(ToInit::Cgroup)?;
+    if !setup.host_moves {
+        for entrance in setup.cgroup.entrances()? {
+            rustix::io::write(&entrance, b"0")
+                .call("write")
+                .attempt(Code::CgroupFailed, || "enter the container's cgroup")?;
+        }
+    }
+    // A cgroup namespace begins where its maker is: so it is made only now.
+    if setup.plan.namespaces.is_new(Kind::Cgroup) {
+        sys::process::unshare(Kind::Cgroup.flag()).attempt(Code::NamespaceFailed, || "make a cgroup namespace")?;
+    }
+    Ok(())
+}
+
+fn set_sysctl(setup: &Setup<'_>) -> Result<()> {
+    // The handle is of the host's procfs, but what is below sys/net, sys/kernel and the like follows the writer.
+    for (path, value) in &setup.plan.sysctl {
+        crate::path::write_in_proc(setup.proc.as_fd(), path, value)
+            .attempt(Code::SpecInvalid, || format!("set sysctl {path} to {value:?}"))?;
+    }
+    Ok(())
+}
+
+fn send_pidfd(socket: &OwnedFd, words: &[u8]) -> Result<()> {
+    let attempted = || "send the pidfd";
+    let pidfd = rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty())
+        .call("pidfd_open")
+        .attempt(Code::SystemError, attempted)?;
+    console::send_descriptor(socket.as_fd(), words, pidfd.as_fd()).attempt(Code::SystemError, attempted)
+}
+
+/// A handle of the root directory of the joined mount namespace.
+fn enter_namespace_root() -> Result<OwnedFd> {
+    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+    rustix::fs::open("/", flags, rustix::fs::Mode::empty())
+        .call("open")
+        .attempt(Code::NamespaceFailed, || "open the container's root")
+}

@@ -1,0 +1,443 @@
+//! The last steps before the program runs: from a process that may do everything to one that may do what the spec says.
+//!
+//! Shared by the container's first process and by `exec`. The order is that of necessity: what needs privilege stands
+//! before what takes it away, and the seccomp filter as late as it can be, because it judges all that follows.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::{Setup, dev};
+use crate::channel::{FromInit, InitEnd};
+use crate::create::hooks;
+use crate::create::seccomp::Filter;
+use crate::fault::{Attempt, Code, Fault, Result, Step};
+use crate::log::Log;
+use crate::path::write_in_proc;
+use crate::plan::MemoryPolicy;
+use crate::plan::capabilities::{Capabilities, NAMES, numbers};
+use crate::plan::process::{ProcessPlan, Rlimit};
+use crate::state::{Status, hook_state};
+use crate::sys::caps::{self, Sets};
+use crate::sys::process::{self as kernel, Strings};
+use crate::sys::{self, Call, Failure};
+use crate::trace::{self, span};
+
+/// Most bytes of a container's passwd that are looked at.
+const PASSWD_MAX: u64 = 1 << 20;
+
+/// A program and the process that becomes it.
+pub struct Program<'a> {
+    pub process: &'a ProcessPlan,
+    pub personality: Option<u64>,
+    pub memory_policy: Option<&'a MemoryPolicy>,
+    pub filter: Option<&'a Filter>,
+    /// `/proc` of the host, verified.
+    pub proc: BorrowedFd<'a>,
+    /// Descriptors from 3 on that the program gets.
+    pub extra_fds: u32,
+    pub in_user_namespace: bool,
+    pub log: &'a Log,
+    pub channel: &'a InitEnd,
+    /// What the container's first process waits for.
+    pub gate: Option<Gate<'a>>,
+}
+
+/// Where the first process waits for `start`.
+pub struct Gate<'a> {
+    pub setup: &'a Setup<'a>,
+}
+
+/// Gives up what the program may not have, waits to be started, and becomes the program.
+pub fn become_program(program: &Program<'_>) -> Result<std::convert::Infallible> {
+    let process = program.process;
+    reopen_null().step("create:process")?;
+    set_attributes(program).step("create:process")?;
+    set_limits(program).step("create:limits")?;
+    if let (Some(filter), false) = (program.filter, process.no_new_privileges) {
+        // Without no_new_privs a filter takes privilege, so it comes before that goes.
+        span("seccomp", || install_filter(program, filter)).step("create:seccomp")?;
+    }
+    span("user", || take_identity(program)).step("create:user")?;
+    let environment = environment(process);
+    let path = find_program(process).step("create:program")?;
+    let arguments = strings(&process.args);
+    let environment_strings = strings(&environment);
+    if let (Some(filter), true) = (program.filter, process.no_new_privileges) {
+        span("seccomp", || install_filter(program, filter)).step("create:seccomp")?;
+    }
+    trace::flush(program.log);
+    program.channel.send(&FromInit::Ready)?;
+    if let Some(gate) = &program.gate {
+        pass_gate(gate, &environment).step("start:hooks")?;
+    }
+    rustix::process::umask(Mode::from_raw_mode(process.umask.unwrap_or(0o022)));
+    kernel::close_on_exec_from(3 + program.extra_fds).attempt(Code::SystemError, || "close descriptors")?;
+    let failure = kernel::execve(&path, &arguments, &environment_strings);
+    Err(exec_fault(&process.args[0], failure).at("start:exec"))
+}
+
+/// Stdio that is the host's null device becomes the container's: no handle into the host's file systems stays.
+fn reopen_null() -> Result<()> {
+    let attempted = || "reopen /dev/null";
+    let mut own: Option<OwnedFd> = None;
+    for (number, fd) in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()].iter().enumerate() {
+        let Ok(stat) = rustix::fs::fstat(fd) else { continue };
+        if !dev::is_null(&stat) {
+            continue;
+        }
+        if own.is_none() {
+            own = open_null().attempt(Code::RootfsUnsafe, attempted)?;
+        }
+        let Some(own) = &own else { return Ok(()) };
+        match number {
+            0 => rustix::stdio::dup2_stdin(own),
+            1 => rustix::stdio::dup2_stdout(own),
+            _ => rustix::stdio::dup2_stderr(own),
+        }
+        .call("dup3")
+        .attempt(Code::SystemError, attempted)?;
+    }
+    Ok(())
+}
+
+/// The container's null device; `None` if it has none.
+fn open_null() -> sys::Result<Option<OwnedFd>> {
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let null = match rustix::fs::open("/dev/null", flags, Mode::empty()) {
+        Err(Errno::NOENT | Errno::ACCESS | Errno::PERM | Errno::NXIO) => return Ok(None),
+        result => result.call("open")?,
+    };
+    if !dev::is_null(&crate::path::stat(null.as_fd())?) {
+        return Err(Failure { call: "open", errno: Errno::NODEV });
+    }
+    rustix::fs::fcntl_setfl(&null, OFlags::RDWR).call("fcntl")?;
+    Ok(Some(null))
+}
+
+fn set_attributes(program: &Program<'_>) -> Result<()> {
+    let process = program.process;
+    if process.no_new_privileges {
+        kernel::set_no_new_privs().attempt(Code::SystemError, || "set no_new_privs")?;
+    }
+    if let Some(scheduler) = process.scheduler {
+        kernel::set_scheduler(scheduler).attempt(Code::LimitInvalid, || "set the scheduler")?;
+    }
+    if let Some(priority) = process.io_priority {
+        kernel::set_io_priority(priority).attempt(Code::LimitInvalid, || "set the I/O priority")?;
+    }
+    if let Some(personality) = program.personality {
+        kernel::set_personality(personality).attempt(Code::SystemError, || "set the personality")?;
+    }
+    if let Some(policy) = program.memory_policy {
+        kernel::set_memory_policy(policy.mode, &policy.nodes)
+            .attempt(Code::LimitInvalid, || "set the memory policy")?;
+    }
+    if !process.apparmor_profile.is_empty() {
+        set_apparmor(program.proc, &process.apparmor_profile)?;
+    }
+    if !process.selinux_label.is_empty() {
+        write_in_proc(program.proc, "self/attr/exec", &process.selinux_label)
+            .attempt(Code::SpecInvalid, || format!("set the SELinux label {:?}", process.selinux_label))?;
+    }
+    Ok(())
+}
+
+fn set_apparmor(proc: BorrowedFd<'_>, profile: &str) -> Result<()> {
+    let enabled = std::fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with(b"Y"))
+        || crate::path::open_in_proc(proc, "self/attr/apparmor/exec", OFlags::WRONLY).is_ok();
+    if !enabled {
+        return Err(Fault::new(Code::Unsupported, "process.apparmorProfile")
+            .cause("apparmor profile is specified in config, but apparmor is disabled or not supported"));
+    }
+    let text = format!("exec {profile}");
+    // The file of its own (5.8) first: the other may be another security module's.
+    write_in_proc(proc, "self/attr/apparmor/exec", &text)
+        .or_else(|_| write_in_proc(proc, "self/attr/exec", &text))
+        .attempt(Code::SpecInvalid, || format!("set the AppArmor profile {profile:?}"))
+}
+
+/// Limits come late, so that a low one does not stop the setup; raising one needs the host's privilege.
+fn set_limits(program: &Program<'_>) -> Result<()> {
+    let limits = &program.process.rlimits;
+    if limits.is_empty() {
+        return Ok(());
+    }
+    if program.in_user_namespace {
+        return program.channel.ask(&FromInit::Limits);
+    }
+    limits.iter().try_for_each(|limit| set_limit(None, limit))
+}
+
+/// Sets one limit, of another process or the own.
+pub fn set_limit(pid: Option<rustix::process::Pid>, limit: &Rlimit) -> Result<()> {
+    sys::process::set_rlimit(pid, limit.resource, limit.soft, limit.hard)
+        .attempt(Code::LimitInvalid, || format!("set rlimit {} to {}:{}", limit.resource, limit.soft, limit.hard))
+}
+
+/// Installs the filter; with a listener, the host side must have taken its descriptor before any call is notified.
+fn install_filter(program: &Program<'_>, filter: &Filter) -> Result<()> {
+    let listener = sys::seccomp::install(&filter.program, filter.flags)
+        .attempt(Code::SeccompFailed, || "install the seccomp filter")?;
+    match listener {
+        Some(listener) => program.channel.ask(&FromInit::Listener { fd: listener.as_raw_fd() }),
+        None => Ok(()),
+    }
+}
+
+/// Working directory, bounding set, ids, capabilities.
+fn take_identity(program: &Program<'_>) -> Result<()> {
+    let process = program.process;
+    // Entered with privilege first, as runc does: the program may have a directory that its user could not enter.
+    let entered = enter_cwd(&process.cwd, true)?;
+    drop_bounding(process.capabilities.bounding)?;
+    caps::keep_caps(true).attempt(Code::SystemError, || "keep capabilities")?;
+    own_stdio(process.uid)?;
+    let denied = program.in_user_namespace && setgroups_is_denied(program.proc);
+    let groups = (!denied).then_some(process.groups.as_slice());
+    kernel::set_ids(process.uid, process.gid, groups).map_err(|failure| {
+        let (uid, gid) = (process.uid, process.gid);
+        let fault = Fault::of(Code::UserInvalid, format!("become user {uid}:{gid}"), failure);
+        match failure.errno {
+            Errno::INVAL => fault.hint("the user namespace of the container does not map this id"),
+            _ => fault,
+        }
+    })?;
+    // A change of ids may have made the process dumpable.
+    kernel::set_dumpable(false).attempt(Code::SystemError, || "protect the process")?;
+    if !entered {
+        enter_cwd(&process.cwd, false)?;
+    }
+    check_cwd(&process.cwd)?;
+    set_capabilities(&process.capabilities, program.log)
+}
+
+/// Whether it was entered; without privilege being refused is left for later.
+fn enter_cwd(cwd: &Path, may_be_refused: bool) -> Result<bool> {
+    match rustix::process::chdir(cwd) {
+        Ok(()) => Ok(true),
+        Err(Errno::ACCESS | Errno::PERM) if may_be_refused => Ok(false),
+        Err(errno) => Err(Fault::of(
+            Code::CwdInvalid,
+            format!("chdir to cwd ({:?}) set in config.json failed", cwd.to_string_lossy()),
+            Failure { call: "chdir", errno },
+        )),
+    }
+}
+
+/// A working directory that came from a leaked descriptor lies outside of the root: the kernel then has no path for it.
+fn check_cwd(cwd: &Path) -> Result<()> {
+    let outside = || {
+        Fault::new(Code::CwdInvalid, format!("working directory {}", cwd.display()))
+            .cause("current working directory is outside of container mount namespace root")
+            .hint("possible container breakout detected")
+    };
+    match rustix::process::getcwd(Vec::new()) {
+        Ok(path) if path.as_bytes().starts_with(b"/") => Ok(()),
+        Ok(_) | Err(Errno::NOENT) => Err(outside()),
+        Err(errno) => {
+            Err(Fault::of(Code::CwdInvalid, "check the working directory", Failure { call: "getcwd", errno }))
+        }
+    }
+}
+
+fn drop_bounding(keep: u64) -> Result<()> {
+    for number in 0..64 {
+        if keep >> number & 1 == 1 {
+            continue;
+        }
+        match caps::bounding_drop(number) {
+            Ok(()) => {}
+            // The first number that the kernel does not know ends its list.
+            Err(failure) if failure.errno == Errno::INVAL => break,
+            Err(failure) => {
+                let name = NAMES.get(number as usize).copied().unwrap_or("an unknown capability");
+                return Err(Fault::of(Code::SystemError, format!("drop {name}"), failure));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn set_capabilities(wanted: &Capabilities, log: &Log) -> Result<()> {
+    let attempted = || "set the capabilities";
+    caps::keep_caps(false).attempt(Code::SystemError, attempted)?;
+    // Asking for one that lowrun itself has not (a nested container) is a warning, as in runc.
+    let have = caps::capget().attempt(Code::SystemError, attempted)?.permitted;
+    let missing = wanted.permitted & !have;
+    if missing != 0 {
+        let names: Vec<_> = numbers(missing).filter_map(|number| NAMES.get(number as usize)).collect();
+        log.warn(&format!("ignoring unknown or unavailable capabilities: {names:?}"));
+    }
+    let permitted = wanted.permitted & have;
+    let sets = Sets { permitted, effective: wanted.effective & permitted, inheritable: wanted.inheritable };
+    caps::capset(sets).attempt(Code::SystemError, attempted)?;
+    match caps::ambient_clear() {
+        Err(failure) if failure.errno != Errno::INVAL => {
+            return Err(Fault::of(Code::SystemError, attempted(), failure));
+        }
+        _ => {}
+    }
+    for number in numbers(wanted.ambient) {
+        if let Err(failure) = caps::ambient_raise(number) {
+            log.warn(&format!("can't raise ambient capability {}: {failure}", NAMES[number as usize]));
+        }
+    }
+    Ok(())
+}
+
+/// Stdio belongs to the program's user, so that `/dev/stdout` can be opened again; what cannot be given away stays.
+fn own_stdio(uid: u32) -> Result<()> {
+    for fd in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
+        let Ok(stat) = rustix::fs::fstat(fd) else { continue };
+        if stat.st_uid == uid || dev::is_null(&stat) {
+            continue;
+        }
+        match rustix::fs::fchown(fd, Some(rustix::fs::Uid::from_raw(uid)), None) {
+            Ok(()) | Err(Errno::PERM | Errno::ROFS | Errno::INVAL) => {}
+            Err(errno) => {
+                let failure = Failure { call: "fchown", errno };
+                return Err(Fault::of(Code::SystemError, "give stdio to the container's user", failure));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn setgroups_is_denied(proc: BorrowedFd<'_>) -> bool {
+    let file = crate::path::open_in_proc(proc, "self/setgroups", OFlags::RDONLY);
+    let mut text = [0; 8];
+    file.is_ok_and(|file| rustix::io::read(&file, &mut text).is_ok_and(|length| text[..length].starts_with(b"deny")))
+}
+
+/// The program's environment, with HOME from the container's passwd if the spec has none.
+fn environment(process: &ProcessPlan) -> Vec<String> {
+    let mut environment = process.env.clone();
+    if process.wants_home {
+        environment.push(format!("HOME={}", home(process.uid).unwrap_or_else(|| "/".to_owned())));
+    }
+    environment
+}
+
+/// The file is the image's: it may be a FIFO, a device or endless.
+fn home(uid: u32) -> Option<String> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let passwd = rustix::fs::open("/etc/passwd", flags, Mode::empty()).ok()?;
+    if crate::path::stat(passwd.as_fd()).ok()?.st_mode & libc::S_IFMT != libc::S_IFREG {
+        return None;
+    }
+    let mut text = Vec::new();
+    std::io::Read::read_to_end(&mut std::io::Read::take(std::fs::File::from(passwd), PASSWD_MAX), &mut text).ok()?;
+    home_in(&String::from_utf8_lossy(&text), uid)
+}
+
+fn home_in(passwd: &str, uid: u32) -> Option<String> {
+    let entries = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let mut own = entries.filter(|fields| fields.get(2).is_some_and(|id| id.parse() == Ok(uid)));
+    own.next().and_then(|fields| fields.get(5).map(|home| (*home).to_owned())).filter(|home| !home.is_empty())
+}
+
+/// The file to execute. Looked for at creation, so that a caller learns of a missing program then.
+fn find_program(process: &ProcessPlan) -> Result<CString> {
+    let name = process.args[0].as_str();
+    let found = if name.contains('/') {
+        check_executable(Path::new(name)).map(|()| PathBuf::from(name))
+    } else {
+        search(name, process.search_path())
+    };
+    let path = found.map_err(|failure| exec_fault(name, failure))?;
+    CString::new(path.as_os_str().as_bytes())
+        .map_err(|_| exec_fault(name, Failure { call: "execve", errno: Errno::INVAL }))
+}
+
+fn search(name: &str, path: &str) -> sys::Result<PathBuf> {
+    // What is there but cannot be executed is told, if nothing better comes.
+    let mut best = Failure { call: "search", errno: Errno::NOENT };
+    for dir in path.split(':').filter(|_| !name.is_empty()) {
+        let candidate = Path::new(if dir.is_empty() { "." } else { dir }).join(name);
+        match check_executable(&candidate) {
+            Ok(()) => return Ok(candidate),
+            Err(failure) if failure.errno == Errno::ACCESS => best = failure,
+            Err(_) => {}
+        }
+    }
+    Err(best)
+}
+
+fn check_executable(path: &Path) -> sys::Result<()> {
+    let stat = rustix::fs::stat(path).call("stat")?;
+    if stat.st_mode & libc::S_IFMT == libc::S_IFDIR {
+        return Err(Failure { call: "execve", errno: Errno::ISDIR });
+    }
+    match rustix::fs::accessat(rustix::fs::CWD, path, Access::EXEC_OK, AtFlags::EACCESS) {
+        // Not there before Linux 5.8, or denied by the filter: the mode must do.
+        Err(Errno::NOSYS | Errno::PERM) if stat.st_mode & 0o111 != 0 => Ok(()),
+        Err(Errno::NOSYS | Errno::PERM) => Err(Failure { call: "execve", errno: Errno::ACCESS }),
+        result => result.call("execve"),
+    }
+}
+
+/// The words are those that callers look for to choose 126 or 127.
+fn exec_fault(name: &str, failure: Failure) -> Box<Fault> {
+    let message = format!("exec: {name:?}");
+    match failure.errno {
+        Errno::NOENT if failure.call == "search" => {
+            Fault::new(Code::CommandNotFound, message).cause("executable file not found in $PATH")
+        }
+        Errno::NOENT | Errno::NOTDIR => Fault::of(Code::CommandNotFound, message, failure),
+        Errno::NOEXEC => Fault::of(Code::CommandNotExecutable, message, failure)
+            .hint("the file is no program of this architecture, or a script without a first line that names its shell"),
+        _ => Fault::of(Code::CommandNotExecutable, message, failure),
+    }
+}
+
+/// Waits for `start`, then runs the hooks of that point in the container.
+fn pass_gate(gate: &Gate<'_>, environment: &[String]) -> Result<()> {
+    if let Some(fifo) = &gate.setup.fifo {
+        let mut byte = [0; 1];
+        while let Err(errno) = rustix::io::read(fifo, &mut byte) {
+            if errno != Errno::INTR {
+                return Err(Fault::of(Code::SystemError, "wait to be started", Failure { call: "read", errno }));
+            }
+        }
+    }
+    let hooks = &gate.setup.plan.hooks.start_container;
+    if hooks.is_empty() {
+        return Ok(());
+    }
+    let me = rustix::process::getpid().as_raw_nonzero().get();
+    hooks::run("startContainer", hooks, &hook_state(gate.setup.state, Status::Created, me), environment)
+}
+
+fn strings(words: &[String]) -> Strings {
+    Strings::new(words.iter().filter_map(|word| CString::new(word.as_bytes()).ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn home_is_that_of_the_first_entry_with_the_uid() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\n7:x:0:0::/evil:/bin/sh\nu:x:7:7::/home/u:\nbad\nempty:x:8:8:::\n";
+        assert_eq!(home_in(passwd, 0).as_deref(), Some("/root"));
+        assert_eq!(home_in(passwd, 7).as_deref(), Some("/home/u"));
+        assert_eq!(home_in(passwd, 8), None);
+        assert_eq!(home_in(passwd, 9), None);
+    }
+
+    #[test]
+    fn a_missing_and_a_forbidden_program_have_codes_of_their_own() {
+        let not_found = search("no-such-program", "/bin:/usr/bin").unwrap_err();
+        assert_eq!(exec_fault("no-such-program", not_found).code, Code::CommandNotFound);
+        assert!(exec_fault("x", not_found).one_line().contains("executable file not found in $PATH"));
+        let directory = check_executable(Path::new("/etc")).unwrap_err();
+        assert_eq!(exec_fault("/etc", directory).code, Code::CommandNotExecutable);
+        let plain = check_executable(Path::new("/etc/passwd")).unwrap_err();
+        assert!(exec_fault("/etc/passwd", plain).one_line().contains("permission denied"));
+    }
+}

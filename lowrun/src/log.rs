@@ -1,0 +1,176 @@
+//! Where lowrun's words go: the log file of `--log` (runc's text or JSON form) or stderr.
+//!
+//! The JSON lines are runc's, `{"level","msg","time"}`, and an error's has Strata's fields beside them; the last error
+//! line is what a caller reads. One line is one `write(2)` to a file opened for appending, so that the host side and the
+//! container side of one lowrun may write to the same file.
+
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{Mode, OFlags};
+use serde::Serialize;
+
+use crate::fault::{Attempt, Code, Fault, Result};
+use crate::sys::Call;
+
+/// How lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// `time="…" level=error msg="…"`.
+    #[default]
+    Text,
+    /// One object per line.
+    Json,
+}
+
+/// How grave a line is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Debug,
+    Info,
+    Warning,
+    Error,
+}
+
+/// The log of one invocation.
+#[derive(Debug, Default)]
+pub struct Log {
+    file: Option<OwnedFd>,
+    format: Format,
+    debug: bool,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    level: Level,
+    msg: &'a str,
+    time: &'a str,
+    #[serde(flatten)]
+    fault: Option<&'a Fault>,
+}
+
+impl Log {
+    /// Opens `path` for appending; without a path lines go to stderr.
+    pub fn open(path: Option<&OsString>, format: Format, debug: bool) -> Result<Log> {
+        let file = path.map(open_append).transpose()?;
+        Ok(Log { file, format, debug })
+    }
+
+    /// Writes an error with all its fields, and in any case one line to stderr.
+    pub fn fault(&self, fault: &Fault) {
+        let line = fault.one_line();
+        if self.file.is_some() || self.format == Format::Json {
+            self.write(Level::Error, &line, Some(fault));
+        }
+        let hint = fault.hint.as_ref().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
+        if self.file.is_some() || self.format == Format::Text {
+            put(None, &format!("lowrun: {}: {line}{hint}\n", fault.step));
+        }
+    }
+
+    /// Something that a person should know and that stops nothing.
+    pub fn warn(&self, message: &str) {
+        self.write(Level::Warning, message, None);
+    }
+
+    /// What `--debug` shows.
+    pub fn debug(&self, message: &str) {
+        if self.debug {
+            self.write(Level::Debug, message, None);
+        }
+    }
+
+    /// A line that is JSON already (the spans of a trace); only for a log file.
+    pub fn raw(&self, lines: &str) {
+        if self.file.is_some() {
+            put(self.file.as_ref(), lines);
+        }
+    }
+
+    fn write(&self, level: Level, message: &str, fault: Option<&Fault>) {
+        let time = rfc3339(SystemTime::now(), 0);
+        let line = match self.format {
+            Format::Json => serde_json::to_string(&Line { level, msg: message, time: &time, fault }),
+            Format::Text => text_line(level, message, &time),
+        };
+        // Nothing here fails to serialise; were it so, the message itself is better than silence.
+        put(self.file.as_ref(), &(line.unwrap_or_else(|_| message.to_owned()) + "\n"));
+    }
+}
+
+fn open_append(path: &OsString) -> Result<OwnedFd> {
+    let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::from_raw_mode(0o644))
+        .call("open")
+        .attempt(Code::InvalidArgument, || format!("open the log {}", path.display()))
+}
+
+fn text_line(level: Level, message: &str, time: &str) -> serde_json::Result<String> {
+    let level = serde_json::to_string(&level)?;
+    Ok(format!("time={time:?} level={} msg={}", level.trim_matches('"'), serde_json::to_string(message)?))
+}
+
+/// A log that cannot be written to has nowhere to be reported: the exit status still tells.
+fn put(file: Option<&OwnedFd>, line: &str) {
+    let _ = match file {
+        Some(file) => rustix::io::write(file, line.as_bytes()),
+        None => rustix::io::write(rustix::stdio::stderr(), line.as_bytes()),
+    };
+}
+
+/// `2026-11-23T21:06:07Z`, with `digits` (0 or 9) of the second's fraction.
+pub fn rfc3339(time: SystemTime, digits: usize) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    let (year, month, day) = civil(days as i64);
+    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+    let fraction = if digits == 0 { String::new() } else { format!(".{:09}", since.subsec_nanos()) };
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}{fraction}Z")
+}
+
+/// Year, month and day of a day number since 1970, in the Gregorian calendar (years counted from March, so that the
+/// leap day is the last of its year).
+fn civil(days: i64) -> (i64, i64, i64) {
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let day_of_era = shifted.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    (year_of_era + era * 400 + i64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn at(seconds: u64) -> String {
+        rfc3339(UNIX_EPOCH + Duration::from_secs(seconds), 0)
+    }
+
+    #[test]
+    fn times_are_rfc3339() {
+        assert_eq!(at(0), "1970-01-01T00:00:00Z");
+        assert_eq!(at(951_782_400), "2000-02-29T00:00:00Z");
+        assert_eq!(at(1_795_467_967), "2026-11-23T20:26:07Z");
+        assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_nanos(1_000_000_007), 9), "1970-01-01T00:00:01.000000007Z");
+    }
+
+    #[test]
+    fn an_error_line_has_the_fields_of_runc_and_of_strata() {
+        let fault = Fault::new(Code::SpecInvalid, "mounts[0]").cause("no destination").at("create:plan");
+        let line = Line { level: Level::Error, msg: &fault.one_line(), time: "t", fault: Some(&fault) };
+        let value = serde_json::to_value(&line).unwrap();
+        assert_eq!(value["level"], "error");
+        assert_eq!(value["msg"], "mounts[0]: no destination");
+        assert_eq!(value["step"], "create:plan");
+        assert_eq!(value["code"], "SPEC_INVALID");
+        assert_eq!(value["layer"], "runtime");
+        assert_eq!(value["causes"][0], "no destination");
+    }
+}

@@ -1,0 +1,357 @@
+//! From config.json to an ordered plan, without touching the system.
+//!
+//! Called by `cli` for `create` and `run`; `create` and `init` execute the plan and decide nothing about the spec. All
+//! that can be wrong with a spec by itself is found here, before anything exists that would have to be undone.
+
+pub mod capabilities;
+pub mod devices;
+pub mod mounts;
+pub mod namespaces;
+pub mod process;
+pub mod sysctl;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::value::RawValue;
+
+use crate::fault::{Code, Fault, Result};
+use crate::path::clean;
+use crate::spec::{self, Spec};
+use devices::{DeviceNode, DeviceRule};
+use mounts::{MountKind, MountPlan};
+use namespaces::{Kind, Namespaces};
+use process::ProcessPlan;
+
+/// All that making a container takes.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Absolute.
+    pub rootfs: PathBuf,
+    pub root_readonly: bool,
+    /// `MS_*` and whether it goes for all below; `None` is rslave.
+    pub root_propagation: Option<(u64, bool)>,
+    pub namespaces: Namespaces,
+    pub uid_mappings: Vec<spec::IdMapping>,
+    pub gid_mappings: Vec<spec::IdMapping>,
+    /// Lines for `timens_offsets`.
+    pub time_offsets: String,
+    pub hostname: String,
+    pub domainname: String,
+    pub mounts: Vec<MountPlan>,
+    pub devices: Vec<DeviceNode>,
+    /// Whether `/dev` is ours to fill; not so when it is a bind mount.
+    pub fills_dev: bool,
+    pub masked_paths: Vec<PathBuf>,
+    pub readonly_paths: Vec<PathBuf>,
+    pub mount_label: String,
+    /// Path below `/proc` and value.
+    pub sysctl: Vec<(String, String)>,
+    pub process: ProcessPlan,
+    pub seccomp: Option<Box<RawValue>>,
+    pub personality: Option<u64>,
+    pub memory_policy: Option<MemoryPolicy>,
+    pub cgroup: CgroupPlan,
+    pub hooks: spec::Hooks,
+}
+
+/// Where the cgroup is and what it limits.
+#[derive(Clone, Debug)]
+pub struct CgroupPlan {
+    pub path: CgroupPath,
+    pub resources: spec::Resources,
+    pub devices: Vec<DeviceRule>,
+}
+
+/// A place in the hierarchies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CgroupPath {
+    /// From the root of each hierarchy, without a leading slash.
+    Absolute(PathBuf),
+    /// Below lowrun's own cgroup.
+    Relative(PathBuf),
+}
+
+/// `set_mempolicy(2)`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryPolicy {
+    pub mode: i32,
+    pub nodes: Vec<u64>,
+}
+
+/// Plans the container `id` from the config.json of `bundle` (absolute).
+pub fn plan(id: &str, bundle: &Path, spec: &Spec) -> Result<Plan> {
+    check_version(&spec.oci_version)?;
+    let root = spec.root.as_ref().ok_or_else(|| invalid("root", "root must be specified"))?;
+    let process = spec.process.as_ref().ok_or_else(|| invalid("process", "process property must not be empty"))?;
+    let linux = spec.linux.clone().unwrap_or_default();
+    let namespaces = Namespaces::parse(&linux.namespaces)?;
+    check_namespaces(spec, &linux, &namespaces)?;
+    let mounts = mounts(spec, bundle)?;
+    let resources = linux.resources.clone().unwrap_or_default();
+    Ok(Plan {
+        rootfs: bundle.join(&root.path),
+        root_readonly: root.readonly,
+        root_propagation: root_propagation(&linux.rootfs_propagation)?,
+        uid_mappings: linux.uid_mappings.clone(),
+        gid_mappings: linux.gid_mappings.clone(),
+        time_offsets: time_offsets(&linux)?,
+        hostname: spec.hostname.clone(),
+        domainname: spec.domainname.clone(),
+        devices: devices::nodes(&linux.devices)?,
+        fills_dev: !mounts.iter().any(is_bind_over_dev),
+        mounts,
+        masked_paths: linux.masked_paths.iter().map(|path| clean(path)).collect(),
+        readonly_paths: linux.readonly_paths.iter().map(|path| clean(path)).collect(),
+        mount_label: linux.mount_label.clone(),
+        sysctl: sysctl::parse(&linux.sysctl, &namespaces)?,
+        process: ProcessPlan::parse(process)?,
+        seccomp: linux.seccomp.clone(),
+        personality: linux.personality.as_ref().map(personality).transpose()?,
+        memory_policy: linux.memory_policy.as_ref().map(memory_policy).transpose()?,
+        cgroup: CgroupPlan {
+            path: cgroup_path(id, &linux.cgroups_path),
+            devices: devices::rules(&resources.devices)?,
+            resources,
+        },
+        hooks: hooks(spec)?,
+        namespaces,
+    })
+}
+
+/// The bundle's path as the state shows it.
+pub fn clean_bundle(bundle: &Path) -> PathBuf {
+    clean(&bundle.to_string_lossy())
+}
+
+fn invalid(field: &str, cause: impl Into<String>) -> Box<Fault> {
+    Fault::new(Code::SpecInvalid, field).cause(cause)
+}
+
+/// runtime-spec is versioned semantically: what is not 1.x means something else.
+fn check_version(version: &str) -> Result<()> {
+    let numbers: Vec<Option<u32>> =
+        version.split(['-', '+']).next().unwrap_or_default().split('.').map(|part| part.parse().ok()).collect();
+    match numbers[..] {
+        [Some(1), Some(_), Some(_)] => Ok(()),
+        [Some(_), Some(_), Some(_)] => Err(invalid("ociVersion", format!("version {version} is not supported"))),
+        _ => Err(invalid("ociVersion", format!("{version:?} is not a version"))),
+    }
+}
+
+fn check_namespaces(spec: &Spec, linux: &spec::Linux, namespaces: &Namespaces) -> Result<()> {
+    if !spec.hostname.is_empty() && !namespaces.has(Kind::Uts) {
+        return Err(invalid("hostname", "unable to set hostname without a private UTS namespace"));
+    }
+    if !spec.domainname.is_empty() && !namespaces.has(Kind::Uts) {
+        return Err(invalid("domainname", "unable to set domainname without a private UTS namespace"));
+    }
+    if !linux.restricts_no_path() && !namespaces.has(Kind::Mount) {
+        let cause = "unable to restrict sys entries without a private MNT namespace";
+        return Err(invalid("linux.maskedPaths", cause));
+    }
+    let mapped = !linux.uid_mappings.is_empty() || !linux.gid_mappings.is_empty();
+    if namespaces.is_new(Kind::User) && (linux.uid_mappings.is_empty() || linux.gid_mappings.is_empty()) {
+        return Err(invalid("linux.uidMappings", "a new user namespace needs uid and gid mappings"));
+    }
+    if mapped && !namespaces.has(Kind::User) {
+        return Err(invalid("linux.uidMappings", "user namespace mappings specified, but no user namespace"));
+    }
+    if !linux.time_offsets.is_empty() && !namespaces.is_new(Kind::Time) {
+        return Err(invalid("linux.timeOffsets", "time namespace offsets specified, but no new time namespace"));
+    }
+    Ok(())
+}
+
+fn mounts(spec: &Spec, bundle: &Path) -> Result<Vec<MountPlan>> {
+    let plans: Vec<MountPlan> = spec
+        .mounts
+        .iter()
+        .enumerate()
+        .map(|(index, mount)| MountPlan::parse(index, mount, bundle))
+        .collect::<Result<_>>()?;
+    if let Some(plan) = plans.iter().find(|plan| plan.destination == Path::new("/")) {
+        let field = format!("mounts[{}].destination", plan.index);
+        return Err(invalid(&field, "a mount may not be on top of the root file system"));
+    }
+    Ok(plans)
+}
+
+fn is_bind_over_dev(mount: &MountPlan) -> bool {
+    mount.destination == Path::new("/dev") && matches!(mount.kind, MountKind::Bind { .. })
+}
+
+fn root_propagation(word: &str) -> Result<Option<(u64, bool)>> {
+    if word.is_empty() {
+        return Ok(None);
+    }
+    match mounts::propagation(word) {
+        Some(propagation) => Ok(Some(propagation)),
+        None => Err(invalid("linux.rootfsPropagation", format!("rootfsPropagation={word} is not supported"))),
+    }
+}
+
+fn time_offsets(linux: &spec::Linux) -> Result<String> {
+    let mut lines = String::new();
+    for (clock, offset) in &linux.time_offsets {
+        if !matches!(clock.as_str(), "monotonic" | "boottime") {
+            return Err(invalid("linux.timeOffsets", format!("clock {clock:?} has no offset")));
+        }
+        lines += &format!("{clock} {} {}\n", offset.secs, offset.nanosecs);
+    }
+    Ok(lines)
+}
+
+fn personality(section: &spec::Personality) -> Result<u64> {
+    match section.domain.as_str() {
+        "LINUX" => Ok(0),
+        "LINUX32" => Ok(8),
+        other => Err(invalid("linux.personality", format!("invalid personality domain {other}"))),
+    }
+}
+
+fn memory_policy(section: &spec::MemoryPolicy) -> Result<MemoryPolicy> {
+    const MODES: [&str; 7] = [
+        "MPOL_DEFAULT",
+        "MPOL_PREFERRED",
+        "MPOL_BIND",
+        "MPOL_INTERLEAVE",
+        "MPOL_LOCAL",
+        "MPOL_PREFERRED_MANY",
+        "MPOL_WEIGHTED_INTERLEAVE",
+    ];
+    const FLAGS: [(&str, i32); 3] =
+        [("MPOL_F_STATIC_NODES", 1 << 15), ("MPOL_F_RELATIVE_NODES", 1 << 14), ("MPOL_F_NUMA_BALANCING", 1 << 13)];
+    let field = "linux.memoryPolicy";
+    let mode = MODES.iter().position(|name| *name == section.mode);
+    let mode = mode.ok_or_else(|| invalid(field, format!("invalid memory policy mode {:?}", section.mode)))? as i32;
+    let nodes = cpu_list(&section.nodes).ok_or_else(|| invalid(field, format!("invalid nodes {:?}", section.nodes)))?;
+    match mode {
+        0 | 4 if !nodes.is_empty() => return Err(invalid(field, "this mode takes no nodes")),
+        2 | 3 | 5 | 6 if nodes.is_empty() => return Err(invalid(field, "this mode needs at least one node")),
+        _ => {}
+    }
+    let mut flags = 0;
+    for flag in &section.flags {
+        let known = FLAGS.iter().find(|(name, _)| name == flag);
+        flags |= known.ok_or_else(|| invalid(field, format!("invalid memory policy flag {flag:?}")))?.1;
+    }
+    Ok(MemoryPolicy { mode: mode | flags, nodes })
+}
+
+/// A list such as `0-2,7` as a bit mask; `None` if it is not one.
+pub fn cpu_list(text: &str) -> Option<Vec<u64>> {
+    const HIGHEST: usize = 8191;
+    let mut mask = Vec::new();
+    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (usize, usize) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        if first > last || last > HIGHEST {
+            return None;
+        }
+        mask.resize(mask.len().max(last / 64 + 1), 0_u64);
+        (first..=last).for_each(|number| mask[number / 64] |= 1 << (number % 64));
+    }
+    Some(mask)
+}
+
+fn cgroup_path(id: &str, path: &str) -> CgroupPath {
+    let cleaned = clean(path);
+    let below = cleaned.strip_prefix("/").unwrap_or(&cleaned).to_owned();
+    match path {
+        "" => CgroupPath::Relative(PathBuf::from(id)),
+        path if path.starts_with('/') => CgroupPath::Absolute(below),
+        _ => CgroupPath::Relative(below),
+    }
+}
+
+fn hooks(spec: &Spec) -> Result<spec::Hooks> {
+    let hooks = spec.hooks.clone().unwrap_or_default();
+    let all = [
+        ("prestart", &hooks.prestart),
+        ("createRuntime", &hooks.create_runtime),
+        ("createContainer", &hooks.create_container),
+        ("startContainer", &hooks.start_container),
+        ("poststart", &hooks.poststart),
+        ("poststop", &hooks.poststop),
+    ];
+    for (point, hooks) in all {
+        for (index, hook) in hooks.iter().enumerate() {
+            let field = format!("hooks.{point}[{index}]");
+            if !hook.path.starts_with('/') {
+                return Err(invalid(&field, format!("path {:?} is not absolute", hook.path)));
+            }
+            if hook.timeout.is_some_and(|seconds| seconds <= 0) {
+                return Err(invalid(&field, "the timeout must be greater than zero"));
+            }
+        }
+    }
+    Ok(hooks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(extra: &str) -> Spec {
+        let text = format!(
+            r#"{{"ociVersion":"1.2.0","root":{{"path":"rootfs"}},"process":{{"cwd":"/","args":["true"]}},{extra}
+                "annotations":{{}}}}"#
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+
+    fn planned(extra: &str) -> Result<Plan> {
+        plan("c1", Path::new("/bundle"), &spec(extra))
+    }
+
+    #[test]
+    fn paths_of_the_bundle_are_made_absolute() {
+        let plan = planned("").unwrap();
+        assert_eq!(plan.rootfs, Path::new("/bundle/rootfs"));
+        assert_eq!(plan.cgroup.path, CgroupPath::Relative("c1".into()));
+        assert!(plan.fills_dev);
+    }
+
+    #[test]
+    fn a_field_that_needs_a_namespace_says_so() {
+        for (extra, field) in [
+            (r#""hostname":"h","#, "hostname"),
+            (r#""domainname":"d","#, "domainname"),
+            (r#""linux":{"maskedPaths":["/proc/kcore"]},"#, "linux.maskedPaths"),
+            (r#""linux":{"namespaces":[{"type":"user"}]},"#, "linux.uidMappings"),
+            (r#""linux":{"uidMappings":[{"size":1}]},"#, "linux.uidMappings"),
+            (r#""linux":{"timeOffsets":{"boottime":{"secs":1}}},"#, "linux.timeOffsets"),
+            (r#""linux":{"rootfsPropagation":"sideways"},"#, "linux.rootfsPropagation"),
+            (r#""hooks":{"poststop":[{"path":"x"}]},"#, "hooks.poststop[0]"),
+            (r#""mounts":[{"destination":"/x/.."}],"#, "mounts[0].destination"),
+        ] {
+            let fault = planned(extra).unwrap_err();
+            assert_eq!((fault.code, fault.message.as_str()), (Code::SpecInvalid, field));
+        }
+    }
+
+    #[test]
+    fn versions_other_than_1_are_refused() {
+        for version in ["1.0.0", "1.2.1-rc1", "1.3.0+dev"] {
+            assert!(check_version(version).is_ok(), "{version}");
+        }
+        for version in ["", "2.0.0", "1", "x.y.z", "0.9.0"] {
+            assert!(check_version(version).is_err(), "{version}");
+        }
+    }
+
+    #[test]
+    fn cgroup_paths_cannot_climb() {
+        assert_eq!(cgroup_path("c", "/a/../../b"), CgroupPath::Absolute("b".into()));
+        assert_eq!(cgroup_path("c", "../a"), CgroupPath::Relative("a".into()));
+    }
+
+    #[test]
+    fn lists_of_cpus_are_masks() {
+        assert_eq!(cpu_list("0-2,65"), Some(vec![0b111, 0b10]));
+        assert_eq!(cpu_list(""), Some(vec![]));
+        for text in ["3-1", "x", "-1", "99999999"] {
+            assert_eq!(cpu_list(text), None, "{text}");
+        }
+    }
+}

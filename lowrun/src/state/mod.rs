@@ -1,0 +1,445 @@
+//! What is remembered of a container between two invocations: one directory per id below `--root`.
+//!
+//! ```text
+//! ROOT/ID/state.json   what and where, written before anything else is made, again when the process is known
+//! ROOT/ID/exec.fifo    there while a created container waits for `start`
+//! ROOT/ID/seccomp.bpf  the filter in force, for `exec`
+//! ```
+//!
+//! ```text
+//! creating --process known--> created --start--> running <--pause, resume--> paused
+//!     \_________________________\_________________/______ process gone _____> stopped
+//! ```
+//!
+//! The status is never stored: it follows from the process, the FIFO and the freezer, so it is true after any crash.
+//! The directory is locked (`flock`) while a container is made or removed.
+
+mod identity;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::Cgroup;
+use crate::fault::{Attempt, Code, Fault, Result};
+use crate::plan::namespaces::Namespaces;
+use crate::spec;
+use crate::sys::Call;
+
+pub use identity::Identity;
+
+/// Version of the state file; another one is not understood.
+const FORMAT: u32 = 1;
+const STATE_FILE: &str = "state.json";
+const EXEC_FIFO: &str = "exec.fifo";
+/// Longest id: it is a file name.
+const ID_MAX: usize = 255;
+
+/// What `state.json` holds.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct State {
+    pub format: u32,
+    pub id: String,
+    pub bundle: PathBuf,
+    pub rootfs: PathBuf,
+    /// RFC 3339 with nanoseconds, UTC.
+    pub created: String,
+    pub annotations: BTreeMap<String, String>,
+    /// The first process; missing while it is made.
+    pub init: Option<Identity>,
+    pub cgroup: Cgroup,
+    pub namespaces: Namespaces,
+    /// What an exec inherits.
+    pub process: spec::Process,
+    pub personality: Option<u64>,
+    /// Flags of the seccomp filter, if there is one in `seccomp.bpf`.
+    pub seccomp_flags: Option<u64>,
+    pub seccomp_listener: Option<crate::create::seccomp::Listener>,
+    pub poststart: Vec<spec::Hook>,
+    pub poststop: Vec<spec::Hook>,
+}
+
+/// Where a container is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    Creating,
+    Created,
+    Running,
+    Paused,
+    Stopped,
+}
+
+impl Status {
+    /// The word of runtime-spec.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Creating => "creating",
+            Status::Created => "created",
+            Status::Running => "running",
+            Status::Paused => "paused",
+            Status::Stopped => "stopped",
+        }
+    }
+}
+
+/// The state directory of one container.
+#[derive(Debug)]
+pub struct Dir {
+    path: PathBuf,
+    fd: OwnedFd,
+}
+
+/// A container that exists.
+#[derive(Debug)]
+pub struct Container {
+    pub dir: Dir,
+    pub state: State,
+}
+
+/// Whether `id` may name a container: the letters that runc takes, and no name of a directory.
+pub fn check_id(id: &str) -> Result<()> {
+    let invalid = |cause: &str| Err(Fault::new(Code::InvalidArgument, format!("container id {id:?}")).cause(cause));
+    if id.is_empty() {
+        return Err(Fault::new(Code::InvalidArgument, "container id cannot be empty"));
+    }
+    if id.len() > ID_MAX {
+        let start: String = id.chars().take(32).collect();
+        return Err(Fault::new(Code::InvalidArgument, format!("container id {start:?}…"))
+            .cause(format!("invalid container ID format: longer than {ID_MAX} bytes")));
+    }
+    let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
+    if !id.bytes().all(is_letter) || id == "." || id == ".." {
+        return invalid("invalid container ID format");
+    }
+    Ok(())
+}
+
+impl Dir {
+    /// Makes the directory of a new container, locked.
+    pub fn create(root: &Path, id: &str) -> Result<Dir> {
+        check_id(id)?;
+        let path = root.join(id);
+        let attempted = || format!("make the state directory {}", path.display());
+        match rustix::fs::mkdir(&path, Mode::from_raw_mode(0o711)) {
+            Err(Errno::NOENT) => {
+                make_root(root)?;
+                rustix::fs::mkdir(&path, Mode::from_raw_mode(0o711)).call("mkdir")
+            }
+            Err(Errno::EXIST) => {
+                return Err(Fault::new(Code::ContainerExists, format!("create container {id}"))
+                    .cause("container with given ID already exists"));
+            }
+            result => result.call("mkdir"),
+        }
+        .attempt(Code::StateInvalid, attempted)?;
+        let dir = Dir::open(path.clone()).attempt(Code::StateInvalid, attempted)?;
+        dir.lock()?;
+        Ok(dir)
+    }
+
+    fn open(path: PathBuf) -> crate::sys::Result<Dir> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(&path, flags, Mode::empty()).call("open")?;
+        Ok(Dir { path, fd })
+    }
+
+    /// The directory's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A handle of the directory.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Waits until nobody else makes or removes the container, and keeps others from it while this handle is open.
+    pub fn lock(&self) -> Result<()> {
+        rustix::fs::flock(&self.fd, FlockOperation::LockExclusive)
+            .call("flock")
+            .attempt(Code::StateInvalid, || format!("lock {}", self.path.display()))
+    }
+
+    fn is_locked(&self) -> bool {
+        match rustix::fs::flock(&self.fd, FlockOperation::NonBlockingLockShared) {
+            Err(Errno::WOULDBLOCK) => true,
+            Ok(()) => {
+                let _ = rustix::fs::flock(&self.fd, FlockOperation::Unlock);
+                false
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Writes the state file, whole or not at all.
+    pub fn save(&self, state: &State) -> Result<()> {
+        let attempted = || format!("write {}", self.path.join(STATE_FILE).display());
+        let text = serde_json::to_vec(state)
+            .map_err(|error| Fault::new(Code::StateInvalid, attempted()).cause(error.to_string()))?;
+        let temporary = ".state.json";
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+        let write = || -> crate::sys::Result<()> {
+            let file = rustix::fs::openat(&self.fd, temporary, flags, Mode::from_raw_mode(0o600)).call("openat")?;
+            std::fs::File::from(file).write_all(&text).call("write")?;
+            rustix::fs::renameat(&self.fd, temporary, &self.fd, STATE_FILE).call("renameat")
+        };
+        write().attempt(Code::StateInvalid, attempted)
+    }
+
+    /// Makes the FIFO that a created container waits at, and gives the end that it waits with.
+    ///
+    /// The end is open for reading and writing: so the open does not block, and a `start` that dies in between is no
+    /// end of file. It is opened here, on the host side, because a path could not be trusted later.
+    pub fn create_fifo(&self) -> Result<OwnedFd> {
+        let attempted = || format!("make {}", self.path.join(EXEC_FIFO).display());
+        let kind = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(&self.fd, EXEC_FIFO, kind, Mode::from_raw_mode(0o600), 0)
+            .call("mknodat")
+            .attempt(Code::StateInvalid, attempted)?;
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.fd, EXEC_FIFO, flags, Mode::empty())
+            .call("openat")
+            .attempt(Code::StateInvalid, attempted)
+    }
+
+    /// Lets the process go on that waits at the FIFO, and removes the FIFO.
+    pub fn release_fifo(&self) -> crate::sys::Result<()> {
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        // ENXIO: nobody waits, the process has died.
+        let fifo = rustix::fs::openat(&self.fd, EXEC_FIFO, flags, Mode::empty()).call("openat")?;
+        rustix::io::write(&fifo, b"0").call("write")?;
+        self.remove_fifo()
+    }
+
+    /// Removes the FIFO.
+    pub fn remove_fifo(&self) -> crate::sys::Result<()> {
+        rustix::fs::unlinkat(&self.fd, EXEC_FIFO, rustix::fs::AtFlags::empty()).call("unlinkat")
+    }
+
+    fn has_fifo(&self) -> bool {
+        rustix::fs::accessat(&self.fd, EXEC_FIFO, rustix::fs::Access::EXISTS, rustix::fs::AtFlags::empty()).is_ok()
+    }
+
+    /// The owner's uid.
+    pub fn owner(&self) -> u32 {
+        std::fs::metadata(&self.path).map_or(0, |metadata| metadata.uid())
+    }
+
+    /// Removes the directory and all in it.
+    pub fn remove(&self) -> Result<()> {
+        for name in [STATE_FILE, EXEC_FIFO, crate::create::seccomp::FILTER_FILE, ".state.json"] {
+            let _ = rustix::fs::unlinkat(&self.fd, name, rustix::fs::AtFlags::empty());
+        }
+        match rustix::fs::rmdir(&self.path) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(_) => std::fs::remove_dir_all(&self.path)
+                .call("remove")
+                .attempt(Code::StateInvalid, || format!("remove {}", self.path.display())),
+        }
+    }
+}
+
+fn make_root(root: &Path) -> Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(root)
+        .call("mkdir")
+        .attempt(Code::StateInvalid, || format!("make the root directory {}", root.display()))
+}
+
+impl Container {
+    /// Reads the container `id`.
+    pub fn load(root: &Path, id: &str) -> Result<Container> {
+        check_id(id)?;
+        let path = root.join(id);
+        let missing =
+            || Fault::new(Code::ContainerNotFound, format!("container {id}")).cause("container does not exist");
+        let dir = match Dir::open(path.clone()) {
+            Err(failure) if failure.errno == Errno::NOENT => return Err(missing()),
+            result => result.attempt(Code::StateInvalid, || format!("open {}", path.display()))?,
+        };
+        let text = match read_state(&dir) {
+            Err(failure) if failure.errno == Errno::NOENT => return Err(missing()),
+            result => result.attempt(Code::StateInvalid, || format!("read {}", path.join(STATE_FILE).display()))?,
+        };
+        let state = parse_state(&path, &text)?;
+        Ok(Container { dir, state })
+    }
+
+    /// Where the container is in its life.
+    pub fn status(&self) -> Status {
+        let Some(init) = &self.state.init else {
+            return if self.dir.is_locked() { Status::Creating } else { Status::Stopped };
+        };
+        if !init.is_alive() {
+            return Status::Stopped;
+        }
+        if self.dir.has_fifo() {
+            return Status::Created;
+        }
+        if self.state.cgroup.is_frozen() { Status::Paused } else { Status::Running }
+    }
+
+    /// The first process, if it lives.
+    pub fn running_init(&self) -> Result<&Identity> {
+        self.state.init.as_ref().filter(|init| init.is_alive()).ok_or_else(|| self.not_running())
+    }
+
+    /// The fault of an operation that needs a live process.
+    pub fn not_running(&self) -> Box<Fault> {
+        Fault::new(Code::ContainerNotRunning, format!("container {}", self.state.id)).cause("container not running")
+    }
+
+    /// The document that hooks get on stdin.
+    pub fn hook_state(&self, status: Status) -> Vec<u8> {
+        hook_state(&self.state, status, self.state.init.as_ref().map_or(0, |init| init.pid))
+    }
+}
+
+/// The document that hooks get on stdin; `pid` as the hook sees it.
+pub fn hook_state(state: &State, status: Status, pid: i32) -> Vec<u8> {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Document<'a> {
+        oci_version: &'a str,
+        id: &'a str,
+        status: Status,
+        #[serde(skip_serializing_if = "is_zero")]
+        pid: i32,
+        bundle: &'a Path,
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+        annotations: &'a BTreeMap<String, String>,
+    }
+    fn is_zero(pid: &i32) -> bool {
+        *pid == 0
+    }
+    let document = Document {
+        oci_version: spec::OCI_VERSION,
+        id: &state.id,
+        status,
+        pid,
+        bundle: &state.bundle,
+        annotations: &state.annotations,
+    };
+    serde_json::to_vec(&document).unwrap_or_default()
+}
+
+fn read_state(dir: &Dir) -> crate::sys::Result<Vec<u8>> {
+    let file =
+        rustix::fs::openat(&dir.fd, STATE_FILE, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).call("openat")?;
+    let mut text = Vec::with_capacity(4096);
+    std::io::Read::read_to_end(&mut std::fs::File::from(file), &mut text).call("read")?;
+    Ok(text)
+}
+
+fn parse_state(path: &Path, text: &[u8]) -> Result<State> {
+    #[derive(Deserialize)]
+    struct Head {
+        format: u32,
+    }
+    let damaged = |cause: String| {
+        Fault::new(Code::StateInvalid, format!("read {}", path.join(STATE_FILE).display()))
+            .cause(cause)
+            .hint("`lowrun delete --force` removes what is left of the container")
+    };
+    let head: Head = serde_json::from_slice(text).map_err(|error| damaged(error.to_string()))?;
+    if head.format != FORMAT {
+        return Err(damaged(format!("format {} is of another version of lowrun", head.format)));
+    }
+    serde_json::from_slice(text).map_err(|error| damaged(error.to_string()))
+}
+
+impl State {
+    /// The state of a container that is about to be made.
+    pub fn new(id: &str, bundle: &Path, spec: &spec::Spec, plan: &crate::plan::Plan, cgroup: Cgroup) -> State {
+        State {
+            format: FORMAT,
+            id: id.to_owned(),
+            bundle: bundle.to_owned(),
+            rootfs: plan.rootfs.clone(),
+            created: crate::log::rfc3339(std::time::SystemTime::now(), 9),
+            annotations: spec.annotations.clone(),
+            init: None,
+            cgroup,
+            namespaces: plan.namespaces.clone(),
+            process: spec.process.clone().unwrap_or_default(),
+            personality: plan.personality,
+            seccomp_flags: None,
+            seccomp_listener: None,
+            poststart: plan.hooks.poststart.clone(),
+            poststop: plan.hooks.poststop.clone(),
+        }
+    }
+}
+
+/// The ids below `root`, sorted; a missing root holds none.
+pub fn list(root: &Path) -> Result<Vec<String>> {
+    let attempted = || format!("list {}", root.display());
+    let entries = match std::fs::read_dir(root) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        result => result.call("open").attempt(Code::StateInvalid, attempted)?,
+    };
+    let directories = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let mut ids: Vec<String> = directories
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| check_id(name).is_ok() && root.join(name).join(STATE_FILE).exists())
+        .collect();
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+/// Writes the pid, whole or not at all: beside, then renamed.
+pub fn write_pid_file(path: &Path, pid: i32) -> Result<()> {
+    let attempted = || format!("write the pid file {}", path.display());
+    let name = path.file_name().unwrap_or_default();
+    let temporary = path.with_file_name(format!(".{}", name.to_string_lossy()));
+    let write = || -> std::io::Result<()> {
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o644).open(&temporary)?;
+        file.write_all(pid.to_string().as_bytes())?;
+        std::fs::rename(&temporary, path)
+    };
+    write().call("open").attempt(Code::SystemError, attempted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_names_of_files_and_no_more() {
+        for id in ["a", "A-b_c+d.e", "..a", &"x".repeat(255)] {
+            assert!(check_id(id).is_ok(), "{id}");
+        }
+        for id in ["", ".", "..", "a/b", "a b", "ä", "a\0", &"x".repeat(1025)] {
+            assert_eq!(check_id(id).unwrap_err().code, Code::InvalidArgument, "{id}");
+        }
+    }
+
+    #[test]
+    fn a_state_file_of_another_version_is_told_as_such() {
+        let fault = parse_state(Path::new("/s"), br#"{"format":99,"new":true}"#).unwrap_err();
+        assert!(fault.one_line().contains("another version"), "{}", fault.one_line());
+        assert_eq!(parse_state(Path::new("/s"), b"{").unwrap_err().code, Code::StateInvalid);
+    }
+
+    #[test]
+    fn a_new_directory_is_made_once() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path().join("deep/root");
+        let dir = Dir::create(&root, "c1").unwrap();
+        assert_eq!(Dir::create(&root, "c1").unwrap_err().code, Code::ContainerExists);
+        assert_eq!(Container::load(&root, "c1").unwrap_err().code, Code::ContainerNotFound);
+        dir.remove().unwrap();
+        assert!(!root.join("c1").exists());
+    }
+}

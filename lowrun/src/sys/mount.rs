@@ -1,0 +1,144 @@
+//! The mount API of Linux 5.2 and 5.12: mounts are made detached, as descriptors, and attached to a handle, so that no
+//! path can be swapped under them.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::CWD;
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
+
+use super::{Call, Failure, Result, check};
+
+pub const MOUNT_ATTR_RDONLY: u64 = 0x1;
+pub const MOUNT_ATTR_NOSUID: u64 = 0x2;
+pub const MOUNT_ATTR_NODEV: u64 = 0x4;
+pub const MOUNT_ATTR_NOEXEC: u64 = 0x8;
+pub const MOUNT_ATTR_ATIME_MASK: u64 = 0x70;
+pub const MOUNT_ATTR_RELATIME: u64 = 0x0;
+pub const MOUNT_ATTR_NOATIME: u64 = 0x10;
+pub const MOUNT_ATTR_STRICTATIME: u64 = 0x20;
+pub const MOUNT_ATTR_NODIRATIME: u64 = 0x80;
+pub const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
+pub const MOUNT_ATTR_NOSYMFOLLOW: u64 = 0x20_0000;
+
+/// `struct mount_attr`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MountAttr {
+    /// `MOUNT_ATTR_*` to set.
+    pub set: u64,
+    /// `MOUNT_ATTR_*` to clear; setting an access time mode needs the whole mask here.
+    pub clear: u64,
+    /// `MS_SHARED`, `MS_SLAVE`, `MS_PRIVATE`, `MS_UNBINDABLE` or 0.
+    pub propagation: u64,
+    /// The user namespace of an id-mapped mount.
+    pub userns_fd: u64,
+}
+
+/// Changes a mount; `recursive` also all below it.
+pub fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attr: &MountAttr) -> Result<()> {
+    setattr_at(mount.as_raw_fd(), c"", libc::AT_EMPTY_PATH, recursive, attr)
+}
+
+/// Changes the mount that `path` is the root of.
+pub fn mount_setattr_path(path: &CStr, recursive: bool, attr: &MountAttr) -> Result<()> {
+    setattr_at(libc::AT_FDCWD, path, 0, recursive, attr)
+}
+
+fn setattr_at(dir: i32, path: &CStr, flags: i32, recursive: bool, attr: &MountAttr) -> Result<()> {
+    let flags = flags | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: `path` ends in NUL, `attr` has the kernel's layout, and both outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            dir,
+            path.as_ptr(),
+            flags,
+            std::ptr::from_ref(attr),
+            size_of::<MountAttr>(),
+        )
+    };
+    check("mount_setattr", result).map(drop)
+}
+
+/// A detached copy of the mount at `path` (relative to `dir`, following a last symlink) with, if `recursive`, all below.
+pub fn clone_tree(dir: BorrowedFd<'_>, path: &Path, recursive: bool) -> Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let flags = if recursive { flags | OpenTreeFlags::AT_RECURSIVE } else { flags };
+    rustix::mount::open_tree(dir, path, flags).call("open_tree")
+}
+
+/// As [`clone_tree`], of a path of the process's own root.
+pub fn clone_path(path: &Path, recursive: bool) -> Result<OwnedFd> {
+    clone_tree(CWD, path, recursive)
+}
+
+/// As [`clone_tree`], of what a handle refers to.
+pub fn clone_handle(handle: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd> {
+    clone_tree(handle, Path::new(""), recursive)
+}
+
+/// Attaches a detached mount to what `target` refers to.
+pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(mount, "", target, "", flags).call("move_mount")
+}
+
+/// One option of a file system.
+pub enum FsOption<'a> {
+    /// `ro`, `newinstance`.
+    Flag(&'a str),
+    /// `mode=755`.
+    Value(&'a str, &'a str),
+}
+
+/// A detached new file system with mount attributes `attr` (`MOUNT_ATTR_*`).
+///
+/// The kernel's own words about a refused option, where it left some, come back with the failure.
+pub fn new_filesystem(
+    fstype: &str,
+    source: &str,
+    options: &[FsOption<'_>],
+    attr: u64,
+) -> std::result::Result<OwnedFd, (Failure, Option<String>)> {
+    let context = rustix::mount::fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC).call("fsopen").map_err(|e| (e, None))?;
+    configure(context.as_fd(), source, options).map_err(|failure| (failure, kernel_words(context.as_fd())))?;
+    let attr = MountAttrFlags::from_bits_retain(attr as u32);
+    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attr)
+        .call("fsmount")
+        .map_err(|failure| (failure, kernel_words(context.as_fd())))
+}
+
+fn configure(context: BorrowedFd<'_>, source: &str, options: &[FsOption<'_>]) -> Result<()> {
+    if !source.is_empty() {
+        rustix::mount::fsconfig_set_string(context, "source", source).call("fsconfig(source)")?;
+    }
+    for option in options {
+        match option {
+            FsOption::Flag(name) => rustix::mount::fsconfig_set_flag(context, *name),
+            FsOption::Value(name, value) => rustix::mount::fsconfig_set_string(context, *name, *value),
+        }
+        .call("fsconfig")?;
+    }
+    rustix::mount::fsconfig_create(context).call("fsconfig(create)")
+}
+
+/// The last message that the kernel left in a file system context, without its severity letter.
+fn kernel_words(context: BorrowedFd<'_>) -> Option<String> {
+    let mut last = None;
+    let mut buffer = [0_u8; 1024];
+    while let Ok(length) = rustix::io::read(context, &mut buffer) {
+        let text = String::from_utf8_lossy(&buffer[..length]);
+        last = Some(text.trim_start_matches(['e', 'w', 'i', ' ']).trim_end().to_owned());
+    }
+    last.filter(|text| !text.is_empty())
+}
+
+/// The old `mount(2)` for a target that is the working directory.
+pub fn mount_here(fstype: &str, source: &str, flags: u64, data: &str) -> Result<()> {
+    let data = std::ffi::CString::new(data).map_err(|_| Failure { call: "mount", errno: Errno::INVAL })?;
+    let flags = rustix::mount::MountFlags::from_bits_retain(flags as u32);
+    rustix::mount::mount(source, ".", fstype, flags, data.as_c_str()).call("mount")
+}

@@ -1,0 +1,185 @@
+//! Attributes of the calling process, and its replacement by another program.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use super::{Failure, Result, check};
+
+/// Joins the namespaces `kinds` (`CLONE_NEW*`) of a namespace file, or of a process by its pidfd (Linux 5.8).
+pub fn setns(fd: BorrowedFd<'_>, kinds: u64) -> Result<()> {
+    // SAFETY: takes integers only. lowrun has one thread and shares no file system attributes.
+    check("setns", unsafe { libc::setns(fd.as_raw_fd(), kinds as libc::c_int) }.into()).map(drop)
+}
+
+/// Makes new namespaces `kinds` (`CLONE_NEW*`).
+pub fn unshare(kinds: u64) -> Result<()> {
+    // SAFETY: takes integers only; no CLONE_FILES, so that no descriptor changes hands.
+    check("unshare", unsafe { libc::unshare(kinds as libc::c_int) }.into()).map(drop)
+}
+
+/// Sets the ids of the process, groups first; without `groups` the supplementary groups stay.
+pub fn set_ids(uid: u32, gid: u32, groups: Option<&[u32]>) -> Result<()> {
+    if let Some(groups) = groups {
+        // SAFETY: pointer and length describe `groups`. The raw call avoids glibc's signal to all threads.
+        check("setgroups", unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })?;
+    }
+    // SAFETY: takes integers only.
+    check("setresgid", unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) })?;
+    // SAFETY: takes integers only.
+    check("setresuid", unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }).map(drop)
+}
+
+/// `no_new_privs`, for good.
+pub fn set_no_new_privs() -> Result<()> {
+    // SAFETY: takes integers only.
+    check("prctl(PR_SET_NO_NEW_PRIVS)", unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into()).map(drop)
+}
+
+/// Whether others of the same user may trace this process and read its `/proc` files. A child inherits it.
+pub fn set_dumpable(dumpable: bool) -> Result<()> {
+    let value = libc::c_ulong::from(dumpable);
+    // SAFETY: takes integers only.
+    check("prctl(PR_SET_DUMPABLE)", unsafe { libc::prctl(libc::PR_SET_DUMPABLE, value, 0, 0, 0) }.into()).map(drop)
+}
+
+/// Makes orphans below this process its children.
+pub fn set_subreaper() -> Result<()> {
+    // SAFETY: takes integers only.
+    check("prctl(PR_SET_CHILD_SUBREAPER)", unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }.into())
+        .map(drop)
+}
+
+/// The name in `/proc/PID/comm`, at most 15 bytes.
+pub fn set_name(name: &CStr) {
+    // SAFETY: the kernel reads at most 16 bytes of a NUL-terminated string.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+}
+
+/// `personality(2)`.
+pub fn set_personality(persona: u64) -> Result<()> {
+    // SAFETY: takes integers only.
+    check("personality", unsafe { libc::personality(persona as libc::c_ulong) }.into()).map(drop)
+}
+
+/// Joins a new session keyring called `name` and gives its serial number.
+pub fn join_session_keyring(name: &CStr) -> Result<i32> {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
+    // SAFETY: `name` ends in NUL and outlives the call.
+    check("keyctl(JOIN_SESSION_KEYRING)", unsafe {
+        libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr())
+    })
+    .map(|serial| serial as i32)
+}
+
+/// Sets the permissions of a key.
+pub fn set_key_permissions(serial: i32, permissions: u32) -> Result<()> {
+    const KEYCTL_SETPERM: libc::c_long = 5;
+    // SAFETY: takes integers only.
+    check("keyctl(SETPERM)", unsafe {
+        libc::syscall(libc::SYS_keyctl, KEYCTL_SETPERM, libc::c_long::from(serial), libc::c_long::from(permissions))
+    })
+    .map(drop)
+}
+
+/// `struct sched_attr`, first version.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SchedAttr {
+    pub size: u32,
+    pub policy: u32,
+    pub flags: u64,
+    pub nice: i32,
+    pub priority: u32,
+    pub runtime: u64,
+    pub deadline: u64,
+    pub period: u64,
+}
+
+/// `sched_setattr(2)` of the calling thread.
+pub fn set_scheduler(attr: SchedAttr) -> Result<()> {
+    let attr = SchedAttr { size: size_of::<SchedAttr>() as u32, ..attr };
+    // SAFETY: `attr` says its own size and outlives the call.
+    check("sched_setattr", unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) }).map(drop)
+}
+
+/// `ioprio_set(2)` of the calling process.
+pub fn set_io_priority(value: i32) -> Result<()> {
+    const IOPRIO_WHO_PROCESS: libc::c_long = 1;
+    // SAFETY: takes integers only.
+    check("ioprio_set", unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, value) }).map(drop)
+}
+
+/// `set_mempolicy(2)`; `nodes` is a bit mask.
+pub fn set_memory_policy(mode: i32, nodes: &[u64]) -> Result<()> {
+    let bits = nodes.len() * 64;
+    // The kernel counts one bit less than it is told.
+    let bits = if bits == 0 { 0 } else { bits + 1 };
+    // SAFETY: pointer and bit count describe `nodes`.
+    check("set_mempolicy", unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, nodes.as_ptr(), bits) }).map(drop)
+}
+
+/// Marks every descriptor from `first` on as to be closed by `execve(2)`.
+pub fn close_on_exec_from(first: u32) -> Result<()> {
+    const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
+    // SAFETY: changes a flag of descriptors; nothing is closed under a running owner.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC) };
+    check("close_range", result).map(drop)
+}
+
+/// Strings laid out as `execve(2)` takes them. Made before privileges go.
+pub struct Strings {
+    _owned: Vec<CString>,
+    pointers: Vec<*const libc::c_char>,
+}
+
+impl Strings {
+    /// Takes the strings over.
+    pub fn new(owned: Vec<CString>) -> Strings {
+        let pointers = owned.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect();
+        Strings { _owned: owned, pointers }
+    }
+}
+
+/// Replaces the program; returns only on failure.
+pub fn execve(path: &CStr, arguments: &Strings, environment: &Strings) -> Failure {
+    // SAFETY: both arrays end in a null pointer and their strings are owned by the arguments.
+    let result = unsafe { libc::execve(path.as_ptr(), arguments.pointers.as_ptr(), environment.pointers.as_ptr()) };
+    check("execve", result.into()).err().unwrap_or(Failure { call: "execve", errno: rustix::io::Errno::IO })
+}
+
+/// Replaces the program by what a descriptor refers to; returns only on failure.
+pub fn fexecve(program: BorrowedFd<'_>, arguments: &Strings, environment: &Strings) -> Failure {
+    // SAFETY: as in `execve`; the empty path with AT_EMPTY_PATH names the descriptor itself.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program.as_raw_fd(),
+            c"".as_ptr(),
+            arguments.pointers.as_ptr(),
+            environment.pointers.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    check("execveat", result).err().unwrap_or(Failure { call: "execveat", errno: rustix::io::Errno::IO })
+}
+
+/// Ends the process at once, without running what `exit(3)` runs.
+pub fn exit_now(status: i32) -> ! {
+    // SAFETY: ends the process.
+    unsafe { libc::_exit(status) }
+}
+
+/// `prlimit(2)`, by the number of the resource; of the calling process without a pid.
+pub fn set_rlimit(pid: Option<rustix::process::Pid>, resource: u32, soft: u64, hard: u64) -> Result<()> {
+    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    let pid = pid.map_or(0, |pid| pid.as_raw_nonzero().get());
+    let none = std::ptr::null_mut::<libc::rlimit64>();
+    // SAFETY: `limit` outlives the call; no old limit is asked for.
+    check("prlimit", unsafe { libc::syscall(libc::SYS_prlimit64, pid, resource, &raw const limit, none) }).map(drop)
+}
+
+/// Whether a descriptor that the caller passed is open.
+pub fn is_open(fd: u32) -> bool {
+    // SAFETY: asks for the flags of a descriptor, by number; nothing is owned or closed.
+    fd <= i32::MAX as u32 && unsafe { libc::fcntl(fd as i32, libc::F_GETFD) } != -1
+}

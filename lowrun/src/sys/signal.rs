@@ -1,0 +1,85 @@
+//! Signal masks, dispositions and signalfd.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use super::{Result, check};
+
+/// A set of signals, as `sigprocmask(2)` takes it.
+#[derive(Clone, Copy)]
+pub struct SignalSet(libc::sigset_t);
+
+impl SignalSet {
+    /// No signal.
+    pub fn empty() -> SignalSet {
+        let mut set = MaybeUninit::uninit();
+        // SAFETY: sigemptyset initialises the whole set.
+        unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
+            SignalSet(set.assume_init())
+        }
+    }
+
+    /// Every signal.
+    pub fn full() -> SignalSet {
+        let mut set = MaybeUninit::uninit();
+        // SAFETY: sigfillset initialises the whole set.
+        unsafe {
+            libc::sigfillset(set.as_mut_ptr());
+            SignalSet(set.assume_init())
+        }
+    }
+
+    /// Makes this the calling thread's mask.
+    pub fn block(&self) -> Result<()> {
+        // SAFETY: the set is initialised; no old mask is asked for.
+        let result = unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut()) };
+        check("sigprocmask", result.into()).map(drop)
+    }
+
+    /// A descriptor from which the set's signals, which must be blocked, are read.
+    pub fn descriptor(&self) -> Result<OwnedFd> {
+        // SAFETY: the set is initialised; -1 asks for a new descriptor.
+        let fd = unsafe { libc::signalfd(-1, &raw const self.0, libc::SFD_CLOEXEC) };
+        check("signalfd", fd.into())?;
+        // SAFETY: a new descriptor, owned by nobody else.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+}
+
+/// Waits for the next signal of a descriptor from [`SignalSet::descriptor`].
+pub fn next(descriptor: BorrowedFd<'_>) -> Result<i32> {
+    let mut info = MaybeUninit::<libc::signalfd_siginfo>::zeroed();
+    let size = size_of::<libc::signalfd_siginfo>();
+    loop {
+        // SAFETY: the buffer has the size of one record.
+        let read = unsafe { libc::read(descriptor.as_raw_fd(), info.as_mut_ptr().cast(), size) };
+        match check("read(signalfd)", read as libc::c_long) {
+            Err(failure) if failure.errno == rustix::io::Errno::INTR => {}
+            Err(failure) => return Err(failure),
+            // SAFETY: all-zero is a valid record, and the kernel wrote one.
+            Ok(_) => return Ok(unsafe { info.assume_init() }.ssi_signo as i32),
+        }
+    }
+}
+
+/// Gives every signal its default action again: Rust's start-up ignores SIGPIPE, a caller may have ignored more, and
+/// what is ignored stays so over `execve(2)`.
+pub fn reset_dispositions() {
+    for signal in 1..=31 {
+        if signal != libc::SIGKILL && signal != libc::SIGSTOP {
+            // SAFETY: SIG_DFL runs no code of ours.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+    }
+}
+
+/// Sends a signal (also 0, which only asks whether it could be sent) to the process of a pidfd.
+pub fn send(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
+    let info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: a null siginfo asks for what kill(2) would send.
+    check("pidfd_send_signal", unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, info, 0)
+    })
+    .map(drop)
+}
