@@ -37,6 +37,7 @@ impl Bridge {
         let (subnet, gateway) = choose_subnet(&mut rtnl, config, &link)?;
         let mtu = config.mtu.map_or_else(|| uplink_mtu(&mut rtnl), Ok)?;
         rtnl.add_address(link.index, gateway, subnet).attempt(|| format!("give {gateway} to bridge {name}"))?;
+        remove_other_addresses(&mut rtnl, &link, gateway)?;
         rtnl.bring_up(link.index, Some(mtu)).attempt(|| format!("bring up bridge {name} with an MTU of {mtu}"))?;
         set_sysctls(name)?;
         Ok(Bridge { name: name.clone(), index: link.index, subnet, gateway, mtu })
@@ -115,16 +116,26 @@ fn choose_subnet(rtnl: &mut Rtnl, config: &Config, link: &Link) -> Result<(Subne
         .map(|(destination, _)| destination)
         .collect();
     let subnet = match config.subnet {
-        Some(subnet) => match foreign.iter().find(|route| route.overlaps(subnet)) {
-            // A route that is wider than ours is no conflict when it was configured so: the narrower one wins.
-            Some(route) if route.prefix() >= subnet.prefix() => {
-                return Err(Error::SubnetInUse { subnet, route: *route });
+        // A route that is wider than ours is no conflict when it was configured so: the narrower one wins.
+        Some(subnet) => {
+            match foreign.iter().find(|route| route.overlaps(subnet) && route.prefix() >= subnet.prefix()) {
+                Some(route) => return Err(Error::SubnetInUse { subnet, route: *route }),
+                None => subnet,
             }
-            _ => subnet,
-        },
+        }
         None => subnet::choose(&foreign).ok_or(Error::NoFreeSubnet)?,
     };
     Ok((subnet, config.gateway.unwrap_or_else(|| subnet.first_host())))
+}
+
+/// Addresses of an earlier configuration.
+fn remove_other_addresses(rtnl: &mut Rtnl, link: &Link, gateway: Ipv4Addr) -> Result<(), Error> {
+    let addresses = rtnl.addresses(link.index).attempt(|| format!("list the addresses of {}", link.name))?;
+    for (address, subnet) in addresses.into_iter().filter(|(address, _)| *address != gateway) {
+        let outcome = rtnl.remove_address(link.index, address, subnet);
+        outcome.attempt(|| format!("take {address} from bridge {}", link.name))?;
+    }
+    Ok(())
 }
 
 /// What fits through the link of the default route: a container cannot be relied on to discover a narrower path.

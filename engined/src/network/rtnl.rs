@@ -152,6 +152,12 @@ impl Rtnl {
         self.one(address(index, ip, subnet), NLM_F_CREATE | NLM_F_REPLACE)
     }
 
+    /// Takes an address from a link.
+    pub(super) fn remove_address(&mut self, index: u32, ip: Ipv4Addr, subnet: Subnet) -> Result<(), Refusal> {
+        let RouteNetlinkMessage::NewAddress(message) = address(index, ip, subnet) else { return Ok(()) };
+        self.one(RouteNetlinkMessage::DelAddress(message), 0)
+    }
+
     /// The IPv4 addresses of a link with their subnets.
     pub(super) fn addresses(&mut self, index: u32) -> Result<Vec<(Ipv4Addr, Subnet)>, Refusal> {
         let mut question = AddressMessage::default();

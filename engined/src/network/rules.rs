@@ -32,22 +32,23 @@ const TYPE_ADDRESS: u32 = 7;
 const TYPE_PROTOCOL: u32 = 12;
 const TYPE_SERVICE: u32 = 13;
 const TYPE_LINK_NAME: u32 = 41;
-const ADDRESS_AND_PORT: Field = Field { kind: TYPE_ADDRESS << 6 | TYPE_SERVICE, length: 8 };
+const ADDRESS_AND_PORT: Field = Field { kind: TYPE_ADDRESS << 6 | TYPE_SERVICE, length: 8, host_order: false };
 
 /// protocol . address . port → container's address . port
 const PUBLISHED: Set = Set {
     name: "published",
-    key: Field { kind: TYPE_PROTOCOL << 12 | TYPE_ADDRESS << 6 | TYPE_SERVICE, length: 12 },
+    key: Field { kind: TYPE_PROTOCOL << 12 | TYPE_ADDRESS << 6 | TYPE_SERVICE, length: 12, host_order: false },
     value: Some(ADDRESS_AND_PORT),
 };
 /// protocol . port → container's address . port, for ports published on every address.
 const PUBLISHED_EVERYWHERE: Set = Set {
     name: "published-everywhere",
-    key: Field { kind: TYPE_PROTOCOL << 6 | TYPE_SERVICE, length: 8 },
+    key: Field { kind: TYPE_PROTOCOL << 6 | TYPE_SERVICE, length: 8, host_order: false },
     value: Some(ADDRESS_AND_PORT),
 };
 /// The links that did not forward before we made this host a router; see [`super::router`].
-pub(super) const CLOSED: Set = Set { name: "closed", key: Field { kind: TYPE_LINK_NAME, length: 16 }, value: None };
+pub(super) const CLOSED: Set =
+    Set { name: "closed", key: Field { kind: TYPE_LINK_NAME, length: 16, host_order: true }, value: None };
 
 /// 127.0.0.0/8.
 fn loopback() -> Subnet {

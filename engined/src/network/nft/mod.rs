@@ -27,6 +27,8 @@ pub(super) const TABLE_NAME_MAX: usize = 64;
 const ELEMENTS_PER_MESSAGE: usize = 512;
 /// The kind of a rule's user data that holds a comment (libnftnl's `NFTNL_UDATA_RULE_COMMENT`).
 const USERDATA_COMMENT: u8 = 0;
+/// The kind of a set's user data that holds the byte order of its keys (`NFTNL_UDATA_SET_KEYBYTEORDER`).
+const USERDATA_KEY_ORDER: u8 = 0;
 
 /// A base chain: where in a packet's way it is asked.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +54,8 @@ pub(super) struct Set {
 pub(super) struct Field {
     pub(super) kind: u32,
     pub(super) length: u32,
+    /// Whether it is in the host's byte order, as names of links are; addresses and ports are in the network's.
+    pub(super) host_order: bool,
 }
 
 /// A member of a set.
@@ -138,6 +142,7 @@ impl Batch {
             SetAttribute::KeyType(set.key.kind),
             SetAttribute::KeyLen(set.key.length),
             SetAttribute::Id(self.sets),
+            SetAttribute::UserData(byte_order_bytes(set.key.host_order)),
         ];
         if let Some(value) = set.value {
             attributes.push(SetAttribute::DataType(value.kind));
@@ -212,7 +217,13 @@ fn element_attributes(element: &Element) -> ListAttribute<SetElementAttribute> {
     ListAttribute::Element(attributes)
 }
 
-/// User data: kind, length with the closing zero, text.
+/// User data of a set, for those who list it: kind, length, byte order.
+fn byte_order_bytes(host_order: bool) -> Vec<u8> {
+    let order: u32 = if host_order { 1 } else { 2 };
+    [&[USERDATA_KEY_ORDER, 4][..], &order.to_ne_bytes()].concat()
+}
+
+/// User data of a rule: kind, length with the closing zero, text.
 fn comment_bytes(text: &str) -> Vec<u8> {
     let mut bytes = vec![USERDATA_COMMENT, (text.len() + 1) as u8];
     bytes.extend_from_slice(text.as_bytes());

@@ -207,17 +207,17 @@ fn answer_udp(socket: &UdpSocket, stop: &AtomicBool) {
 }
 
 /// Calls a TCP server that should answer: the address that it saw. A machine that is busy may take its time.
-pub(super) fn call(to: impl Into<IpAddr>, port: u16) -> Option<IpAddr> {
+pub(super) fn call(to: Ipv4Addr, port: u16) -> Option<IpAddr> {
     call_within(ANSWER, to.into(), port)
 }
 
 /// Calls a TCP server that should not be reached.
-pub(super) fn call_in_vain(to: impl Into<IpAddr>, port: u16) -> Option<IpAddr> {
+pub(super) fn call_in_vain(to: Ipv4Addr, port: u16) -> Option<IpAddr> {
     call_within(PROBE, to.into(), port)
 }
 
-fn call_within(patience: Duration, to: IpAddr, port: u16) -> Option<IpAddr> {
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(to, port), patience).ok()?;
+fn call_within(patience: Duration, to: Ipv4Addr, port: u16) -> Option<IpAddr> {
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::from((to, port)), patience).ok()?;
     stream.set_read_timeout(Some(patience)).unwrap();
     let mut seen = String::new();
     stream.read_to_string(&mut seen).ok()?;

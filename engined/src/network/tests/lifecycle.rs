@@ -246,7 +246,7 @@ fn the_table_is_one_that_nft_reads() {
         let text = String::from_utf8(output.stdout).unwrap();
         let everywhere = format!("tcp . {} : {} . 80", web.ports[0].host_port, web.address);
         let at_address = format!("udp . 127.0.0.1 . {} : {} . 80", web.ports[1].host_port, web.address);
-        for part in [everywhere.as_str(), at_address.as_str(), "masquerade", "ct status dnat accept"] {
+        for part in [everywhere.as_str(), at_address.as_str(), "masquerade", "ct status dnat accept", "\"lan0\""] {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
     });
@@ -284,5 +284,32 @@ fn thousands_of_ports_are_published_at_once_and_after_a_restart() {
         for port in [&web.ports[0], &web.ports[2999]] {
             assert!(call(HOST_ON_LAN, port.host_port).is_some());
         }
+    });
+}
+
+#[test]
+fn a_subnet_is_kept_until_another_is_configured() {
+    in_a_world(|world| {
+        let choosing = crate::network::Config { subnet: None, prepared: 0, ..world.config() };
+        let first = Network::open(&choosing, &[], &[]).unwrap().0;
+        let chosen = first.subnet();
+        let web = first.attach(&id("web"), &[]).unwrap();
+        drop(first);
+        // The host gets a route into what would be chosen next time; the bridge keeps what it has.
+        let (second, recovery) = Network::open(&choosing, std::slice::from_ref(&web), &[]).unwrap();
+        assert_eq!((second.subnet(), recovery.lost.len()), (chosen, 0));
+        drop(second);
+        let other = crate::network::Config { subnet: Some("10.77.0.0/24".parse().unwrap()), ..choosing.clone() };
+        let (third, recovery) = Network::open(&other, std::slice::from_ref(&web), &[]).unwrap();
+        assert_eq!(recovery.lost.len(), 1, "its address is not in the subnet");
+        let index = Rtnl::open().unwrap().link(BRIDGE).unwrap().unwrap().index;
+        let addresses = Rtnl::open().unwrap().addresses(index).unwrap();
+        assert_eq!(addresses, [(Ipv4Addr::new(10, 77, 0, 1), third.subnet())]);
+        assert_eq!(third.attach(&id("new"), &[]).unwrap().gateway, Ipv4Addr::new(10, 77, 0, 1));
+        drop(third);
+        // One that the host has a route into is refused.
+        let taken = crate::network::Config { subnet: Some("192.0.2.0/25".parse().unwrap()), ..choosing };
+        let fault = strata_fault::Fault::from(Network::open(&taken, &[], &[]).err().unwrap());
+        assert_eq!(fault.code, "SUBNET_IN_USE");
     });
 }
