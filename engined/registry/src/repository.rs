@@ -60,7 +60,13 @@ impl Repository {
         for media_type in ACCEPTED {
             headers.append(ACCEPT, HeaderValue::from_static(media_type));
         }
-        retried(async || self.document_once(&tail, &headers).await).await
+        let mut attempts = Attempts::new(DOCUMENT_ATTEMPTS);
+        loop {
+            match self.document_once(&tail, &headers).await {
+                Err(problem) => pause_or_fail(problem, &mut attempts).await?,
+                document => return document,
+            }
+        }
     }
 
     async fn document_once(&self, tail: &str, headers: &HeaderMap) -> Result<RawDocument, Problem> {
@@ -77,12 +83,19 @@ impl Repository {
 
     /// A small blob as a whole, its size bounded by `limit` and not yet verified.
     pub(crate) async fn small_blob(&self, digest: &Digest, limit: u64) -> Result<Bytes, Problem> {
-        retried(async || {
-            self.bounded_in_time(async {
-                let answer = self.request(&blob(digest), &plain_headers()).await?;
-                self.transport.read_all(answer.response.into_body(), limit, answer.host).await
-            })
-            .await
+        let mut attempts = Attempts::new(DOCUMENT_ATTEMPTS);
+        loop {
+            match self.small_blob_once(digest, limit).await {
+                Err(problem) => pause_or_fail(problem, &mut attempts).await?,
+                bytes => return bytes,
+            }
+        }
+    }
+
+    async fn small_blob_once(&self, digest: &Digest, limit: u64) -> Result<Bytes, Problem> {
+        self.bounded_in_time(async {
+            let answer = self.request(&blob(digest), &plain_headers()).await?;
+            self.transport.read_all(answer.response.into_body(), limit, answer.host).await
         })
         .await
     }
@@ -158,18 +171,6 @@ fn plain_headers() -> HeaderMap {
 
 fn blob(digest: &Digest) -> String {
     format!("blobs/{digest}")
-}
-
-/// Does `work` until it succeeds, fails for good, or has failed [`DOCUMENT_ATTEMPTS`] times.
-async fn retried<T>(work: impl AsyncFn() -> Result<T, Problem>) -> Result<T, Problem> {
-    let mut attempts = Attempts::new(DOCUMENT_ATTEMPTS);
-    loop {
-        let problem = match work().await {
-            Ok(done) => return Ok(done),
-            Err(problem) => problem,
-        };
-        pause_or_fail(problem, &mut attempts).await?;
-    }
 }
 
 /// Waits before the next attempt after `problem`, or gives it back when there is none.
