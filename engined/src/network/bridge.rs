@@ -95,12 +95,21 @@ fn check(config: &Config) -> Result<(), Error> {
 fn find_or_create(rtnl: &mut Rtnl, name: &str) -> Result<Link, Error> {
     let looking = || format!("look for link {name}");
     if let Some(link) = rtnl.link(name).attempt(looking)? {
-        return if link.kind.as_deref() == Some("bridge") { Ok(link) } else { Err(Error::NotABridge(name.to_owned())) };
+        return if is_ours(&link) { Ok(link) } else { Err(Error::BridgeNameInUse(name.to_owned())) };
     }
-    // An address of its own: a bridge without one takes its lowest port's, and changes it as containers come and go.
-    let mac = Mac::of(Ipv4Addr::from(u32::from(fold(name))));
-    rtnl.create_bridge(name, mac).attempt(|| format!("create bridge {name}"))?;
-    rtnl.link(name).attempt(looking)?.ok_or_else(|| Error::NotABridge(name.to_owned()))
+    rtnl.create_bridge(name, own_mac(name)).attempt(|| format!("create bridge {name}"))?;
+    rtnl.link(name).attempt(looking)?.ok_or_else(|| Error::BridgeNameInUse(name.to_owned()))
+}
+
+/// Whether we made a link. Somebody else's bridge of that name must not lose its addresses to us; ours has a hardware
+/// address that it was given when it was made.
+pub(super) fn is_ours(link: &Link) -> bool {
+    link.kind.as_deref() == Some("bridge") && link.mac == Some(own_mac(&link.name))
+}
+
+/// A bridge without an address of its own takes its lowest port's, and changes it as containers come and go.
+fn own_mac(name: &str) -> Mac {
+    Mac::of(Ipv4Addr::from(u32::from(fold(name))))
 }
 
 /// The configured subnet, else the one that the bridge has, else one that the host does not use.

@@ -97,6 +97,11 @@ impl Mac {
         Mac([0x02, 0x53, a, b, c, d])
     }
 
+    /// The address in the kernel's form; `None` when it is another kind's.
+    pub(super) fn from_bytes(bytes: &[u8]) -> Option<Mac> {
+        bytes.try_into().ok().map(Mac)
+    }
+
     pub(super) fn bytes(self) -> Vec<u8> {
         self.0.to_vec()
     }

@@ -32,8 +32,8 @@ pub(crate) enum Error {
     ContainerPortZero,
     /// The bridge has no free port.
     BridgeFull { bridge: String, source: Refusal },
-    /// A link that carries the bridge's name is no bridge.
-    NotABridge(String),
+    /// A link that we did not make has the bridge's name.
+    BridgeNameInUse(String),
     /// Every address is given away.
     AddressesExhausted(Subnet),
     /// A configured value cannot be.
@@ -129,7 +129,7 @@ impl fmt::Display for Error {
             Error::BridgeFull { bridge, .. } => {
                 write!(f, "connect to bridge {bridge}: it has 1023 containers, as many as a Linux bridge holds")
             }
-            Error::NotABridge(name) => write!(f, "use link {name} as the bridge: it is another kind of link"),
+            Error::BridgeNameInUse(name) => write!(f, "create bridge {name}: this host has another link of that name"),
             Error::AddressesExhausted(subnet) => write!(f, "allocate an address of {subnet}: all are in use"),
             Error::Config { field, value, why } => write!(f, "network configuration: {field} = {value:?} {why}"),
             Error::SubnetInUse { subnet, route } => {
@@ -169,7 +169,7 @@ impl Error {
             Error::BridgeFull { .. } => ("BRIDGE_FULL", Some(GrpcCode::ResourceExhausted)),
             Error::AddressesExhausted(_) => ("ADDRESSES_EXHAUSTED", Some(GrpcCode::ResourceExhausted)),
             Error::SubnetInUse { .. } | Error::NoFreeSubnet => ("SUBNET_IN_USE", Some(GrpcCode::FailedPrecondition)),
-            Error::NotABridge(_) => ("BRIDGE_NAME_IN_USE", Some(GrpcCode::FailedPrecondition)),
+            Error::BridgeNameInUse(_) => ("BRIDGE_NAME_IN_USE", Some(GrpcCode::FailedPrecondition)),
             Error::NamespaceGone { .. } => ("NAMESPACE_GONE", Some(GrpcCode::NotFound)),
             Error::PortReservation { source, .. } | Error::Kernel { source, .. } => match source.errno {
                 libc::EPERM | libc::EACCES => (code::PERMISSION_DENIED, None),
@@ -189,7 +189,7 @@ impl Error {
             Error::AddressesExhausted(_) | Error::SubnetInUse { .. } | Error::NoFreeSubnet => {
                 "set network.subnet in the configuration of engined".to_owned()
             }
-            Error::NotABridge(_) => "set network.bridge in the configuration of engined".to_owned(),
+            Error::BridgeNameInUse(_) => "set network.bridge in the configuration of engined".to_owned(),
             _ => return None,
         })
     }

@@ -53,7 +53,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::bridge::Bridge;
-pub(crate) use self::endpoint::{Endpoint, EndpointId, Mac, PortRequest, Protocol, PublishedPort};
+pub(crate) use self::endpoint::{Endpoint, EndpointId, PortRequest, Protocol, PublishedPort};
 use self::error::Attempt;
 pub(crate) use self::error::Error;
 use self::ipam::Ipam;

@@ -9,7 +9,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -116,7 +116,9 @@ pub(super) struct Pins {
 impl Pins {
     /// Creates the directory where it is missing.
     pub(super) fn open(directory: PathBuf) -> Result<Pins, Error> {
-        fs::create_dir_all(&directory).attempt(|| format!("create directory {}", directory.display()))?;
+        let mut builder = fs::DirBuilder::new();
+        let outcome = builder.recursive(true).mode(0o700).create(&directory);
+        outcome.attempt(|| format!("create directory {}", directory.display()))?;
         Ok(Pins { directory })
     }
 

@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::bridge::Bridge;
+use super::bridge::{self, Bridge};
 use super::endpoint::{Endpoint, EndpointId};
 use super::error::{Attempt, Error};
 use super::ipam::Ipam;
@@ -214,9 +214,9 @@ fn remove_pins(config: &Config) -> Result<(), Error> {
 fn remove_links(config: &Config) -> Result<(), Error> {
     let mut rtnl = Rtnl::open().attempt(|| "open a netlink socket".to_owned())?;
     let found = rtnl.link(&config.bridge).attempt(|| format!("look for link {}", config.bridge))?;
-    let Some(link) = found.filter(|link| link.kind.as_deref() == Some("bridge")) else { return Ok(()) };
-    let bridge = Bridge::found(config, link.index);
-    let mut ports: Vec<String> = our_links(&mut rtnl, &bridge)?.into_iter().map(|link| link.name).collect();
+    let Some(link) = found.filter(bridge::is_ours) else { return Ok(()) };
+    let ours = Bridge::found(config, link.index);
+    let mut ports: Vec<String> = our_links(&mut rtnl, &ours)?.into_iter().map(|link| link.name).collect();
     rtnl.delete_link(&config.bridge).attempt(|| format!("delete bridge {}", config.bridge))?;
     let deadline = Instant::now() + LINKS_GO;
     loop {

@@ -34,6 +34,7 @@ pub(super) struct Link {
     pub(super) index: u32,
     pub(super) name: String,
     pub(super) mtu: u32,
+    pub(super) mac: Option<Mac>,
     /// `bridge`, `veth`, …; hardware has none.
     pub(super) kind: Option<String>,
     /// The index of the bridge that it is a port of.
@@ -229,6 +230,7 @@ impl From<LinkMessage> for Link {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Address(bytes) => link.mac = Mac::from_bytes(&bytes),
                 LinkAttribute::Controller(master) => link.master = Some(master),
                 LinkAttribute::Qdisc(discipline) => link.sends = discipline != DISCARDING,
                 LinkAttribute::LinkInfo(infos) => infos.into_iter().for_each(|info| link.note(info)),

@@ -43,6 +43,8 @@ pub(super) fn in_a_world(test: impl FnOnce(&World) + Send) {
                 let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
                 rustix::mount::mount_change("/", private).expect("make / private");
                 mount_memory(directory.path());
+                // The lock of iptables is there.
+                mount_memory(Path::new("/run"));
                 test(&World::new(directory.path()));
             })
             .join();
@@ -208,12 +210,12 @@ fn answer_udp(socket: &UdpSocket, stop: &AtomicBool) {
 
 /// Calls a TCP server that should answer: the address that it saw. A machine that is busy may take its time.
 pub(super) fn call(to: Ipv4Addr, port: u16) -> Option<IpAddr> {
-    call_within(ANSWER, to.into(), port)
+    call_within(ANSWER, to, port)
 }
 
 /// Calls a TCP server that should not be reached.
 pub(super) fn call_in_vain(to: Ipv4Addr, port: u16) -> Option<IpAddr> {
-    call_within(PROBE, to.into(), port)
+    call_within(PROBE, to, port)
 }
 
 fn call_within(patience: Duration, to: Ipv4Addr, port: u16) -> Option<IpAddr> {

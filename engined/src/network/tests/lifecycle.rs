@@ -313,3 +313,41 @@ fn a_subnet_is_kept_until_another_is_configured() {
         assert_eq!(fault.code, "SUBNET_IN_USE");
     });
 }
+
+#[test]
+fn somebody_elses_bridge_is_left_alone() {
+    in_a_world(|world| {
+        let config = crate::network::Config { bridge: "br0".to_owned(), ..world.config() };
+        let mut rtnl = Rtnl::open().unwrap();
+        let address = Ipv4Addr::new(203, 0, 113, 1);
+        rtnl.create_bridge("br0", crate::network::endpoint::Mac::of(address)).unwrap();
+        let index = rtnl.link("br0").unwrap().unwrap().index;
+        let subnet = crate::network::Subnet::around(address, 24).unwrap();
+        rtnl.add_address(index, address, subnet).unwrap();
+        let fault = strata_fault::Fault::from(Network::open(&config, &[], &[]).err().unwrap());
+        assert_eq!(fault.code, "BRIDGE_NAME_IN_USE");
+        assert_eq!(Network::remove_all(&config).len(), 0);
+        assert_eq!(rtnl.addresses(index).unwrap(), [(address, subnet)]);
+    });
+}
+
+#[test]
+fn a_failure_on_the_way_undoes_what_came_before() {
+    in_a_world(|world| {
+        let network = world.open();
+        let held = network.attach(&id("held"), &[publish_everywhere()]).unwrap();
+        network.detach(&held.id).unwrap();
+        let request = PortRequest { host_port: held.ports[0].host_port, ..publish_everywhere() };
+        // No place to pin a namespace at.
+        let directory = world.config().namespaces;
+        eventually("the pin goes", || std::fs::remove_dir(&directory).is_ok());
+        let fault = strata_fault::Fault::from(network.attach(&id("web"), &[request]).unwrap_err());
+        assert_eq!(fault.message, format!("create {}", directory.join("web").display()));
+        assert_eq!(fault.causes, ["No such file or directory (os error 2)"]);
+        std::fs::create_dir(&directory).unwrap();
+        let web = network.attach(&id("web"), &[request]).unwrap();
+        network.detach(&web.id).unwrap();
+        drop(network);
+        eventually("links go", || !link_names().iter().any(|name| name.starts_with('v')));
+    });
+}
