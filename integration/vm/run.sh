@@ -35,7 +35,7 @@ fetch_kernel() {
 install_program() {
     local program=$1 to=$2 library
     install -D -m 755 "$program" "$root$to"
-    { ldd "$program" 2>/dev/null || true; } | grep -oE '/[^ ]+' | while read -r library; do
+    { ldd "$program" 2>/dev/null || true; } | { grep -oE '/[^ ]+' || true; } | while read -r library; do
         install -D -m 755 "$library" "$root$library"
     done
 }
