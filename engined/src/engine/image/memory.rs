@@ -13,8 +13,8 @@ use super::{Image, Images};
 /// Most names that are remembered.
 const NAMES_MAX: usize = 1024;
 /// Most images whose documents are remembered, and most bytes of configs among them.
-const IMAGES_MAX: usize = 256;
-const CONFIG_BYTES_MAX: usize = 4 << 20;
+const IMAGES_MAX: usize = 4096;
+const CONFIG_BYTES_MAX: usize = 8 << 20;
 /// Most layers whose size is remembered.
 const SIZES_MAX: usize = 8192;
 /// The pause before the stream of changes is asked for again.
@@ -183,7 +183,7 @@ mod tests {
             memory.remember_documents(&image(&number.to_string(), 1 << 20));
         }
         let kept = (0..20).filter(|number| memory.documents(&number.to_string()).is_some()).count();
-        assert!((1..=4).contains(&kept), "{kept}");
+        assert!((1..=8).contains(&kept), "{kept}");
         memory.forget_documents("19");
         assert!(memory.documents("19").is_none());
     }

@@ -16,15 +16,19 @@ use tracing::Instrument;
 
 use super::shared::Board;
 use super::{Image, Images, Phase, Pulled, Wanted, catalog, layers};
-use crate::containerd::Client;
 use crate::containerd::content::NewIngest;
 use crate::containerd::images::ImageRecord;
 use crate::containerd::leases::Resource;
+use crate::containerd::{Client, is_unreachable};
 
 /// A lease whose engine never comes back ends by itself after this.
 const LEASE_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// What the ids of our leases begin with.
 const LEASE_PREFIX: &str = "strata-pull-";
+
+/// How often a pull goes on after the supervisor was away, and the pause before it does.
+const RESTARTS_MAX: u32 = 3;
+const RESTART_PAUSE: Duration = Duration::from_millis(200);
 
 /// Labels by which the collector finds what belongs to a document: containerd's names.
 const GC_CONFIG: &str = "containerd.io/gc.ref.content.config";
@@ -111,8 +115,27 @@ pub(super) struct Job<'p> {
 }
 
 impl Job<'_> {
-    /// Brings it all here; whether anything was downloaded for it.
+    /// Brings it all here; whether anything was downloaded for it. When the supervisor is restarted meanwhile, what it
+    /// has by then is found and the rest goes on: everything here can be done twice.
     async fn run(&self) -> Result<bool, Fault> {
+        let mut restarts = 0;
+        loop {
+            match self.run_once().await {
+                Err(fault) if is_unreachable(&fault) && restarts < RESTARTS_MAX => {
+                    tracing::info!(
+                        image = self.image.reference,
+                        error = fault.one_line(),
+                        "a pull goes on after a pause"
+                    );
+                    restarts += 1;
+                    tokio::time::sleep(RESTART_PAUSE).await;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn run_once(&self) -> Result<bool, Fault> {
         // The documents are small and the layers large: none waits for the other, but the name waits for all.
         let ((), downloaded) = futures_util::future::try_join(self.store_documents(), layers::bring(self)).await?;
         self.lease.client.put_image(&self.image.reference, self.remote.target()).await?;
@@ -258,19 +281,26 @@ impl Lease {
     pub(super) async fn end(&self) {
         self.made().settled = true;
         let Some(images) = self.images.upgrade() else { return };
-        if let Err(fault) = images.client.delete_lease(&self.id).await {
-            tracing::warn!(lease = self.id, error = fault.one_line(), "a lease stays until it ends by itself");
-        }
-        if !images.pulls.are_several() {
-            images.forget_leases(images.left.take()).await;
+        let id = self.id.clone();
+        let left = if images.pulls.are_several() { Vec::new() } else { images.left.take() };
+        // A task of its own: a client that goes at this moment cancels the pull, but not this.
+        let ending = tokio::spawn(async move {
+            images.end_lease(&id).await;
+            images.forget_leases(left).await;
+        });
+        if let Err(error) = ending.await {
+            tracing::error!(%error, "ending a lease failed by a bug");
         }
     }
 
     /// The pull has failed for good.
     pub(super) async fn abandon(&self) {
         let made = std::mem::replace(&mut *self.made(), Made { settled: true, ..Made::default() });
-        let Some(images) = self.images.upgrade() else { return };
-        clean(&images, &self.id, made).await;
+        let (Some(images), id) = (self.images.upgrade(), self.id.clone()) else { return };
+        let cleaning = tokio::spawn(async move { clean(&images, &id, made).await });
+        if let Err(error) = cleaning.await {
+            tracing::error!(%error, "cleaning up after a pull failed by a bug");
+        }
     }
 
     /// The pull has failed, but may be tried again soon: its blobs and ingests are kept for a while.
@@ -345,15 +375,19 @@ impl Left {
 }
 
 impl Images {
+    async fn end_lease(&self, lease: &str) {
+        if let Err(fault) = self.client.delete_lease(lease).await {
+            tracing::warn!(lease, error = fault.one_line(), "a lease stays until it ends by itself");
+        }
+    }
+
     /// Ends leases that were left, and throws away the ingests that nobody writes any more.
     async fn forget_leases(&self, leases: Vec<String>) {
         if leases.is_empty() {
             return;
         }
         for lease in &leases {
-            if let Err(fault) = self.client.delete_lease(lease).await {
-                tracing::warn!(lease, error = fault.one_line(), "a lease stays until it ends by itself");
-            }
+            self.end_lease(lease).await;
         }
         if let Err(fault) = self.abort_idle_ingests().await {
             tracing::warn!(error = fault.one_line(), "ingests of pulls that failed stay");

@@ -234,7 +234,11 @@ impl Layer {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, content).unwrap();
         }
-        let tar = Command::new("tar").arg("-C").arg(directory.path()).args(["--sort=name", "-cf", "-", "."]).output();
+        let tar = Command::new("tar")
+            .arg("-C")
+            .arg(directory.path())
+            .args(["--sort=name", "--mtime=@0", "-cf", "-", "."])
+            .output();
         Layer { tar: tar.unwrap().stdout, packing }
     }
 
