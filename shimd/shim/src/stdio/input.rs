@@ -1,7 +1,9 @@
 //! The standard input of a process, moved from the client's FIFO.
 //!
 //! The shim holds the FIFO open for both directions, so a client that goes away does not end the input: only CloseIO
-//! does, after what the FIFO still has.
+//! does, after what the FIFO still has. It is opened when the process is started and not before: containerd's clients
+//! wait for a reader, then send everything, and would see the end of their own input before they know the task whose
+//! input to close.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -29,7 +31,9 @@ enum To {
 
 #[derive(Debug)]
 pub(super) struct Input {
-    fifo: OwnedFd,
+    path: String,
+    /// Once it is opened.
+    fifo: Option<OwnedFd>,
     to: To,
     /// Read and not yet written.
     held: Vec<u8>,
@@ -38,15 +42,25 @@ pub(super) struct Input {
 }
 
 impl Input {
-    pub(super) fn open(path: &str) -> Result<Input, Error> {
-        let path = path.strip_prefix("fifo://").unwrap_or(path);
+    pub(super) fn new(path: &str) -> Input {
+        let path = path.strip_prefix("fifo://").unwrap_or(path).to_owned();
+        Input { path, fifo: None, to: To::Nowhere, held: Vec::new(), is_closing: false, watch: Watch::Nothing }
+    }
+
+    /// Opens the FIFO, if that was not done.
+    pub(super) fn open(&mut self) -> Result<(), Error> {
+        if self.fifo.is_some() {
+            return Ok(());
+        }
+        let path = &self.path;
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
         let fifo = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| failed("open", path, error))?;
         let stat = rustix::fs::fstat(&fifo).map_err(|error| failed("stat", path, error))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::Fifo {
             return Err(Error::Invalid { what: format!("stdin {path:?} is not a FIFO") });
         }
-        Ok(Input { fifo, to: To::Nowhere, held: Vec::new(), is_closing: false, watch: Watch::Nothing })
+        self.fifo = Some(fifo);
+        Ok(())
     }
 
     pub(super) fn into_pipe(mut self, write: OwnedFd) -> Result<Input, Error> {
@@ -68,10 +82,10 @@ impl Input {
 
     /// Moves what there is. `Ended` when the process takes no more, or when the rest was moved.
     pub(super) fn advance(&mut self, scratch: &mut Scratch) -> Progress {
-        let progress = match &self.to {
-            To::Nowhere => return Progress::Later,
-            To::Pipe(pipe) => splice_all(&self.fifo, pipe),
-            To::Terminal(_) => self.type_all(scratch),
+        let progress = match (&self.fifo, &self.to) {
+            (None, _) | (_, To::Nowhere) => return Progress::Later,
+            (Some(fifo), To::Pipe(pipe)) => splice_all(fifo, pipe),
+            (Some(_), To::Terminal(_)) => self.type_all(scratch),
         };
         match progress {
             Progress::Empty if self.is_closing => Progress::Ended,
@@ -80,10 +94,10 @@ impl Input {
     }
 
     fn type_all(&mut self, scratch: &mut Scratch) -> Progress {
-        let To::Terminal(master) = &self.to else { return Progress::Ended };
+        let (Some(fifo), To::Terminal(master)) = (&self.fifo, &self.to) else { return Progress::Ended };
         loop {
             if self.held.is_empty() {
-                match rustix::io::read(&self.fifo, &mut scratch.bytes()[..TYPED_LEN]) {
+                match rustix::io::read(fifo, &mut scratch.bytes()[..TYPED_LEN]) {
                     Ok(0) => return Progress::Ended,
                     Ok(count) => self.held.extend_from_slice(&scratch.bytes()[..count]),
                     Err(Errno::INTR) => continue,
@@ -105,7 +119,7 @@ impl Input {
             To::Nowhere => None,
             To::Pipe(fd) | To::Terminal(fd) => Some(fd.as_fd()),
         };
-        watch(&mut self.watch, progress, [Some(self.fifo.as_fd()), to], source, poller);
+        watch(&mut self.watch, progress, [self.fifo.as_ref().map(AsFd::as_fd), to], source, poller);
     }
 
     /// Lets go of it.

@@ -138,7 +138,7 @@ impl Io {
             self.console = Some(Console::listen(owner.bundle, owner.key)?);
             self.outputs.extend(sinks.into_iter().flatten().take(1).map(Output::of_terminal));
             if !request.stdin.is_empty() {
-                self.input = Some(Input::open(&request.stdin)?);
+                self.input = Some(Input::new(&request.stdin));
             }
             self.ends = Some([duplicate(null)?, duplicate(null)?, duplicate(null)?]);
             return Ok(());
@@ -154,7 +154,7 @@ impl Io {
             return duplicate(null);
         }
         let (read, write) = pipe(owner)?;
-        self.input = Some(Input::open(&request.stdin)?.into_pipe(write)?);
+        self.input = Some(Input::new(&request.stdin).into_pipe(write)?);
         Ok(read)
     }
 
@@ -228,6 +228,14 @@ impl Io {
             }
         }
         self.move_outputs(poller, timers, scratch);
+        Ok(())
+    }
+
+    /// The process is about to be started: takes input for it.
+    pub(crate) fn begin_input(&mut self, poller: &mut Poller, scratch: &mut Scratch) -> Result<(), Error> {
+        if let Some(input) = &mut self.input {
+            input.open()?;
+        }
         self.move_input(poller, scratch);
         Ok(())
     }
@@ -273,11 +281,11 @@ impl Io {
     }
 
     /// No more input will come: what is in the FIFO is the rest.
-    pub(crate) fn close_input(&mut self, poller: &mut Poller, scratch: &mut Scratch) {
+    pub(crate) fn close_input(&mut self, poller: &mut Poller, scratch: &mut Scratch) -> Result<(), Error> {
         if let Some(input) = &mut self.input {
             input.close();
         }
-        self.move_input(poller, scratch);
+        self.begin_input(poller, scratch)
     }
 
     /// Whether all output was taken to its end.

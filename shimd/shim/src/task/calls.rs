@@ -99,6 +99,9 @@ impl Tasks {
         if let Err(error) = container.look() {
             world.warn("look at the container's cgroup", &error);
         }
+        if let Some(io) = &mut container.init.io {
+            io.begin_input(&mut world.poller, &mut world.scratch)?;
+        }
         container.init.phase = Phase::Starting(None);
         let key = container.init.key;
         self.run(Job { key, purpose: Purpose::Start, reply: reply.take(), spans: Vec::new() }, world);
@@ -313,7 +316,7 @@ impl Tasks {
     pub(super) fn close_io(&mut self, request: CloseIoRequest, world: &mut World) -> Result<Answer, Error> {
         let process = self.container(&request.id)?.process(&request.exec_id)?;
         if let Some(io) = process.io.as_mut().filter(|_| request.stdin) {
-            io.close_input(&mut world.poller, &mut world.scratch);
+            io.close_input(&mut world.poller, &mut world.scratch)?;
         }
         Ok(Answer::empty())
     }
