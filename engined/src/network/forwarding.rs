@@ -9,7 +9,7 @@
 use super::error::{Attempt, Error};
 use super::legacy;
 use super::nft::expr::{self, Expression};
-use super::nft::{Batch, ChainFacts, Nft, Place, TaggedRule};
+use super::nft::{Batch, ChainFacts, Family, Nft, Place, TaggedRule};
 
 /// The table that `iptables` keeps in nftables.
 pub(super) const TABLE: &str = "filter";
@@ -22,9 +22,24 @@ const RULES: usize = 2;
 
 /// Makes our rules stand where they are needed, and nowhere else. Cheap when nothing is to be done.
 pub(super) fn ensure(nft: &mut Nft, table: &str, bridge: &str) -> Result<(), Error> {
-    let chains = nft.chains().attempt(|| "list the chains of nftables".to_owned())?;
+    let chains = nft.chains(Family::IPv4).attempt(|| "list the chains of nftables".to_owned())?;
     change(nft, table, bridge, needed_in(&chains))?;
     legacy::ensure(&tag(table), bridge, true)
+}
+
+/// Base chains in tables of others, beside those that [`ensure`] deals with, that drop what they do not accept: `family
+/// table chain`. Whoever wrote them by hand must let our bridge pass by hand.
+pub(super) fn strangers(nft: &mut Nft) -> Result<Vec<String>, Error> {
+    let mut found = Vec::new();
+    for (family, word) in [(Family::IPv4, "ip"), (Family::Inet, "inet")] {
+        let chains = nft.chains(family).attempt(|| "list the chains of nftables".to_owned())?;
+        let ours_to_deal_with = |chain: &ChainFacts| word == "ip" && chain.table == TABLE && chain.name == FORWARD;
+        let dropping = chains
+            .into_iter()
+            .filter(|chain| chain.at_forward && chain.accepts == Some(false) && !ours_to_deal_with(chain));
+        found.extend(dropping.map(|chain| format!("{word} {} {}", chain.table, chain.name)));
+    }
+    Ok(found)
 }
 
 /// Takes our rules back.
@@ -86,7 +101,7 @@ mod tests {
     use super::*;
 
     fn chain(table: &str, name: &str, accepts: Option<bool>) -> ChainFacts {
-        ChainFacts { table: table.to_owned(), name: name.to_owned(), accepts }
+        ChainFacts { table: table.to_owned(), name: name.to_owned(), at_forward: true, accepts }
     }
 
     #[test]

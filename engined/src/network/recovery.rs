@@ -39,6 +39,9 @@ pub(crate) struct Recovery {
     pub(crate) removed_namespaces: usize,
     /// Links that nobody needed.
     pub(crate) removed_links: usize,
+    /// Chains of this host's firewall, `family table chain`, that drop what is forwarded and that we leave alone: containers
+    /// may be cut off by them.
+    pub(crate) dropping: Vec<String>,
 }
 
 pub(super) fn open(config: &Config, live: &[Endpoint], namespaces: &[PathBuf]) -> Result<(Network, Recovery), Error> {
@@ -65,6 +68,7 @@ pub(super) fn open(config: &Config, live: &[Endpoint], namespaces: &[PathBuf]) -
         let mut nft = lock(&shared.nft);
         shared.rewrite(&mut nft)?;
         forwarding::ensure(&mut nft, &shared.table, &shared.bridge.name)?;
+        recovery.dropping = forwarding::strangers(&mut nft)?;
     }
     if plan.throw {
         router::enable()?;

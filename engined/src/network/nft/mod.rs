@@ -6,13 +6,14 @@
 pub(super) mod expr;
 
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
+pub(super) use netlink_packet_netfilter::NetfilterProtoFamily as Family;
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, DataAttribute, Hook, HookNumber, InetHookNumber, ListAttribute, NfTablesMessage,
     RuleAttribute, RuleMessage, SetAttribute, SetElementAttribute, SetElementList, SetElementMessage, SetFlags,
     SetMessage, TableAttribute, TableMessage,
 };
 use netlink_packet_netfilter::none::ControlMessage;
-use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use self::expr::Expression;
@@ -77,6 +78,8 @@ pub(super) enum Place {
 pub(super) struct ChainFacts {
     pub(super) table: String,
     pub(super) name: String,
+    /// Whether packets that are forwarded pass here by themselves.
+    pub(super) at_forward: bool,
     /// Only base chains have one; `false` is drop.
     pub(super) accepts: Option<bool>,
 }
@@ -239,7 +242,11 @@ fn comment_of(userdata: &[u8]) -> Option<String> {
 }
 
 fn wrapped(message: NfTablesMessage) -> NetfilterMessage {
-    NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::IPv4, 0, 0), message)
+    of_family(Family::IPv4, message)
+}
+
+fn of_family(family: Family, message: NfTablesMessage) -> NetfilterMessage {
+    NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message)
 }
 
 /// A conversation with nftables of one network namespace.
@@ -261,17 +268,17 @@ impl Nft {
     /// Does all of a batch or nothing.
     pub(super) fn commit(&mut self, batch: Batch) -> Result<(), Refusal> {
         let border = |message| {
-            let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, SUBSYSTEM);
+            let header = NetfilterHeader::new(Family::Unspec, 0, SUBSYSTEM);
             NetfilterMessage::new(header, message)
         };
         let (begin, end) = (border(ControlMessage::BatchBegin), border(ControlMessage::BatchEnd));
         self.channel.transact(begin, batch.requests, end)
     }
 
-    /// All chains of the family `ip`.
-    pub(super) fn chains(&mut self) -> Result<Vec<ChainFacts>, Refusal> {
+    /// All chains of a family.
+    pub(super) fn chains(&mut self, family: Family) -> Result<Vec<ChainFacts>, Refusal> {
         let question = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
-        self.dump(question, |message| match message {
+        self.dump(of_family(family, question), |message| match message {
             NfTablesMessage::NewChain(chain) => vec![chain_facts(chain)],
             _ => Vec::new(),
         })
@@ -280,7 +287,7 @@ impl Nft {
     /// The rules of a table that have a comment; a table that is not there has none.
     pub(super) fn tagged_rules(&mut self, table: &str) -> Result<Vec<TaggedRule>, Refusal> {
         let attributes = vec![RuleAttribute::Table(table.to_owned())];
-        self.dump(NfTablesMessage::GetRule(RuleMessage { attributes }), |message| match message {
+        self.dump(wrapped(NfTablesMessage::GetRule(RuleMessage { attributes })), |message| match message {
             NfTablesMessage::NewRule(rule) => tagged_rule(rule, table).into_iter().collect(),
             _ => Vec::new(),
         })
@@ -289,7 +296,7 @@ impl Nft {
     /// The members' keys of a set; a set or table that is not there has none.
     pub(super) fn keys(&mut self, table: &str, set: &str) -> Result<Vec<Vec<u8>>, Refusal> {
         let attributes = vec![SetElementList::Table(table.to_owned()), SetElementList::Set(set.to_owned())];
-        self.dump(NfTablesMessage::GetSetElement(SetElementMessage { attributes }), |message| match message {
+        self.dump(wrapped(NfTablesMessage::GetSetElement(SetElementMessage { attributes })), |message| match message {
             NfTablesMessage::NewSetElement(list) => list.attributes.into_iter().flat_map(element_keys).collect(),
             _ => Vec::new(),
         })
@@ -297,10 +304,10 @@ impl Nft {
 
     fn dump<T>(
         &mut self,
-        question: NfTablesMessage,
+        question: NetfilterMessage,
         mut each: impl FnMut(NfTablesMessage) -> Vec<T>,
     ) -> Result<Vec<T>, Refusal> {
-        let outcome = self.channel.dump(wrapped(question), |message| match message.inner {
+        let outcome = self.channel.dump(question, |message| match message.inner {
             NetfilterMessageInner::NfTables(message) => Some(each(message)),
             _ => None,
         });
@@ -313,11 +320,14 @@ impl Nft {
 }
 
 fn chain_facts(chain: ChainMessage) -> ChainFacts {
-    let mut facts = ChainFacts { table: String::new(), name: String::new(), accepts: None };
+    let mut facts = ChainFacts { table: String::new(), name: String::new(), at_forward: false, accepts: None };
     for attribute in chain.attributes {
         match attribute {
             ChainAttribute::Table(table) => facts.table = table,
             ChainAttribute::Name(name) => facts.name = name,
+            ChainAttribute::Hook(hook) => {
+                facts.at_forward = hook.contains(&Hook::Number(HookNumber::Inet(InetHookNumber::Forward)));
+            }
             ChainAttribute::Policy(policy) => facts.accepts = Some(policy != 0),
             _ => {}
         }

@@ -150,3 +150,18 @@ fn a_firewall_that_comes_later_is_noticed() {
         eventually("containers work again", || everything_works(world, &network).is_ok());
     });
 }
+
+#[test]
+fn a_firewall_of_nftables_own_is_told_and_left_alone() {
+    in_a_world(|world| {
+        let rules =
+            "add table inet mine; add chain inet mine gate { type filter hook forward priority 0; policy drop; }";
+        let outcome = Command::new("nft").arg(rules).status();
+        if !outcome.as_ref().is_ok_and(std::process::ExitStatus::success) {
+            eprintln!("skipped: needs nft: {outcome:?}");
+            return;
+        }
+        let (_network, recovery) = Network::open(&world.config(), &[], &[]).unwrap();
+        assert_eq!(recovery.dropping, ["inet mine gate"]);
+    });
+}

@@ -84,7 +84,7 @@ fn removal_leaves_no_trace() {
         assert!(failures.is_empty(), "{failures:?}");
         assert_eq!(link_names(), before);
         assert!(!world.config().namespaces.exists());
-        assert_eq!(Nft::open().unwrap().chains().unwrap(), []);
+        assert_eq!(Nft::open().unwrap().chains(crate::network::nft::Family::IPv4).unwrap(), []);
         assert_eq!(std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap().trim(), "0");
         // And again, with nothing there.
         assert!(Network::remove_all(&world.config()).is_empty());
