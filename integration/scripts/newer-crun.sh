@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Unpacks the crun of the next Debian release into DIR/crun, for `make bench` alone.
+# Unpacks the crun of the next Debian release but one into DIR/crun, for `make bench` alone.
 #
 #   newer-crun.sh DIR
 #
@@ -7,7 +7,7 @@
 # cannot be had or does not start, this says so and the benchmark goes without.
 set -euo pipefail
 dir=$1
-suite=trixie
+suite=forky
 if [ -x "$dir/crun" ] || [ -e "$dir/crun.none" ]; then exit 0; fi
 dir=$(mkdir -p "$dir" && cd "$dir" && pwd)
 note() { echo "setup: no crun of $suite ($*): make bench compares with this machine's"; touch "$dir/crun.none"; exit 0; }
@@ -23,8 +23,12 @@ echo "deb [signed-by=$keyring] $mirror $suite main" >"$work/sources.list"
 apt=(apt-get -qq -o APT::Sandbox::User=root -o Dir::Etc::SourceList="$work/sources.list" -o Dir::Etc::SourceParts="$work/parts"
     -o Dir::State::Lists="$work/lists" -o Dir::Cache="$work/cache" -o Acquire::Languages=none -o Acquire::Retries=2)
 "${apt[@]}" update >/dev/null 2>&1 || note "its package list cannot be fetched"
-(cd "$work" && "${apt[@]}" download crun libc6 libjson-c5 libyajl2 libseccomp2 libcap2 libsystemd0 >/dev/null 2>&1) \
-    || (cd "$work" && "${apt[@]}" download crun >/dev/null 2>&1) || note "it cannot be downloaded"
+cache=(apt-cache -o Dir::Etc::SourceList="$work/sources.list" -o Dir::Etc::SourceParts="$work/parts"
+    -o Dir::State::Lists="$work/lists" -o Dir::Cache="$work/cache")
+libraries=$("${cache[@]}" show "crun/$suite" 2>/dev/null | sed -n 's/^Depends: //p' | head -1 | tr ',' '\n' | awk '{ print $1 }')
+for package in crun $libraries; do
+    (cd "$work" && "${apt[@]}" download "$package/$suite" >/dev/null 2>&1) || note "$package cannot be downloaded"
+done
 mkdir "$work/root"
 for package in "$work"/*.deb; do dpkg-deb -x "$package" "$work/root"; done
 rm -rf "$dir/crun.root" && cp -a "$work/root" "$dir/crun.root"

@@ -12,6 +12,7 @@
 //! - [`lab`]: the place: network and mount namespaces, a directory, a name that its cgroups carry.
 //! - [`leak`]: what there is before and after, and the difference.
 //! - [`stack`]: who is under test: our daemons, or Debian's dockerd (`SUBJECT=theirs`), and the registry beside them.
+//! - [`installation`]: the same daemons for a person: `make up`, `make down`, `make demo`.
 //! - [`call`], [`terminal`]: running a command line, with pipes or with a terminal.
 //!
 //! A behaviour that is Docker's is first proved on Docker: `SUBJECT=theirs` runs the same tests through its client. A
@@ -20,11 +21,13 @@
 pub mod call;
 pub mod daemon;
 pub mod http;
+pub mod installation;
 pub mod lab;
 pub mod leak;
 pub mod process;
 pub mod programs;
 pub mod registry;
+pub mod runtime;
 pub mod site;
 pub mod skip;
 pub mod stack;
@@ -33,5 +36,6 @@ pub mod terminal;
 pub mod wait;
 
 pub use call::{Call, Output, Running};
+pub use runtime::runtime;
 pub use skip::skip;
 pub use stack::{Stack, Subject, flow, ours, ours_with, theirs};

@@ -60,6 +60,13 @@ pub fn descendants(pid: i32) -> Vec<Process> {
     everyone.into_iter().filter(|process| process.pid != pid && family.contains(&process.pid)).collect()
 }
 
+/// Has the process a pid in a PID namespace below ours too? (`NSpid` of proc_pid_status(5), a number for each level.)
+pub fn is_in_inner_pid_namespace(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+    pids.split_whitespace().count() > 1
+}
+
 /// What the descriptors of a process refer to, as `/proc/PID/fd` names it.
 pub fn descriptors(pid: i32) -> Vec<String> {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };

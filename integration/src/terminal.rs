@@ -3,10 +3,12 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use nix::pty::{Winsize, openpty};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage};
 
 use crate::call::shell_code;
 use crate::wait;
@@ -103,6 +105,23 @@ impl Drop for Terminal {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Receives a terminal's master over a console socket, as a shim does (runc's `docs/terminals.md`).
+///
+/// # Panics
+/// When no descriptor comes.
+pub fn receive_master(socket: &UnixStream) -> File {
+    let mut name = [0; 4096];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = rustix::net::RecvFlags::CMSG_CLOEXEC;
+    rustix::net::recvmsg(socket, &mut [std::io::IoSliceMut::new(&mut name)], &mut control, flags).expect("receive");
+    let rights = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    File::from(rights.expect("the terminal's master"))
 }
 
 fn stdio(fd: &OwnedFd) -> Stdio {

@@ -119,6 +119,15 @@ impl Backend {
         }
     }
 
+    /// Takes away what an engine leaves for the next one; ours can do that.
+    fn remove_network(&self, site: &Site) -> Option<Leak> {
+        let Backend::Ours(_) = self else { return None };
+        let output = ours::engined_command(site).arg("--remove-network").output();
+        let output = output.unwrap_or_else(|error| panic!("run engined --remove-network: {error}"));
+        let what = format!("engined --remove-network: {}", String::from_utf8_lossy(&output.stderr));
+        (!output.status.success()).then_some(Leak { kind: leak::Kind::Link, what })
+    }
+
     /// The directories in which a removed container leaves nothing.
     fn directories(&self, site: &Site) -> Vec<PathBuf> {
         match self {
@@ -260,6 +269,7 @@ impl Stack {
         }
         let mut leaks = self.leaks_beside_daemons();
         leaks.extend(self.end_daemons());
+        leaks.extend(self.backend.remove_network(self.lab.site()));
         leaks.extend(self.lab.leaks(|leak| self.outlives_daemons(leak)));
         if !leaks.is_empty() {
             self.print_logs();
@@ -309,11 +319,11 @@ impl Stack {
         }
     }
 
-    /// A daemon that ends leaves its bridge, its table, its parent cgroup and, being Docker's, its chains for the next one.
+    /// Docker leaves its bridge and its chains for the next dockerd.
     fn outlives_daemons(&self, leak: &Leak) -> bool {
         match leak.kind {
-            leak::Kind::Link => leak.what == "docker0" || leak.what == format!("strata-{}", self.site().instance()),
-            leak::Kind::Nftables => true,
+            leak::Kind::Link => !self.is_ours() && leak.what == "docker0",
+            leak::Kind::Nftables => !self.is_ours(),
             _ => self.outlives_containers(leak),
         }
     }

@@ -31,6 +31,8 @@ pub struct Settings {
     pub runtime_binary: Option<PathBuf>,
     /// Where shimd's state is put instead, for instance a small file system.
     pub supervisor_root: Option<PathBuf>,
+    /// More lines of engined.toml, before its tables.
+    pub more_at_head: String,
     /// More lines of engined.toml, after its tables.
     pub more: String,
 }
@@ -144,12 +146,13 @@ fn engined_toml(site: &Site, registry: &Registry, settings: &Settings) -> String
     let binary = settings.runtime_binary.as_deref().map(|path| format!("binary_name = '{}'\n", path.display()));
     format!(
         "root = '{}'\nstate = '{}'\naddress = '{}'\ncontainerd = '{}'\ninstance = '{}'\nruntime = '{runtime}'\n\
-         [runtime_options]\n{}[network]\nip_forward = true\n[registry]\ninsecure = ['{}']\n{}",
+         {}[runtime_options]\n{}[network]\nip_forward = true\n[registry]\ninsecure = ['{}']\n{}",
         site.path("lib/engined").display(),
         site.path("run/engined").display(),
         socket(site).display(),
         supervisor_socket(site, settings.supervisor).display(),
         site.instance(),
+        settings.more_at_head,
         binary.unwrap_or_default(),
         registry.host(),
         settings.more
@@ -161,6 +164,13 @@ fn start_supervisor(site: &Site, settings: &Settings) -> Result<Daemon, String> 
         Supervisor::Shimd => start_daemon(site, "shimd", &supervisor_socket(site, Supervisor::Shimd)),
         Supervisor::Containerd => start_containerd_with(site, &[("PATH", &path_with_ours())]),
     }
+}
+
+/// engined with the site's configuration.
+pub fn engined_command(site: &Site) -> Command {
+    let mut command = site.command(&programs::ours().join("engined"));
+    command.arg("--config").arg(site.path("etc/engined.toml"));
+    command
 }
 
 fn start_engined(site: &Site) -> Result<Daemon, String> {
