@@ -45,13 +45,16 @@ fn main() -> ExitCode {
 }
 
 fn measure(arguments: &Arguments) -> Vec<report::Row> {
+    let is_wanted =
+        |runtimes: bool| arguments.rows.is_empty() || arguments.rows.iter().any(|row| (row == "runtimes") == runtimes);
     let mut rows = Vec::new();
-    if arguments.rows.is_empty() || arguments.rows.iter().any(|row| row == "runtimes") {
+    if is_wanted(false) {
+        rows.extend(stacks::rows(&arguments.rows));
+    }
+    // Last: it leaves this process in a mount namespace without cgroup v2.
+    if is_wanted(true) {
         let work = tempfile::Builder::new().prefix("strata-bench-").tempdir().expect("a temporary directory");
         rows.extend(runtimes::rows(&arguments.bin.join("lowrun"), &arguments.peers, work.path()));
-    }
-    if arguments.rows.iter().any(|row| row != "runtimes") || arguments.rows.is_empty() {
-        rows.extend(stacks::rows(&arguments.rows));
     }
     rows
 }

@@ -5,6 +5,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 
 use crate::measure::{Pair, ms, timed};
@@ -13,8 +15,22 @@ use crate::report::Row;
 const RUNS: usize = 40;
 const WARM_UP: usize = 3;
 
+/// crun refuses to run where controllers lie on both versions of cgroups. In mount namespaces of their own all contestants
+/// see version 1 alone.
+fn hide_hybrid_hierarchy() {
+    let unified = Path::new("/sys/fs/cgroup/unified");
+    if !unified.exists() {
+        return;
+    }
+    let none: Option<&str> = None;
+    unshare(CloneFlags::CLONE_NEWNS).expect("unshare the mount namespace: be root");
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("make the mounts private");
+    umount2(unified, MntFlags::MNT_DETACH).expect("unmount cgroup v2");
+}
+
 /// Measures what a runtime alone costs.
 pub(crate) fn rows(ours: &Path, peers: &[(String, PathBuf, f64)], work: &Path) -> Vec<Row> {
+    hide_hybrid_hierarchy();
     let bundle = default_bundle(work);
     let mut rows = Vec::new();
     for (name, theirs, owed) in peers {
