@@ -56,6 +56,7 @@ fn killed_at_any_instant() {
             child.wait().unwrap();
             after_a_kill(world);
         }
+        assert!(!records(&world.directory).is_empty(), "no child got to work before it was killed");
         assert!(Network::remove_all(&world.config()).is_empty());
         assert!(!link_names().iter().any(|name| name.starts_with('v')));
     });

@@ -351,3 +351,22 @@ fn a_failure_on_the_way_undoes_what_came_before() {
         eventually("links go", || !link_names().iter().any(|name| name.starts_with('v')));
     });
 }
+
+#[test]
+fn no_descriptor_is_left_open() {
+    in_a_world(|world| {
+        let config = crate::network::Config { prepared: 0, ..world.config() };
+        let network = Network::open(&config, &[], &[]).unwrap().0;
+        let round = |number: u32| {
+            let name = id(&format!("c{number}"));
+            network.attach(&name, &[publish_everywhere()]).unwrap();
+            network.detach(&name).unwrap();
+        };
+        let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        round(0);
+        let before = open();
+        (1..100).for_each(round);
+        // The worker may hold one for a moment; other tests of the same process may hold theirs.
+        eventually("descriptors are closed", || open() <= before);
+    });
+}
