@@ -193,7 +193,10 @@ impl Parser<'_> {
         self.advance('\\');
         let c = self.peek().ok_or("the quote is not closed")?;
         if c.is_digit(8) {
-            return self.number(8, 3).and_then(|n| u8::try_from(n).map_err(|_| "octal escape out of range")).map(|n| out.push(n));
+            return self
+                .number(8, 3)
+                .and_then(|n| u8::try_from(n).map_err(|_| "octal escape out of range"))
+                .map(|n| out.push(n));
         }
         self.advance(c);
         match c {
@@ -292,7 +295,9 @@ mod tests {
 
     #[test]
     fn what_does_not_parse() {
-        for bad in ["name=", "name===x", "==x", "name==", "a..b", "a,", "name==\"x", "name==/x/", "a b", "\"\\q\"", "a.é"] {
+        for bad in
+            ["name=", "name===x", "==x", "name==", "a..b", "a,", "name==\"x", "name==/x/", "a b", "\"\\q\"", "a.é"]
+        {
             assert!(Filter::parse(bad).is_err(), "{bad}");
         }
     }

@@ -65,15 +65,18 @@ fn random_id() -> String {
 
 /// Ends a lease. What only it held is left to the garbage collection.
 pub(crate) fn delete(store: &Store, namespace: &Namespace, id: &str) -> Result<()> {
-    store.write(Durability::Process, |writer| {
-        let entry = key(&[namespace.as_str(), id]);
-        writer.require::<Lease>(&entry, id)?;
-        writer.remove(Table::Leases, &entry)?;
-        for resource in keys_below(writer, &prefix(&[namespace.as_str(), id]))? {
-            writer.remove(Table::LeaseResources, &resource)?;
-        }
-        Ok(())
-    })
+    store.write(Durability::Process, |writer| delete_in(writer, namespace, id))
+}
+
+/// [`delete`] as part of a larger change.
+pub(crate) fn delete_in(writer: &mut Writer, namespace: &Namespace, id: &str) -> Result<()> {
+    let entry = key(&[namespace.as_str(), id]);
+    writer.require::<Lease>(&entry, id)?;
+    writer.remove(Table::Leases, &entry)?;
+    for resource in keys_below(writer, &prefix(&[namespace.as_str(), id]))? {
+        writer.remove(Table::LeaseResources, &resource)?;
+    }
+    Ok(())
 }
 
 pub(crate) fn list(store: &Store, namespace: &Namespace, filters: &Filters) -> Result<Vec<Info>> {

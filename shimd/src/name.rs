@@ -111,9 +111,7 @@ pub(crate) fn check_name(what: &str, text: &str) -> Result<(), Error> {
 }
 
 /// Checks labels as containerd does: key and value together have a bound.
-pub(crate) fn check_labels<'a>(
-    labels: impl IntoIterator<Item = (&'a String, &'a String)>,
-) -> Result<(), Error> {
+pub(crate) fn check_labels<'a>(labels: impl IntoIterator<Item = (&'a String, &'a String)>) -> Result<(), Error> {
     for (key, value) in labels {
         if key.len() + value.len() > LABEL_MAX {
             let shown: String = key.chars().take(64).collect();

@@ -3,11 +3,11 @@
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::db::record::Usage;
@@ -16,12 +16,18 @@ use crate::db::record::Usage;
 /// directories deeper than any number of descriptors.
 const DEPTH_MAX: usize = 64;
 
-const OPEN_DIRECTORY: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const OPEN_DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Removes the tree at `path`; one that is not there is fine.
 pub(crate) fn remove(path: &Path) -> rustix::io::Result<()> {
-    remove_at(rustix::fs::CWD, path.as_os_str())
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Errno::INVAL);
+    };
+    match rustix::fs::open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(parent) => remove_at(parent.as_fd(), name),
+        Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Removes what is called `name` in `directory`, with everything beneath it; if it is not there that is fine.
@@ -101,7 +107,9 @@ struct Level {
 
 impl Level {
     fn open(directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<Level> {
-        let handle = rustix::fs::openat(directory, name, OPEN_DIRECTORY, Mode::empty())?;
+        // Never into something that is mounted there: what it shows is not this tree's.
+        let resolve = ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
+        let handle = rustix::fs::openat2(directory, name, OPEN_DIRECTORY, Mode::empty(), resolve)?;
         Ok(Level { entries: Dir::new(handle)?, name: name.to_owned() })
     }
 }
@@ -110,7 +118,8 @@ impl Level {
 pub(crate) fn usage(path: &Path) -> rustix::io::Result<Usage> {
     let mut usage = Usage::default();
     let mut linked = HashSet::new();
-    let mut levels = vec![Level::open(rustix::fs::CWD, path.as_os_str())?];
+    let top = rustix::fs::open(path, OPEN_DIRECTORY, Mode::empty())?;
+    let mut levels = vec![Level { entries: Dir::new(top)?, name: OsString::new() }];
     add(&rustix::fs::fstat(levels[0].entries.fd()?)?, &mut usage, &mut linked);
     while let Some(level) = levels.last_mut() {
         let Some(entry) = level.entries.next() else {

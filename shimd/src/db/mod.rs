@@ -20,8 +20,8 @@ pub(crate) mod record;
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prost::Message;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -247,11 +247,7 @@ impl Store {
     }
 
     /// Runs `change` as one transaction: all of it is seen, or, when it fails, nothing.
-    pub(crate) fn write<T>(
-        &self,
-        durability: Durability,
-        change: impl FnOnce(&mut Writer) -> Result<T>,
-    ) -> Result<T> {
+    pub(crate) fn write<T>(&self, durability: Durability, change: impl FnOnce(&mut Writer) -> Result<T>) -> Result<T> {
         let mut writer = self.begin()?;
         let outcome = change(&mut writer)?;
         if writer.operations.is_empty() {
@@ -282,10 +278,13 @@ impl Store {
 
     fn begin(&self) -> Result<Writer> {
         let mut transaction = self.db.begin_write().map_err(|error| failed("begin a write", error))?;
-        transaction
-            .set_durability(redb::Durability::None)
-            .map_err(|error| failed("begin a write", error))?;
+        transaction.set_durability(redb::Durability::None).map_err(|error| failed("begin a write", error))?;
         Ok(Writer { transaction, operations: Vec::new() })
+    }
+
+    /// Number of the last write: who sees the same number twice knows that nothing was written in between.
+    pub(crate) fn seq(&self) -> u64 {
+        self.journal().seq
     }
 
     /// Whether there is something for [`Store::checkpoint`] to do.
@@ -309,8 +308,7 @@ impl Store {
         {
             let mut meta =
                 transaction.open_table(Table::Meta.definition()).map_err(|error| failed("open a table", error))?;
-            meta.insert(b"seq".as_slice(), seq.to_le_bytes().as_slice())
-                .map_err(|error| failed("write", error))?;
+            meta.insert(b"seq".as_slice(), seq.to_le_bytes().as_slice()).map_err(|error| failed("write", error))?;
         }
         transaction.commit().map_err(|error| failed("commit a checkpoint", error))?;
         // A writer may have begun, but it cannot have appended: that needs the journal's lock.
@@ -373,8 +371,7 @@ impl Writer {
 
     fn apply(&mut self, operation: &Operation) -> Result<()> {
         let definition = operation.table().definition();
-        let mut table =
-            self.transaction.open_table(definition).map_err(|error| failed("open a table", error))?;
+        let mut table = self.transaction.open_table(definition).map_err(|error| failed("open a table", error))?;
         match operation {
             Operation::Put { key, value, .. } => table.insert(key.as_slice(), value.as_slice()).map(drop),
             Operation::Remove { key, .. } => table.remove(key.as_slice()).map(drop),
@@ -389,8 +386,7 @@ impl Writer {
 
 impl Access for Writer {
     fn bytes(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        let table =
-            self.transaction.open_table(table.definition()).map_err(|error| failed("open a table", error))?;
+        let table = self.transaction.open_table(table.definition()).map_err(|error| failed("open a table", error))?;
         get_from(&table, key)
     }
 
@@ -400,8 +396,7 @@ impl Access for Writer {
         prefix: &[u8],
         visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
-        let table =
-            self.transaction.open_table(table.definition()).map_err(|error| failed("open a table", error))?;
+        let table = self.transaction.open_table(table.definition()).map_err(|error| failed("open a table", error))?;
         scan_table(&table, prefix, visit)
     }
 }
@@ -436,9 +431,7 @@ mod tests {
     use super::*;
 
     fn put(store: &Store, name: &str, value: &str, durability: Durability) {
-        store
-            .write(durability, |writer| writer.put_bytes(Table::Images, &key(&["ns", name]), value.into()))
-            .unwrap();
+        store.write(durability, |writer| writer.put_bytes(Table::Images, &key(&["ns", name]), value.into())).unwrap();
     }
 
     fn get(store: &Store, name: &str) -> Option<String> {

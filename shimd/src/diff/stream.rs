@@ -108,7 +108,8 @@ impl Filler {
             Format::Plain => self.pump(source, format),
             Format::Gzip => self.pump(flate2::bufread::MultiGzDecoder::new(source), format),
             Format::Zstd => {
-                let decoder = zstd::stream::read::Decoder::with_buffer(source).map_err(|error| failed(format, error))?;
+                let decoder =
+                    zstd::stream::read::Decoder::with_buffer(source).map_err(|error| failed(format, error))?;
                 self.pump(decoder, format)
             }
         }

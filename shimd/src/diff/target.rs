@@ -78,7 +78,12 @@ mod tests {
 
     #[test]
     fn mounts_name_a_target() {
-        let target = Target::from_mounts(&[mount("overlay", "overlay", &["index=off", "workdir=/w", "upperdir=/u", "lowerdir=/b:/a"])]).unwrap();
+        let target = Target::from_mounts(&[mount(
+            "overlay",
+            "overlay",
+            &["index=off", "workdir=/w", "upperdir=/u", "lowerdir=/b:/a"],
+        )])
+        .unwrap();
         assert_eq!(target.root, PathBuf::from("/u"));
         assert_eq!(target.lower, [PathBuf::from("/b"), PathBuf::from("/a")]);
         let target = Target::from_mounts(&[mount("bind", "/s", &["rw", "rbind"])]).unwrap();

@@ -22,8 +22,8 @@ use rustix::io::Errno;
 use super::tar::{Archive, Entry, Kind, Time};
 use crate::error::{Error, Result};
 pub(crate) use lower::{copy_directory_attributes, copy_root_attributes};
-pub(crate) use place::open_beneath;
 use place::Places;
+pub(crate) use place::open_beneath;
 
 /// What marks a file that hides one of the layers below.
 const WHITEOUT: &[u8] = b".wh.";
@@ -263,9 +263,8 @@ impl Spot<'_> {
     }
 
     fn is_whiteout(&self) -> bool {
-        self.stat().is_some_and(|stat| {
-            FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
-        })
+        self.stat()
+            .is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0)
     }
 
     fn is_same(&self, other: &Spot<'_>) -> bool {

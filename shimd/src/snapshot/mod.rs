@@ -244,16 +244,24 @@ impl Snapshots {
 
     /// Removes a snapshot on which nothing stands. Its name is free at once; the files go later.
     pub(crate) fn remove(&self, namespace: &Namespace, name: &str) -> Result<()> {
-        let directory = self.store.write(Durability::Process, |writer| {
-            let record: Snapshot = writer.require(&key(&[namespace.as_str(), name]), name)?;
-            if writer.any(Table::SnapshotChildren, &prefix(&[namespace.as_str(), name]))? {
-                return Err(Error::refused(format!("snapshot {name:?}"), "other snapshots stand on it"));
-            }
-            leave(writer, namespace, name, &record)?;
-            lease::release_all(writer, namespace, lease::SNAPSHOT, name)?;
-            Ok(record.directory)
-        })?;
+        let directory = self.store.write(Durability::Process, |writer| self.remove_in(writer, namespace, name))?;
         self.trash.take(&self.directory.join(directory.to_string()))
+    }
+
+    /// The records' part of [`Snapshots::remove`]: the number of the directory that must go.
+    pub(crate) fn remove_in(&self, writer: &mut Writer, namespace: &Namespace, name: &str) -> Result<u64> {
+        let record: Snapshot = writer.require(&key(&[namespace.as_str(), name]), name)?;
+        if writer.any(Table::SnapshotChildren, &prefix(&[namespace.as_str(), name]))? {
+            return Err(Error::refused(format!("snapshot {name:?}"), "other snapshots stand on it"));
+        }
+        leave(writer, namespace, name, &record)?;
+        lease::release_all(writer, namespace, lease::SNAPSHOT, name)?;
+        Ok(record.directory)
+    }
+
+    /// Removes directories whose records are gone.
+    pub(crate) fn remove_files(&self, directories: &[u64]) {
+        directories.iter().for_each(|number| self.discard(*number));
     }
 
     /// What the snapshot's own layer takes on disk. Walks its files, but for a committed one only once.
@@ -320,7 +328,10 @@ fn layers(view: &impl Access, namespace: &Namespace, parent: &str) -> Result<Vec
     while let Some(record) = next {
         layers.push(record.directory);
         if layers.len() > LAYERS_MAX {
-            return Err(Error::refused(format!("snapshot {parent:?}"), format!("it has more than {LAYERS_MAX} layers")));
+            return Err(Error::refused(
+                format!("snapshot {parent:?}"),
+                format!("it has more than {LAYERS_MAX} layers"),
+            ));
         }
         next = require_committed(view, namespace, &record.parent)?;
     }

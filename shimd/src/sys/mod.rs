@@ -41,3 +41,59 @@ pub(crate) fn private_umask() -> io::Result<()> {
     unsafe { libc::umask(0) };
     Ok(())
 }
+
+/// `struct pidfd_info` of Linux 6.15, as far as it is needed: 64 bytes, the exit status in the ninth `u32`.
+#[repr(C)]
+#[derive(Default)]
+struct PidfdInfo {
+    mask: u64,
+    cgroup_id: u64,
+    pid: u32,
+    tgid: u32,
+    ppid: u32,
+    ruid: u32,
+    rgid: u32,
+    euid: u32,
+    egid: u32,
+    suid: u32,
+    sgid: u32,
+    fsuid: u32,
+    fsgid: u32,
+    exit_code: i32,
+}
+
+/// `PIDFD_INFO_EXIT`: the exit code is asked for, and, in the answer, there.
+const PIDFD_INFO_EXIT: u64 = 1 << 3;
+/// `_IOWR(0xFF, 11, struct pidfd_info)`.
+const PIDFD_GET_INFO: libc::c_ulong = 0xC000_FF0B | ((size_of::<PidfdInfo>() as libc::c_ulong) << 16);
+
+/// How the process behind a pidfd ended, as a shell would say it; `None` while it runs or is a zombie, and on kernels
+/// before 6.15, which do not tell.
+pub(crate) fn exit_status(pidfd: BorrowedFd<'_>) -> Option<u32> {
+    let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
+    // SAFETY: the request names the size of the struct, and the struct outlives the call.
+    let result = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
+    if result != 0 || info.mask & PIDFD_INFO_EXIT == 0 {
+        return None;
+    }
+    let status = info.exit_code;
+    Some(if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) as u32 } else { libc::WEXITSTATUS(status) as u32 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn the_exit_of_a_reaped_process_is_known() {
+        let mut child = std::process::Command::new("sh").args(["-c", "exit 7"]).spawn().unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+        child.wait().unwrap();
+        match exit_status(pidfd.as_fd()) {
+            Some(status) => assert_eq!(status, 7),
+            None => eprintln!("skipped: this kernel does not tell exits by pidfd"),
+        }
+    }
+}

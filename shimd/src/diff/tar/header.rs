@@ -132,9 +132,10 @@ pub(super) fn number(field: &[u8]) -> Result<i64> {
         return Err(malformed("a number in a header is not octal"));
     }
     digits.iter().try_fold(0i64, |value, digit| {
-        value.checked_mul(8).and_then(|value| value.checked_add(i64::from(digit - b'0'))).ok_or_else(|| {
-            malformed("a number in a header is out of range")
-        })
+        value
+            .checked_mul(8)
+            .and_then(|value| value.checked_add(i64::from(digit - b'0')))
+            .ok_or_else(|| malformed("a number in a header is out of range"))
     })
 }
 
@@ -148,7 +149,8 @@ fn binary(field: &[u8]) -> Result<i64> {
     if bytes[..start].iter().any(|byte| *byte != fill) {
         return Err(malformed("a number in a header is out of range"));
     }
-    let value = bytes[start..].iter().fold(if negative { -1i64 } else { 0 }, |value, byte| value << 8 | i64::from(*byte));
+    let value =
+        bytes[start..].iter().fold(if negative { -1i64 } else { 0 }, |value, byte| value << 8 | i64::from(*byte));
     if (value < 0) == negative { Ok(value) } else { Err(malformed("a number in a header is out of range")) }
 }
 

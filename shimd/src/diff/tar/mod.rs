@@ -10,7 +10,7 @@ mod header;
 mod pax;
 mod sparse;
 
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead};
 
 use crate::error::{Error, Result};
 use header::{BLOCK, Header};

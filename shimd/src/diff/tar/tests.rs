@@ -102,7 +102,8 @@ fn ends_are_as_writers_leave_them() {
 
 #[test]
 fn sparse_form_1_0() {
-    let records = b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n24 GNU.sparse.name=real\n28 GNU.sparse.realsize=1000\n";
+    let records =
+        b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n24 GNU.sparse.name=real\n28 GNU.sparse.realsize=1000\n";
     let map = padded(b"1\n990\n10\n");
     let bytes = [
         header("p", b'x', records.len() as u64),

@@ -95,4 +95,3 @@ fn times(stat: &Stat) -> Timestamps {
 pub(crate) fn copy_root_attributes(like: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
     copy_attributes(like, to)
 }
-

@@ -73,7 +73,8 @@ impl Places {
         let parent = self.directory(parent)?;
         let made = rustix::fs::mkdirat(parent.as_fd(), OsStr::from_bytes(name), Mode::from_raw_mode(0o755));
         made.map_err(|error| Error::io("make its directory", error))?;
-        let directory = open_beneath(self.root.as_fd(), path).map_err(|error| Error::io("open its directory", error))?;
+        let directory =
+            open_beneath(self.root.as_fd(), path).map_err(|error| Error::io("open its directory", error))?;
         if let Lower::Known(layers) = &self.lower {
             lower::copy_directory_attributes(layers, path, directory.as_fd())?;
         }
@@ -103,9 +104,7 @@ impl Places {
         let outcome = match split(path) {
             None => rustix::fs::futimens(self.root(), &times),
             Some((parent, name)) => match open_beneath(self.root.as_fd(), parent) {
-                Ok(parent) => {
-                    rustix::fs::utimensat(parent, OsStr::from_bytes(name), &times, AtFlags::SYMLINK_NOFOLLOW)
-                }
+                Ok(parent) => rustix::fs::utimensat(parent, OsStr::from_bytes(name), &times, AtFlags::SYMLINK_NOFOLLOW),
                 Err(error) => Err(error),
             },
         };

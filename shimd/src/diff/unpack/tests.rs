@@ -178,11 +178,11 @@ fn nothing_is_written_outside() {
         ("link to a directory", |layer, out, _| layer.symlink("d", out).file("d/new", b"x")),
         ("absolute link to a directory", |layer, _, abs| layer.symlink("d", abs).file("d/new", b"x")),
         ("link to a file", |layer, _, abs| layer.symlink("f", &format!("{abs}/canary")).file("f", b"x")),
-        ("mode through a link", |layer, _, abs| {
-            layer.symlink("d", abs).add(EntryType::Directory, "d", "", 0o777, b"")
-        }),
+        ("mode through a link", |layer, _, abs| layer.symlink("d", abs).add(EntryType::Directory, "d", "", 0o777, b"")),
         ("hard link with dots", |layer, _, _| layer.hard_link("h", "../outside/canary").file("h", b"x")),
-        ("hard link through a link", |layer, _, abs| layer.symlink("d", abs).hard_link("h", "d/canary").file("h", b"x")),
+        ("hard link through a link", |layer, _, abs| {
+            layer.symlink("d", abs).hard_link("h", "d/canary").file("h", b"x")
+        }),
         ("chain of links", |layer, _, abs| layer.symlink("a", "b").symlink("b", abs).file("a/new", b"x")),
         ("root as a link", |layer, _, abs| layer.symlink("./", abs).file("new", b"x")),
     ];

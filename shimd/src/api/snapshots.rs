@@ -1,0 +1,173 @@
+//! The snapshots service.
+
+use futures_util::stream::{self, BoxStream, StreamExt};
+use proto_containerd::events;
+use proto_containerd::services::snapshots as wire;
+use proto_containerd::services::snapshots::snapshots_server::Snapshots;
+use tonic::{Request, Response, Status};
+
+use super::Api;
+use super::convert::{labels, mask, required, wire_labels, wire_mounts};
+use super::scope::{OrStatus, Scope};
+use crate::daemon::Daemon;
+use crate::db::record::SnapshotKind;
+use crate::diff::run_blocking;
+use crate::error::{Error, Result as OurResult};
+use crate::filter::Filters;
+use crate::snapshot::{Info, Mount, Request as Making, SNAPSHOTTER};
+
+const STEP: &str = "assemble";
+/// Records of one message of a list.
+const LIST_CHUNK: usize = 100;
+
+#[tonic::async_trait]
+impl Snapshots for Api {
+    async fn prepare(
+        &self,
+        request: Request<wire::PrepareSnapshotRequest>,
+    ) -> Result<Response<wire::PrepareSnapshotResponse>, Status> {
+        let scope = Scope::making(&request, self).or_status(STEP)?;
+        let request = request.into_inner();
+        let making = Making {
+            namespace: &scope.namespace,
+            lease: scope.lease(),
+            key: &request.key,
+            parent: &request.parent,
+            labels: labels(request.labels),
+        };
+        let mounts = make(self, &request.snapshotter, SnapshotKind::Active, making).or_status(STEP)?;
+        let event =
+            events::SnapshotPrepare { key: request.key, parent: request.parent, snapshotter: request.snapshotter };
+        self.events.publish(&scope.namespace, "/snapshot/prepare", &event);
+        Ok(Response::new(wire::PrepareSnapshotResponse { mounts: wire_mounts(mounts) }))
+    }
+
+    async fn view(
+        &self,
+        request: Request<wire::ViewSnapshotRequest>,
+    ) -> Result<Response<wire::ViewSnapshotResponse>, Status> {
+        let scope = Scope::making(&request, self).or_status(STEP)?;
+        let request = request.into_inner();
+        let making = Making {
+            namespace: &scope.namespace,
+            lease: scope.lease(),
+            key: &request.key,
+            parent: &request.parent,
+            labels: labels(request.labels),
+        };
+        let mounts = make(self, &request.snapshotter, SnapshotKind::View, making).or_status(STEP)?;
+        Ok(Response::new(wire::ViewSnapshotResponse { mounts: wire_mounts(mounts) }))
+    }
+
+    async fn mounts(&self, request: Request<wire::MountsRequest>) -> Result<Response<wire::MountsResponse>, Status> {
+        let scope = Scope::of(&request).or_status(STEP)?;
+        let request = request.into_inner();
+        check_snapshotter(&request.snapshotter).or_status(STEP)?;
+        let mounts = self.snapshots.mounts(&scope.namespace, &request.key).or_status(STEP)?;
+        Ok(Response::new(wire::MountsResponse { mounts: wire_mounts(mounts) }))
+    }
+
+    async fn commit(&self, request: Request<wire::CommitSnapshotRequest>) -> Result<Response<()>, Status> {
+        let scope = Scope::of(&request).or_status(STEP)?;
+        let request = request.into_inner();
+        check_snapshotter(&request.snapshotter).or_status(STEP)?;
+        self.snapshots
+            .commit(&scope.namespace, scope.lease(), &request.key, &request.name, labels(request.labels))
+            .or_status(STEP)?;
+        let event = events::SnapshotCommit { key: request.key, name: request.name, snapshotter: request.snapshotter };
+        self.events.publish(&scope.namespace, "/snapshot/commit", &event);
+        self.upkeep.schedule_sync();
+        Ok(Response::new(()))
+    }
+
+    async fn remove(&self, request: Request<wire::RemoveSnapshotRequest>) -> Result<Response<()>, Status> {
+        let scope = Scope::of(&request).or_status(STEP)?;
+        let request = request.into_inner();
+        check_snapshotter(&request.snapshotter).or_status(STEP)?;
+        self.snapshots.remove(&scope.namespace, &request.key).or_status(STEP)?;
+        let event = events::SnapshotRemove { key: request.key, snapshotter: request.snapshotter };
+        self.events.publish(&scope.namespace, "/snapshot/remove", &event);
+        self.gc.schedule();
+        Ok(Response::new(()))
+    }
+
+    async fn stat(
+        &self,
+        request: Request<wire::StatSnapshotRequest>,
+    ) -> Result<Response<wire::StatSnapshotResponse>, Status> {
+        let scope = Scope::of(&request).or_status(STEP)?;
+        let request = request.into_inner();
+        check_snapshotter(&request.snapshotter).or_status(STEP)?;
+        let info = self.snapshots.stat(&scope.namespace, &request.key).or_status(STEP)?;
+        Ok(Response::new(wire::StatSnapshotResponse { info: Some(to_wire(info)) }))
+    }
+
+    async fn update(
+        &self,
+        request: Request<wire::UpdateSnapshotRequest>,
+    ) -> Result<Response<wire::UpdateSnapshotResponse>, Status> {
+        let scope = Scope::of(&request).or_status(STEP)?;
+        let request = request.into_inner();
+        check_snapshotter(&request.snapshotter).or_status(STEP)?;
+        let info = required(request.info, "info").or_status(STEP)?;
+        let paths = mask(request.update_mask);
+        let updated =
+            self.snapshots.update(&scope.namespace, &info.name, &labels(info.labels), &paths).or_status(STEP)?;
+        Ok(Response::new(wire::UpdateSnapshotResponse { info: Some(to_wire(updated)) }))
+    }
+
+    type ListStream = BoxStream<'static, Result<wire::ListSnapshotsResponse, Status>>;
+
+    async fn list(&self, request: Request<wire::ListSnapshotsRequest>) -> Result<Response<Self::ListStream>, Status> {
+        let scope = Scope::of(&request).or_status(STEP)?;
+        let request = request.into_inner();
+        check_snapshotter(&request.snapshotter).or_status(STEP)?;
+        let filters = Filters::parse(&request.filters).or_status(STEP)?;
+        let daemon = self.clone();
+        let found = run_blocking(move || daemon.snapshots.list(&scope.namespace, &filters)).await.or_status(STEP)?;
+        let messages = stream::iter(found).map(to_wire).chunks(LIST_CHUNK);
+        Ok(Response::new(messages.map(|info| Ok(wire::ListSnapshotsResponse { info })).boxed()))
+    }
+
+    async fn usage(&self, request: Request<wire::UsageRequest>) -> Result<Response<wire::UsageResponse>, Status> {
+        let scope = Scope::of(&request).or_status(STEP)?;
+        let request = request.into_inner();
+        check_snapshotter(&request.snapshotter).or_status(STEP)?;
+        let daemon = self.clone();
+        let usage = run_blocking(move || daemon.snapshots.usage(&scope.namespace, &request.key)).await;
+        let usage = usage.or_status(STEP)?;
+        Ok(Response::new(wire::UsageResponse { size: usage.bytes as i64, inodes: usage.inodes as i64 }))
+    }
+
+    async fn cleanup(&self, request: Request<wire::CleanupRequest>) -> Result<Response<()>, Status> {
+        Scope::of(&request).or_status(STEP)?;
+        check_snapshotter(&request.get_ref().snapshotter).or_status(STEP)?;
+        // What is removed is always on its way out already; what no record tells of goes with the next collection.
+        self.gc.schedule();
+        Ok(Response::new(()))
+    }
+}
+
+fn make(daemon: &Daemon, snapshotter: &str, kind: SnapshotKind, making: Making<'_>) -> OurResult<Vec<Mount>> {
+    check_snapshotter(snapshotter)?;
+    crate::span!("assemble", "supervisor", making.key).in_scope(|| daemon.snapshots.make(kind, making))
+}
+
+fn check_snapshotter(name: &str) -> OurResult<()> {
+    if name == SNAPSHOTTER {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("snapshotter {name:?}"), format!("it is not loaded; there is {SNAPSHOTTER:?}")))
+}
+
+fn to_wire(info: Info) -> wire::Info {
+    let record = info.record;
+    wire::Info {
+        name: info.name,
+        parent: record.parent,
+        kind: record.kind,
+        created_at: record.created_at,
+        updated_at: record.updated_at,
+        labels: wire_labels(record.labels),
+    }
+}

@@ -1,0 +1,278 @@
+//! The tasks service.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use futures_util::future;
+use proto_containerd::process::{Process, ProcessInfo};
+use proto_containerd::services::tasks as wire;
+use proto_containerd::services::tasks::tasks_server::Tasks;
+use proto_containerd::types::{Metric, Mount as WireMount};
+use proto_shim::task::UpdateTaskRequest;
+use strata_fault::{Fault, Layer, code};
+use tonic::metadata::MetadataValue;
+use tonic::{Request, Response, Status};
+use tracing::Instrument;
+
+use super::Api;
+use super::scope::{OrStatus, Scope};
+use crate::clock;
+use crate::daemon::Daemon;
+use crate::error::{Error, Result as OurResult};
+use crate::filter::{Fields, Filters};
+use crate::name::check_identifier;
+use crate::task::{Creation, Exec, Exit, State, Task};
+
+/// Metadata of an answer about an end that the shim did not live to tell: the fault, as in a failed call.
+const FAULT_HEADER: &str = "strata-fault-bin";
+
+#[tonic::async_trait]
+impl Tasks for Api {
+    async fn create(
+        &self,
+        request: Request<wire::CreateTaskRequest>,
+    ) -> Result<Response<wire::CreateTaskResponse>, Status> {
+        let scope = Scope::of(&request).or_status("create")?;
+        let request = request.into_inner();
+        let id = request.container_id.clone();
+        let span = crate::span!("create", "supervisor", id);
+        let creation = creation(scope, request).or_status("create")?;
+        let pid = self.tasks.create(creation).instrument(span).await.or_status("create")?;
+        Ok(Response::new(wire::CreateTaskResponse { container_id: id, pid }))
+    }
+
+    async fn start(&self, request: Request<wire::StartRequest>) -> Result<Response<wire::StartResponse>, Status> {
+        let task = task(self, &request, |request| &request.container_id, "start")?;
+        let span = crate::span!("start", "supervisor", task.id);
+        let pid = task.start(&request.get_ref().exec_id).instrument(span).await.or_status("start")?;
+        Ok(Response::new(wire::StartResponse { pid }))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<wire::DeleteTaskRequest>,
+    ) -> Result<Response<wire::DeleteResponse>, Status> {
+        let scope = Scope::of(&request).or_status("report")?;
+        let id = request.into_inner().container_id;
+        let exit = self.tasks.delete(&scope.namespace, &id).await.or_status("report")?;
+        Ok(with_fault(deleted(String::new(), &exit), &exit, &id))
+    }
+
+    async fn delete_process(
+        &self,
+        request: Request<wire::DeleteProcessRequest>,
+    ) -> Result<Response<wire::DeleteResponse>, Status> {
+        let task = task(self, &request, |request| &request.container_id, "report")?;
+        let exec_id = request.into_inner().exec_id;
+        check_identifier("exec", &exec_id).or_status("report")?;
+        let exit = task.delete_process(&exec_id).await.or_status("report")?;
+        Ok(Response::new(deleted(exec_id, &exit)))
+    }
+
+    async fn get(&self, request: Request<wire::GetRequest>) -> Result<Response<wire::GetResponse>, Status> {
+        let task = task(self, &request, |request| &request.container_id, "report")?;
+        let exec_id = request.into_inner().exec_id;
+        let state = task.state(&exec_id).await.or_status("report")?;
+        Ok(Response::new(wire::GetResponse { process: Some(process(&task, &exec_id, state)) }))
+    }
+
+    async fn list(
+        &self,
+        request: Request<wire::ListTasksRequest>,
+    ) -> Result<Response<wire::ListTasksResponse>, Status> {
+        let scope = Scope::of(&request).or_status("report")?;
+        // All at once: a shim that does not answer holds up this list, but for no longer than the slowest.
+        let states = self.tasks.all(&scope.namespace).into_iter().map(|task| async move {
+            let state = task.state("").await;
+            (task, state)
+        });
+        let mut tasks = Vec::new();
+        for (task, state) in future::join_all(states).await {
+            match state {
+                Ok(state) => tasks.push(process(&task, "", state)),
+                // It went meanwhile.
+                Err(error) => tracing::debug!(id = %task.id, %error, "list a task"),
+            }
+        }
+        Ok(Response::new(wire::ListTasksResponse { tasks }))
+    }
+
+    async fn kill(&self, request: Request<wire::KillRequest>) -> Result<Response<()>, Status> {
+        let task = task(self, &request, |request| &request.container_id, "kill")?;
+        let request = request.into_inner();
+        task.kill(&request.exec_id, request.signal, request.all).await.or_status("kill")?;
+        Ok(Response::new(()))
+    }
+
+    async fn exec(&self, request: Request<wire::ExecProcessRequest>) -> Result<Response<()>, Status> {
+        let task = task(self, &request, |request| &request.container_id, "create")?;
+        let request = request.into_inner();
+        check_identifier("exec", &request.exec_id).or_status("create")?;
+        let exec = Exec {
+            exec_id: request.exec_id,
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+            terminal: request.terminal,
+            spec: request.spec,
+        };
+        task.exec(exec).await.or_status("create")?;
+        Ok(Response::new(()))
+    }
+
+    async fn resize_pty(&self, request: Request<wire::ResizePtyRequest>) -> Result<Response<()>, Status> {
+        let task = task(self, &request, |request| &request.container_id, "watch")?;
+        let request = request.into_inner();
+        task.resize(&request.exec_id, request.width, request.height).await.or_status("watch")?;
+        Ok(Response::new(()))
+    }
+
+    async fn close_io(&self, request: Request<wire::CloseIoRequest>) -> Result<Response<()>, Status> {
+        let task = task(self, &request, |request| &request.container_id, "watch")?;
+        let request = request.into_inner();
+        task.close_io(&request.exec_id, request.stdin).await.or_status("watch")?;
+        Ok(Response::new(()))
+    }
+
+    async fn pause(&self, request: Request<wire::PauseTaskRequest>) -> Result<Response<()>, Status> {
+        let task = task(self, &request, |request| &request.container_id, "pause")?;
+        task.pause().await.or_status("pause")?;
+        Ok(Response::new(()))
+    }
+
+    async fn resume(&self, request: Request<wire::ResumeTaskRequest>) -> Result<Response<()>, Status> {
+        let task = task(self, &request, |request| &request.container_id, "resume")?;
+        task.resume().await.or_status("resume")?;
+        Ok(Response::new(()))
+    }
+
+    async fn list_pids(
+        &self,
+        request: Request<wire::ListPidsRequest>,
+    ) -> Result<Response<wire::ListPidsResponse>, Status> {
+        let task = task(self, &request, |request| &request.container_id, "report")?;
+        let found = task.pids().await.or_status("report")?;
+        let processes = found.into_iter().map(|found| ProcessInfo { pid: found.pid, info: found.info }).collect();
+        Ok(Response::new(wire::ListPidsResponse { processes }))
+    }
+
+    async fn checkpoint(
+        &self,
+        request: Request<wire::CheckpointTaskRequest>,
+    ) -> Result<Response<wire::CheckpointTaskResponse>, Status> {
+        Scope::of(&request).or_status("checkpoint")?;
+        Err(Error::Unimplemented { what: "checkpoint a task".to_owned() }.status("checkpoint"))
+    }
+
+    async fn update(&self, request: Request<wire::UpdateTaskRequest>) -> Result<Response<()>, Status> {
+        let task = task(self, &request, |request| &request.container_id, "update")?;
+        let request = request.into_inner();
+        let update = UpdateTaskRequest {
+            id: request.container_id,
+            resources: request.resources,
+            annotations: request.annotations,
+        };
+        task.update(update).await.or_status("update")?;
+        Ok(Response::new(()))
+    }
+
+    async fn metrics(&self, request: Request<wire::MetricsRequest>) -> Result<Response<wire::MetricsResponse>, Status> {
+        let scope = Scope::of(&request).or_status("report")?;
+        let filters = Filters::parse(&request.get_ref().filters).or_status("report")?;
+        let tasks = self.tasks.all(&scope.namespace).into_iter().filter(|task| filters.matches(task.as_ref()));
+        let stats = tasks.map(|task| async move {
+            let stats = task.stats().await;
+            (task, stats)
+        });
+        let mut metrics = Vec::new();
+        for (task, stats) in future::join_all(stats).await {
+            match stats {
+                Ok(data) => metrics.push(Metric { timestamp: Some(clock::now()), id: task.id.clone(), data }),
+                Err(error) => tracing::debug!(id = %task.id, %error, "measure a task"),
+            }
+        }
+        Ok(Response::new(wire::MetricsResponse { metrics }))
+    }
+
+    async fn wait(&self, request: Request<wire::WaitRequest>) -> Result<Response<wire::WaitResponse>, Status> {
+        let task = task(self, &request, |request| &request.container_id, "watch")?;
+        let exit = task.wait(&request.get_ref().exec_id).await.or_status("watch")?;
+        let response = wire::WaitResponse { exit_status: exit.status, exited_at: Some(exit.at) };
+        Ok(with_fault(response, &exit, &task.id))
+    }
+}
+
+/// The task that a request names.
+fn task<T>(daemon: &Daemon, request: &Request<T>, id: impl Fn(&T) -> &String, step: &str) -> Result<Arc<Task>, Status> {
+    let scope = Scope::of(request).or_status(step)?;
+    daemon.tasks.find(&scope.namespace, id(request.get_ref())).or_status(step)
+}
+
+fn creation(scope: Scope, request: wire::CreateTaskRequest) -> OurResult<Creation> {
+    if request.checkpoint.is_some() {
+        return Err(Error::Unimplemented { what: "restore a task from a checkpoint".to_owned() });
+    }
+    check_identifier("container", &request.container_id)?;
+    Ok(Creation {
+        namespace: scope.namespace,
+        id: request.container_id,
+        rootfs: request.rootfs.into_iter().map(shim_mount).collect(),
+        stdin: request.stdin,
+        stdout: request.stdout,
+        stderr: request.stderr,
+        terminal: request.terminal,
+        checkpoint: String::new(),
+        options: request.options,
+        runtime_path: request.runtime_path,
+    })
+}
+
+fn shim_mount(mount: WireMount) -> proto_shim::types::Mount {
+    proto_shim::types::Mount {
+        r#type: mount.r#type,
+        source: mount.source,
+        target: mount.target,
+        options: mount.options,
+    }
+}
+
+fn process(task: &Task, exec_id: &str, state: State) -> Process {
+    Process {
+        container_id: task.id.clone(),
+        id: if exec_id.is_empty() { task.id.clone() } else { exec_id.to_owned() },
+        pid: state.pid,
+        // The numbers of both APIs are the same.
+        status: state.status.into(),
+        stdin: state.stdin,
+        stdout: state.stdout,
+        stderr: state.stderr,
+        terminal: state.terminal,
+        exit_status: state.exit_status,
+        exited_at: state.exited_at,
+    }
+}
+
+fn deleted(id: String, exit: &Exit) -> wire::DeleteResponse {
+    wire::DeleteResponse { id, pid: exit.pid, exit_status: exit.status, exited_at: Some(exit.at) }
+}
+
+/// An answer that says, to who can read it, that the end is not the shim's word.
+fn with_fault<T>(message: T, exit: &Exit, id: &str) -> Response<T> {
+    let mut response = Response::new(message);
+    if exit.shim_died {
+        let fault = Fault::new(Layer::Shim, "watch", code::SHIM_DIED, format!("the shim of container {id:?} died"));
+        let value = MetadataValue::from_bytes(&fault.to_status_bytes());
+        response.metadata_mut().insert_bin(FAULT_HEADER, value);
+    }
+    response
+}
+
+impl Fields for Task {
+    fn field(&self, path: &[String]) -> Option<Cow<'_, str>> {
+        match path.first()?.as_str() {
+            "id" => Some(Cow::Borrowed(&self.id)),
+            "namespace" => Some(Cow::Borrowed(self.namespace.as_str())),
+            _ => None,
+        }
+    }
+}

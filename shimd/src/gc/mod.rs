@@ -1,0 +1,134 @@
+//! Garbage collection: what nothing refers to goes, exactly that, and its space comes back.
+//!
+//! References are containerd's: images and containers are roots, leases hold what they list, labels named
+//! `containerd.io/gc.…` make further roots and edges, a snapshot needs its parent. [`graph`] reads them all and marks.
+//!
+//! A collection marks on a view of the store, beside everything else that goes on. Only when that finds something does
+//! it take the store's write lock, mark again if anything was written since, and remove the records in one transaction:
+//! so nothing that was referred to at that moment can go. Files follow after.
+//!
+//! Collections are asked for by removals, run a moment later, one at a time, and never on a caller's path but where
+//! the caller asks for it (`sync`).
+
+mod graph;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Mutex, Notify};
+
+use crate::content::Content;
+use crate::db::{Durability, Store, Table, Writer, key};
+use crate::diff::run_blocking;
+use crate::error::{Chain, Result};
+use crate::lease;
+use crate::name::{Digest, Namespace};
+use crate::snapshot::Snapshots;
+use crate::sys;
+use graph::{Graph, Node};
+
+/// How long after a removal the collection begins; more removals are taken along.
+const DELAY: Duration = Duration::from_millis(500);
+/// A collection may take this part of the time.
+const PAUSE_FACTOR: u32 = 50;
+
+/// The collector.
+pub(crate) struct Gc {
+    store: Arc<Store>,
+    content: Arc<Content>,
+    snapshots: Arc<Snapshots>,
+    wanted: Notify,
+    running: Mutex<()>,
+}
+
+/// What was taken out of the store, and whose files must go now.
+#[derive(Default)]
+struct Doomed {
+    blobs: Vec<Digest>,
+    ingests: Vec<u64>,
+    snapshots: Vec<u64>,
+    count: usize,
+}
+
+impl Gc {
+    pub(crate) fn new(store: Arc<Store>, content: Arc<Content>, snapshots: Arc<Snapshots>) -> Gc {
+        Gc { store, content, snapshots, wanted: Notify::new(), running: Mutex::new(()) }
+    }
+
+    /// Asks for a collection, soon.
+    pub(crate) fn schedule(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Collects whenever it was asked for, until the future is dropped.
+    pub(crate) async fn serve(&self) {
+        loop {
+            self.wanted.notified().await;
+            tokio::time::sleep(DELAY).await;
+            let began = Instant::now();
+            if let Err(error) = self.run().await {
+                tracing::warn!(error = %Chain(&error), "collect garbage");
+            }
+            tokio::time::sleep(began.elapsed() * PAUSE_FACTOR).await;
+        }
+    }
+
+    /// Collects now, and returns when it is done.
+    pub(crate) async fn run(&self) -> Result<()> {
+        let _running = self.running.lock().await;
+        let (store, content, snapshots) = (self.store.clone(), self.content.clone(), self.snapshots.clone());
+        run_blocking(move || collect(&store, &content, &snapshots)).await
+    }
+}
+
+fn collect(store: &Store, content: &Content, snapshots: &Snapshots) -> Result<()> {
+    // Taken before the view: a write in between makes the number stale, which only costs a second marking.
+    let seq = store.seq();
+    let garbage = Graph::read(&store.read()?)?.unmarked();
+    if garbage.is_empty() {
+        return Ok(());
+    }
+    let doomed = {
+        // No blob appears or goes while the records say otherwise.
+        let _publishing = content.publishing();
+        let doomed = store.write(Durability::Process, |writer| {
+            let garbage = if store.seq() == seq { garbage } else { Graph::read(writer)?.unmarked() };
+            remove_records(writer, content, snapshots, garbage)
+        })?;
+        content.remove_files(&doomed.blobs, &doomed.ingests);
+        doomed
+    };
+    snapshots.remove_files(&doomed.snapshots);
+    tracing::debug!(count = doomed.count, "garbage was collected");
+    sys::trim_malloc();
+    Ok(())
+}
+
+fn remove_records(
+    writer: &mut Writer,
+    content: &Content,
+    snapshots: &Snapshots,
+    garbage: Vec<(Namespace, Node)>,
+) -> Result<Doomed> {
+    let mut doomed = Doomed { count: garbage.len(), ..Doomed::default() };
+    for (namespace, node) in garbage {
+        match node {
+            Node::Blob(digest) => {
+                let digest = Digest::parse(&digest)?;
+                if content.delete_in(writer, &namespace, &digest)? {
+                    doomed.blobs.push(digest);
+                }
+            }
+            // An ingest that somebody writes is not garbage, whatever the records say.
+            Node::Ingest(name) => doomed.ingests.extend(content.abort_in(writer, &namespace, &name)?),
+            Node::Snapshot(name) => doomed.snapshots.push(snapshots.remove_in(writer, &namespace, &name)?),
+            Node::Image(name) => writer.remove(Table::Images, &key(&[namespace.as_str(), &name]))?,
+            Node::Lease(name) => lease::delete_in(writer, &namespace, &name)?,
+            Node::Container(_) => {}
+        }
+    }
+    Ok(doomed)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,98 @@
+//! Where a shim listens: what `start` prints, in the three forms that have been in use.
+//!
+//! A plain address (containerd 1.x: ttrpc, version 2), JSON (1.7, 2.x), or a protobuf message (2.3).
+
+use std::path::{Path, PathBuf};
+
+use prost::Message;
+use proto_shim::bootstrap::BootstrapResult;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// The newest task service that is spoken here.
+const VERSION_MAX: i32 = 3;
+
+/// A shim's socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Endpoint {
+    /// Version of the task service, 2 or 3.
+    pub(crate) version: i32,
+    /// `unix:///path`.
+    pub(crate) address: String,
+    /// `ttrpc`.
+    pub(crate) protocol: String,
+}
+
+impl Endpoint {
+    /// Reads what a shim of `runtime` printed.
+    pub(crate) fn parse(output: &[u8], runtime: &str) -> Result<Endpoint> {
+        let endpoint = from_protobuf(output).or_else(|| from_json(output)).or_else(|| from_text(output));
+        let failed = |why: String| Error::ShimStart { runtime: runtime.to_owned(), why, source: None };
+        let endpoint = endpoint.ok_or_else(|| failed("it printed no address".to_owned()))?;
+        if !(2..=VERSION_MAX).contains(&endpoint.version) {
+            return Err(failed(format!("its task service has version {}, not 2 or 3", endpoint.version)));
+        }
+        if !endpoint.protocol.eq_ignore_ascii_case("ttrpc") {
+            return Err(failed(format!("it speaks {:?}, not ttrpc", endpoint.protocol)));
+        }
+        endpoint.path().ok_or_else(|| failed(format!("its address {:?} is no unix socket", endpoint.address)))?;
+        Ok(endpoint)
+    }
+
+    /// The socket's path; `None` for what is not a socket in the file system. Abstract sockets can be reached from
+    /// containers that share the host's network.
+    pub(crate) fn path(&self) -> Option<PathBuf> {
+        let path = Path::new(self.address.strip_prefix("unix://")?);
+        path.is_absolute().then(|| path.to_owned())
+    }
+}
+
+fn from_protobuf(output: &[u8]) -> Option<Endpoint> {
+    let result = BootstrapResult::decode(output).ok().filter(|result| !result.address.is_empty())?;
+    Some(Endpoint { version: result.version, address: result.address, protocol: result.protocol })
+}
+
+fn from_json(output: &[u8]) -> Option<Endpoint> {
+    serde_json::from_slice(output).ok()
+}
+
+fn from_text(output: &[u8]) -> Option<Endpoint> {
+    let text = std::str::from_utf8(output).ok()?.trim();
+    (!text.is_empty()).then(|| Endpoint { version: 2, address: text.to_owned(), protocol: "ttrpc".to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_forms() {
+        let plain = Endpoint::parse(b"unix:///run/s/abc\n", "r").unwrap();
+        assert_eq!((plain.version, plain.path().unwrap()), (2, PathBuf::from("/run/s/abc")));
+        let json = br#"{"version":3,"address":"unix:///run/s/abc","protocol":"ttrpc"}"#;
+        assert_eq!(Endpoint::parse(json, "r").unwrap().version, 3);
+        let message = BootstrapResult {
+            version: 3,
+            address: "unix:///run/s/abc".to_owned(),
+            protocol: "ttrpc".to_owned(),
+            ..Default::default()
+        };
+        assert_eq!(Endpoint::parse(&message.encode_to_vec(), "r").unwrap(), Endpoint::parse(json, "r").unwrap());
+    }
+
+    #[test]
+    fn what_cannot_be_spoken_to() {
+        for bad in [
+            "",
+            "\n",
+            "relative/path",
+            "unix://relative",
+            r#"{"version":4,"address":"unix:///s","protocol":"ttrpc"}"#,
+            r#"{"version":3,"address":"unix:///s","protocol":"grpc"}"#,
+            r#"{"version":3,"address":"vsock://3:1","protocol":"ttrpc"}"#,
+        ] {
+            assert!(Endpoint::parse(bad.as_bytes(), "r").is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Running a shim's program: `start`, which leaves the shim behind and prints its address, and `delete`, which cleans up
+//! after a shim that is gone.
+//!
+//! The child is spawned with vfork semantics and gets nothing of shimd's environment but `PATH` and a home.
+
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use prost::Message;
+use prost_types::Any;
+use proto_shim::bootstrap::{BootstrapParams, Extension};
+use proto_shim::task::DeleteResponse;
+use tokio::io::AsyncWriteExt;
+use tokio::process::{Child, Command};
+
+use super::Endpoint;
+use crate::error::{Error, Result};
+use crate::name::Namespace;
+
+/// How long a shim may take to come up, or to clean up: the latter kills processes and unmounts.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+const DELETE_TIMEOUT: Duration = Duration::from_secs(30);
+/// What a shim prints is an address or an error; more is cut off.
+const OUTPUT_MAX: usize = 16 << 10;
+/// Variables that shims get from shimd's environment.
+const PASSED_ON: [&str; 3] = ["PATH", "HOME", "XDG_RUNTIME_DIR"];
+
+/// Runs shims.
+pub(crate) struct Launcher {
+    /// shimd's gRPC socket, as shims are told.
+    pub(crate) address: PathBuf,
+    /// shimd's socket for events.
+    pub(crate) events_address: PathBuf,
+    /// Where shims shall put their sockets.
+    pub(crate) socket_directory: PathBuf,
+    /// shimd's own program, which old shims run to publish events.
+    pub(crate) publish_binary: PathBuf,
+    /// Where shims' programs are looked for.
+    pub(crate) search_path: Vec<PathBuf>,
+}
+
+/// Whose shim it is.
+pub(crate) struct Subject<'a> {
+    pub(crate) program: &'a Path,
+    pub(crate) namespace: &'a Namespace,
+    pub(crate) id: &'a str,
+    pub(crate) bundle: &'a Path,
+}
+
+impl Launcher {
+    /// Starts a shim.
+    pub(crate) async fn start(&self, subject: &Subject<'_>, options: Option<&Any>) -> Result<Endpoint> {
+        let runtime = subject.program.display().to_string();
+        let failed = |why: String| Error::ShimStart { runtime: runtime.clone(), why, source: None };
+        let input = self.bootstrap(subject, options).encode_to_vec();
+        let output = self.run(subject, &["start"], &input, START_TIMEOUT).await?;
+        if !output.status.success() {
+            return Err(failed(format!("{}: {}", output.status, words(&output))));
+        }
+        Endpoint::parse(&output.stdout, &runtime)
+    }
+
+    /// Cleans up after a shim that is gone: kills what is left of its container, unmounts, removes its files.
+    pub(crate) async fn delete(&self, subject: &Subject<'_>) -> Result<DeleteResponse> {
+        let bundle = subject.bundle.to_string_lossy();
+        let output = self.run(subject, &["-bundle", &bundle, "delete"], &[], DELETE_TIMEOUT).await?;
+        let failed = |why: String| {
+            Error::io(format!("clean up after the shim of container {:?}", subject.id), std::io::Error::other(why))
+        };
+        if !output.status.success() {
+            return Err(failed(format!("{}: {}", output.status, words(&output))));
+        }
+        DeleteResponse::decode(output.stdout.as_slice()).map_err(|_| failed("its answer is no message".to_owned()))
+    }
+
+    fn bootstrap(&self, subject: &Subject<'_>, options: Option<&Any>) -> BootstrapParams {
+        BootstrapParams {
+            instance_id: subject.id.to_owned(),
+            namespace: subject.namespace.to_string(),
+            containerd_version: env!("CARGO_PKG_VERSION").to_owned(),
+            containerd_ttrpc_address: self.events_address.display().to_string(),
+            containerd_grpc_address: self.address.display().to_string(),
+            containerd_binary: self.publish_binary.display().to_string(),
+            extensions: options.map(|options| Extension { value: Some(options.clone()) }).into_iter().collect(),
+            socket_dir: Some(self.socket_directory.display().to_string()),
+            ..BootstrapParams::default()
+        }
+    }
+
+    async fn run(&self, subject: &Subject<'_>, action: &[&str], input: &[u8], limit: Duration) -> Result<Output> {
+        let failed = |source| Error::ShimStart {
+            runtime: subject.program.display().to_string(),
+            why: "it cannot be executed".to_owned(),
+            source: Some(source),
+        };
+        let mut child = self.command(subject, action, !input.is_empty()).spawn().map_err(failed)?;
+        let finished = tokio::time::timeout(limit, converse(&mut child, input)).await;
+        match finished {
+            Ok(output) => output.map_err(failed),
+            Err(_) => {
+                // It is reaped in the background; what it started is found by the next recovery.
+                let _ = child.start_kill();
+                Err(failed(std::io::Error::from(std::io::ErrorKind::TimedOut)))
+            }
+        }
+    }
+
+    fn command(&self, subject: &Subject<'_>, action: &[&str], has_input: bool) -> Command {
+        let mut command = Command::new(subject.program);
+        command.args(["-namespace", subject.namespace.as_str()]);
+        command.arg("-address").arg(&self.address);
+        command.arg("-publish-binary").arg(&self.publish_binary);
+        command.args(["-id", subject.id]).args(action);
+        command.current_dir(subject.bundle).env_clear();
+        command.envs(PASSED_ON.iter().filter_map(|name| Some((*name, std::env::var_os(name)?))));
+        command.env("TTRPC_ADDRESS", &self.events_address).env("GRPC_ADDRESS", &self.address);
+        command.env("NAMESPACE", subject.namespace.as_str());
+        command.envs([("MAX_SHIM_VERSION", "3"), ("GOMAXPROCS", "2")]);
+        command.stdin(if has_input { Stdio::piped() } else { Stdio::null() });
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Not in shimd's group: a signal for shimd's terminal is not for containers.
+        command.process_group(0);
+        command
+    }
+}
+
+async fn converse(child: &mut Child, input: &[u8]) -> std::io::Result<Output> {
+    if let Some(mut stdin) = child.stdin.take() {
+        // Shims of older versions do not read it.
+        let _ = stdin.write_all(input).await;
+    }
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let (stdout, stderr) = tokio::try_join!(read_bounded(stdout), read_bounded(stderr))?;
+    let status = child.wait().await?;
+    Ok(Output { status, stdout, stderr })
+}
+
+async fn read_bounded(from: Option<impl tokio::io::AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
+    use tokio::io::AsyncReadExt;
+    let Some(mut from) = from else { return Ok(Vec::new()) };
+    let mut bytes = Vec::with_capacity(256);
+    (&mut from).take(OUTPUT_MAX as u64).read_to_end(&mut bytes).await?;
+    // What is beyond the bound is read and forgotten: a full pipe would stop the child.
+    tokio::io::copy(&mut from, &mut tokio::io::sink()).await?;
+    Ok(bytes)
+}
+
+/// What a failed program said.
+fn words(output: &Output) -> String {
+    let said = if output.stderr.is_empty() { &output.stdout } else { &output.stderr };
+    String::from_utf8_lossy(said).trim().to_owned()
+}

@@ -1,0 +1,129 @@
+//! Bundles: what a shim and a runtime find of one container in the file system.
+//!
+//! ```text
+//!   <state>/io.containerd.runtime.v2.task/<namespace>/<id>/
+//!     config.json   the OCI spec, byte for byte as the client stored it
+//!     rootfs/       where the shim mounts the snapshot
+//!     work/         the runtime's scratch
+//!     log           FIFO of the shim's own messages
+//!     shim.json     which program, which socket: what shimd needs to find the shim again
+//!     address, …    the shim's own files
+//! ```
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::name::Namespace;
+use crate::shim::Endpoint;
+use crate::trash::Trash;
+
+/// containerd's name for this directory; shims derive the names of their sockets from paths, tools look here.
+const DIRECTORY: &str = "io.containerd.runtime.v2.task";
+/// Name of the FIFO that shims write their messages to.
+const LOG: &str = "log";
+
+/// What is kept to find a shim again.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ShimRecord {
+    pub(crate) program: PathBuf,
+    /// Missing while the shim is being started.
+    pub(crate) endpoint: Option<Endpoint>,
+}
+
+/// The bundle of one container.
+#[derive(Clone, Debug)]
+pub(crate) struct Bundle {
+    pub(crate) path: PathBuf,
+}
+
+/// Where all bundles are.
+pub(crate) fn directory(state: &Path) -> PathBuf {
+    state.join(DIRECTORY)
+}
+
+impl Bundle {
+    /// The bundle at its place; whether it exists is not looked at.
+    pub(crate) fn at(state: &Path, namespace: &Namespace, id: &str) -> Bundle {
+        Bundle { path: directory(state).join(namespace.as_str()).join(id) }
+    }
+
+    /// Makes a bundle with `spec` as its configuration.
+    pub(crate) fn create(state: &Path, namespace: &Namespace, id: &str, spec: &[u8]) -> Result<Bundle> {
+        let bundle = Bundle::at(state, namespace, id);
+        let failed = |source| Error::io(format!("make the bundle of container {id:?}"), source);
+        match make_directory(&bundle.path, 0o700) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let parent = directory(state).join(namespace.as_str());
+                std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&parent).map_err(failed)?;
+                make_directory(&bundle.path, 0o700).map_err(failed)?;
+            }
+            outcome => outcome.map_err(failed)?,
+        }
+        bundle.fill(spec).map_err(failed)?;
+        Ok(bundle)
+    }
+
+    fn fill(&self, spec: &[u8]) -> io::Result<()> {
+        // Entered by the container's root, which a user namespace may map to somebody else.
+        make_directory(&self.path.join("rootfs"), 0o711)?;
+        make_directory(&self.path.join("work"), 0o700)?;
+        let mut options = File::options();
+        options.write(true).create_new(true).mode(0o600).open(self.path.join("config.json"))?.write_all(spec)?;
+        let log = self.path.join(LOG);
+        rustix::fs::mknodat(rustix::fs::CWD, &log, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)?;
+        Ok(())
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.path.join(LOG)
+    }
+
+    /// Writes down how to find the shim; replaces what was written before, whole.
+    pub(crate) fn record(&self, record: &ShimRecord) -> Result<()> {
+        let write = || -> io::Result<()> {
+            let temporary = self.path.join("shim.json.new");
+            std::fs::write(&temporary, serde_json::to_vec(record)?)?;
+            std::fs::rename(&temporary, self.path.join("shim.json"))
+        };
+        write().map_err(|source| Error::io(format!("write {}/shim.json", self.path.display()), source))
+    }
+
+    /// What was written down; `None` when nothing was, or nothing that can be read.
+    pub(crate) fn recorded(&self) -> Option<ShimRecord> {
+        serde_json::from_slice(&std::fs::read(self.path.join("shim.json")).ok()?).ok()
+    }
+
+    /// The address that the shim itself left here, for a shimd that was killed before it could write it down.
+    pub(crate) fn left_address(&self, program: &Path) -> Option<Endpoint> {
+        let text = std::fs::read(self.path.join("address")).ok()?;
+        Endpoint::parse(&text, &program.to_string_lossy()).ok()
+    }
+
+    /// Removes the bundle; its name is free at once.
+    pub(crate) fn remove(&self, trash: &Trash) -> Result<()> {
+        // The shim has unmounted it, unless it died. What is still mounted must not be gone into.
+        let rootfs = self.path.join("rootfs");
+        loop {
+            match detach(&rootfs) {
+                Ok(()) => {}
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => break,
+                Err(error) => return Err(Error::io(format!("unmount {}", rootfs.display()), error)),
+            }
+        }
+        trash.take(&self.path)
+    }
+}
+
+fn detach(path: &Path) -> io::Result<()> {
+    use rustix::mount::UnmountFlags;
+    Ok(rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?)
+}
+
+fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
+    std::fs::DirBuilder::new().mode(mode).create(path)
+}

@@ -1,0 +1,251 @@
+//! Making a task, in phases, each with its undo: the id is claimed, the bundle made, the shim started, the container
+//! created in it. The last phase hands the task to its watcher and disarms the undo.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::{Arc, Mutex};
+
+use prost_types::Any;
+use proto_shim::task::{CreateTaskRequest, CreateTaskResponse};
+use proto_shim::types::Mount;
+use tokio::sync::watch as channel;
+use tracing::Instrument;
+
+use super::bundle::{Bundle, ShimRecord};
+use super::{Entry, Key, Task, Tasks, watch};
+use crate::db::record::Container;
+use crate::db::{Access, key};
+use crate::error::{Chain, Error, Result};
+use crate::name::Namespace;
+use crate::shim::launch::Subject;
+use crate::shim::{Shim, runtime};
+
+/// What a client asks for.
+pub(crate) struct Creation {
+    pub(crate) namespace: Namespace,
+    pub(crate) id: String,
+    pub(crate) rootfs: Vec<Mount>,
+    pub(crate) stdin: String,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) terminal: bool,
+    /// Directory of a checkpoint to restore from.
+    pub(crate) checkpoint: String,
+    /// Those of the container where the client names none.
+    pub(crate) options: Option<Any>,
+    /// Instead of the container's runtime.
+    pub(crate) runtime_path: String,
+}
+
+impl Tasks {
+    /// Makes a container's init process, set up and waiting, and gives its pid.
+    pub(crate) async fn create(self: &Arc<Self>, creation: Creation) -> Result<u32> {
+        let container: Container =
+            self.store.read()?.require(&key(&[creation.namespace.as_str(), &creation.id]), &creation.id)?;
+        let claim = self.claim(&creation.namespace, &creation.id).await?;
+        let spec = container.spec.as_ref().map(|spec| spec.value.as_slice()).unwrap_or_default();
+        let bundle = Undo::new(Bundle::create(&self.state, &creation.namespace, &creation.id, spec)?, self);
+        let runtime = if creation.runtime_path.is_empty() { &container.runtime } else { &creation.runtime_path };
+        let program = runtime::find(runtime, &self.launcher.search_path)?;
+        let options = creation.options.clone().or(container.runtime_options);
+        // From here on the shim's own clean-up must be run when something fails.
+        let subject = OwnedSubject { namespace: creation.namespace.clone(), id: creation.id.clone(), program };
+        let started = self.start_shim(&subject, &bundle.bundle, options.as_ref()).await;
+        let shim = match started {
+            Ok(shim) => shim,
+            Err(error) => {
+                self.clean_up(&subject, &bundle.bundle).await;
+                return Err(error);
+            }
+        };
+        match create_in_shim(&shim, &creation, &bundle.bundle, options).await {
+            Ok(pid) => {
+                self.adopt(Task::new(subject, bundle.disarm(), shim, pid), claim);
+                Ok(pid)
+            }
+            Err(error) => {
+                self.abandon(&subject, &bundle.bundle, &shim).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Claims an id, after the shim that had it before is gone.
+    async fn claim(self: &Arc<Self>, namespace: &Namespace, id: &str) -> Result<Claim> {
+        let key = (namespace.clone(), id.to_owned());
+        loop {
+            let mut leaving = {
+                let mut entries = self.entries();
+                match entries.get(&key) {
+                    None => {
+                        entries.insert(key.clone(), Entry::Creating);
+                        return Ok(Claim { tasks: self.clone(), key: Some(key) });
+                    }
+                    Some(Entry::Leaving(leaving)) => leaving.clone(),
+                    Some(_) => return Err(Error::exists("task", id)),
+                }
+            };
+            // The channel never changes; it closes.
+            let _ = leaving.changed().await;
+        }
+    }
+
+    async fn start_shim(&self, subject: &OwnedSubject, bundle: &Bundle, options: Option<&Any>) -> Result<Shim> {
+        let span = crate::span!("shim", "shim", subject.id);
+        async {
+            // Before it runs: who finds this bundle later must know whom to ask for cleaning up.
+            bundle.record(&ShimRecord { program: subject.program.clone(), endpoint: None })?;
+            watch::copy_log(bundle, &subject.id);
+            let endpoint = self.launcher.start(&subject.borrow(bundle), options).await?;
+            let record = ShimRecord { program: subject.program.clone(), endpoint: Some(endpoint) };
+            bundle.record(&record)?;
+            match &record.endpoint {
+                Some(endpoint) => Shim::connect(endpoint, &subject.id).await,
+                None => Err(Error::ShimDied { id: subject.id.clone() }),
+            }
+        }
+        .instrument(span)
+        .await
+    }
+
+    /// Puts a task on the list, where its watcher owns it.
+    pub(super) fn adopt(self: &Arc<Self>, task: Task, claim: Claim) {
+        let task = Arc::new(task);
+        claim.fulfil(Entry::Known(task.clone()));
+        tokio::spawn(watch::watch(self.clone(), task));
+    }
+
+    /// Undoes a start: the shim is there, its container is not.
+    async fn abandon(&self, subject: &OwnedSubject, bundle: &Bundle, shim: &Shim) {
+        let request = proto_shim::task::DeleteRequest { id: subject.id.clone(), exec_id: String::new() };
+        let limit = Some(super::SHUTDOWN_TIMEOUT);
+        // A container that was never created is not found; that is well.
+        let deleted =
+            shim.call_within::<_, proto_shim::task::DeleteResponse>(limit, "create", "Delete", &request).await;
+        if let Err(error) = deleted {
+            tracing::debug!(id = %subject.id, error = %Chain(&error), "delete a container that was not created");
+        }
+        let request = proto_shim::task::ShutdownRequest { id: subject.id.clone(), now: true };
+        let told = shim.call_within::<_, ()>(limit, "create", "Shutdown", &request).await;
+        if told.is_err() || tokio::time::timeout(super::SHUTDOWN_TIMEOUT, shim.closed()).await.is_err() {
+            self.clean_up(subject, bundle).await;
+        }
+    }
+
+    /// Has the shim's program clean up after a shim that is not there.
+    async fn clean_up(&self, subject: &OwnedSubject, bundle: &Bundle) {
+        if let Err(error) = self.launcher.delete(&subject.borrow(bundle)).await {
+            tracing::warn!(id = %subject.id, error = %Chain(&error), "clean up after a failed start");
+        }
+    }
+}
+
+async fn create_in_shim(shim: &Shim, creation: &Creation, bundle: &Bundle, options: Option<Any>) -> Result<u32> {
+    let request = CreateTaskRequest {
+        id: creation.id.clone(),
+        bundle: bundle.path.display().to_string(),
+        rootfs: creation.rootfs.clone(),
+        terminal: creation.terminal,
+        stdin: creation.stdin.clone(),
+        stdout: creation.stdout.clone(),
+        stderr: creation.stderr.clone(),
+        checkpoint: creation.checkpoint.clone(),
+        parent_checkpoint: String::new(),
+        options,
+    };
+    let response: CreateTaskResponse = shim.call("create", "Create", &request).await?;
+    Ok(response.pid)
+}
+
+/// Whose shim it is, without borrows.
+pub(super) struct OwnedSubject {
+    pub(super) namespace: Namespace,
+    pub(super) id: String,
+    pub(super) program: PathBuf,
+}
+
+impl OwnedSubject {
+    pub(super) fn borrow<'a>(&'a self, bundle: &'a Bundle) -> Subject<'a> {
+        Subject { program: &self.program, namespace: &self.namespace, id: &self.id, bundle: &bundle.path }
+    }
+}
+
+impl Task {
+    pub(super) fn new(subject: OwnedSubject, bundle: Bundle, shim: Shim, pid: u32) -> Task {
+        Task {
+            namespace: subject.namespace,
+            id: subject.id,
+            bundle,
+            program: subject.program,
+            shim,
+            pid: AtomicU32::new(pid),
+            pidfd: Mutex::new(open_pidfd(pid)),
+            leaving: AtomicBool::new(false),
+            death: channel::Sender::new(None),
+        }
+    }
+}
+
+/// The process is the shim's child or ward: it cannot be reaped, and its pid cannot be another's, before the shim is
+/// told to forget it.
+fn open_pidfd(pid: u32) -> Option<OwnedFd> {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).ok()?)?;
+    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
+}
+
+/// An id that nobody else gets, until the task is there or the claim is dropped.
+pub(super) struct Claim {
+    tasks: Arc<Tasks>,
+    key: Option<Key>,
+}
+
+impl Claim {
+    fn fulfil(mut self, entry: Entry) {
+        if let Some(key) = self.key.take() {
+            self.tasks.entries().insert(key, entry);
+        }
+    }
+
+    /// For recovery, which runs before anybody can claim anything.
+    pub(super) fn of_recovery(tasks: &Arc<Tasks>, namespace: &Namespace, id: &str) -> Claim {
+        let key = (namespace.clone(), id.to_owned());
+        tasks.entries().insert(key.clone(), Entry::Creating);
+        Claim { tasks: tasks.clone(), key: Some(key) }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.take() {
+            self.tasks.entries().remove(&key);
+        }
+    }
+}
+
+/// A bundle that goes when what follows fails.
+struct Undo<'a> {
+    bundle: Bundle,
+    tasks: Option<&'a Tasks>,
+}
+
+impl<'a> Undo<'a> {
+    fn new(bundle: Bundle, tasks: &'a Tasks) -> Undo<'a> {
+        Undo { bundle, tasks: Some(tasks) }
+    }
+
+    fn disarm(mut self) -> Bundle {
+        self.tasks = None;
+        self.bundle.clone()
+    }
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if let Some(tasks) = self.tasks
+            && let Err(error) = self.bundle.remove(&tasks.trash)
+        {
+            tracing::warn!(bundle = %self.bundle.path.display(), error = %Chain(&error), "remove a bundle");
+        }
+    }
+}

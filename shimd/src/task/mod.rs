@@ -1,0 +1,209 @@
+//! Tasks: the processes of containers, each container watched by a shim of its own.
+//!
+//! The registry knows one [`Task`] per container that has one. Most requests go straight to the shim, side by side: the
+//! shim answers what the kernel says, nothing is cached here that could be wrong. What belongs to shimd is the task's
+//! life, and one tokio task ([`watch`]) owns that:
+//!
+//! ```text
+//!             create              shim's connection ends
+//!   (free) ---------> Live ---------------------------------> Dead (exit known, or recorded as unknown)
+//!     ^                 | delete                                | delete
+//!     |                 v                                       v
+//!     +-------------- Leaving (the shim goes) <-----------------+
+//! ```
+//! A request that hangs in one shim hangs alone. An id is free for a new task only when the shim before is gone.
+
+mod bundle;
+mod create;
+mod process;
+mod recover;
+mod watch;
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use prost_types::Timestamp;
+use tokio::sync::watch as channel;
+
+use crate::db::Store;
+use crate::error::{Chain, Error, Result};
+use crate::event::Events;
+use crate::name::Namespace;
+use crate::shim::{Launcher, Shim};
+use crate::trash::Trash;
+use bundle::Bundle;
+pub(crate) use bundle::directory as bundles;
+pub(crate) use create::Creation;
+pub(crate) use process::{Exec, State};
+
+/// How long a shim may take to end after it was told to.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How a process ended.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Exit {
+    pub(crate) pid: u32,
+    pub(crate) status: u32,
+    pub(crate) at: Timestamp,
+    /// The shim died before it could tell; `status` is what is known of the end.
+    pub(crate) shim_died: bool,
+}
+
+/// Namespace and container id.
+type Key = (Namespace, String);
+
+/// The tasks of all namespaces.
+pub(crate) struct Tasks {
+    pub(crate) store: Arc<Store>,
+    pub(crate) events: Arc<Events>,
+    launcher: Launcher,
+    state: PathBuf,
+    trash: Arc<Trash>,
+    entries: Mutex<HashMap<Key, Entry>>,
+}
+
+enum Entry {
+    /// Somebody is making it.
+    Creating,
+    Known(Arc<Task>),
+    /// The shim is going; the channel closes when it is gone.
+    Leaving(channel::Receiver<()>),
+}
+
+/// A container's processes, and the shim that watches them.
+pub(crate) struct Task {
+    pub(crate) namespace: Namespace,
+    pub(crate) id: String,
+    bundle: Bundle,
+    program: PathBuf,
+    shim: Shim,
+    /// The init process.
+    pid: AtomicU32,
+    /// Tells how the init process ended even when nobody is left who could.
+    pidfd: Mutex<Option<OwnedFd>>,
+    /// Set once the task is being deleted: then the end of the shim is no accident.
+    leaving: AtomicBool,
+    /// How it ended, when the shim died.
+    death: channel::Sender<Option<Exit>>,
+}
+
+impl Tasks {
+    pub(crate) fn new(
+        store: Arc<Store>,
+        events: Arc<Events>,
+        launcher: Launcher,
+        state: PathBuf,
+        trash: Arc<Trash>,
+    ) -> Tasks {
+        Tasks { store, events, launcher, state, trash, entries: Mutex::default() }
+    }
+
+    /// The task of a container.
+    pub(crate) fn find(&self, namespace: &Namespace, id: &str) -> Result<Arc<Task>> {
+        match self.entries().get(&(namespace.clone(), id.to_owned())) {
+            Some(Entry::Known(task)) => Ok(task.clone()),
+            _ => Err(Error::not_found("task", id)),
+        }
+    }
+
+    /// All tasks of a namespace, in order of their ids.
+    pub(crate) fn all(&self, namespace: &Namespace) -> Vec<Arc<Task>> {
+        let mut tasks: Vec<Arc<Task>> = self
+            .entries()
+            .values()
+            .filter_map(|entry| match entry {
+                Entry::Known(task) if task.namespace == *namespace => Some(task.clone()),
+                _ => None,
+            })
+            .collect();
+        tasks.sort_by(|a, b| a.id.cmp(&b.id));
+        tasks
+    }
+
+    /// Refuses where a container has a task, or is just getting one: its record must not go before. What is left of a
+    /// task whose shim died goes along.
+    pub(crate) fn check_unused(self: &Arc<Self>, namespace: &Namespace, id: &str) -> Result<()> {
+        let task = match self.entries().get(&(namespace.clone(), id.to_owned())) {
+            None | Some(Entry::Leaving(_)) => return Ok(()),
+            Some(Entry::Known(task)) if task.died().is_some() => task.clone(),
+            Some(_) => return Err(Error::refused(format!("container {id:?}"), "it has a task")),
+        };
+        self.dismiss(&task)
+    }
+
+    /// Deletes a task whose init process has ended, and lets its shim go.
+    pub(crate) async fn delete(self: &Arc<Self>, namespace: &Namespace, id: &str) -> Result<Exit> {
+        let task = self.find(namespace, id)?;
+        let exit = match task.died() {
+            Some(exit) => exit,
+            None => match task.delete_in_shim().await {
+                Err(Error::ShimDied { .. }) => task.death().await,
+                outcome => outcome?,
+            },
+        };
+        self.dismiss(&task)?;
+        Ok(exit)
+    }
+
+    /// Takes a task off the list and its bundle away. The shim ends meanwhile; the id is free when it has.
+    fn dismiss(self: &Arc<Self>, task: &Arc<Task>) -> Result<()> {
+        if task.leaving.swap(true, Ordering::AcqRel) {
+            return Err(Error::not_found("task", &task.id));
+        }
+        let (gone, leaving) = channel::channel(());
+        let key = (task.namespace.clone(), task.id.clone());
+        self.entries().insert(key.clone(), Entry::Leaving(leaving));
+        let removed = task.bundle.remove(&self.trash);
+        let (tasks, task) = (self.clone(), task.clone());
+        tokio::spawn(async move {
+            task.shut_down().await;
+            tasks.entries().remove(&key);
+            drop(gone);
+        });
+        removed
+    }
+
+    fn entries(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Task {
+    /// Pid of the init process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid.load(Ordering::Relaxed)
+    }
+
+    /// How the task ended, if its shim died.
+    pub(crate) fn died(&self) -> Option<Exit> {
+        self.death.borrow().clone()
+    }
+
+    /// Waits until what is left of a dead shim's container is cleaned up.
+    pub(crate) async fn death(&self) -> Exit {
+        let mut death = self.death.subscribe();
+        match death.wait_for(Option::is_some).await.map(|exit| exit.clone()) {
+            Ok(Some(exit)) => exit,
+            // The sender lives in `self`; and what was waited for is there.
+            _ => watch::unknown_exit(self.pid()),
+        }
+    }
+
+    /// Tells the shim to end, and waits for that within bounds.
+    async fn shut_down(&self) {
+        if self.shim.is_closed() {
+            return;
+        }
+        let request = proto_shim::task::ShutdownRequest { id: self.id.clone(), now: false };
+        let told = self.shim.call_within::<_, ()>(Some(SHUTDOWN_TIMEOUT), "report", "Shutdown", &request).await;
+        match told {
+            // A shim may end before it has answered.
+            Ok(()) | Err(Error::ShimDied { .. }) => {}
+            Err(error) => tracing::warn!(id = %self.id, error = %Chain(&error), "shut a shim down"),
+        }
+    }
+}

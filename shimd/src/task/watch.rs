@@ -1,0 +1,137 @@
+//! The one owner of a task's life: notices that a shim is gone, and cleans up after it.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use proto_shim::{events, topic};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::unix::pipe;
+
+use super::bundle::Bundle;
+use super::create::OwnedSubject;
+use super::{Exit, Task, Tasks};
+use crate::clock;
+use crate::error::{Chain, Error};
+use crate::sys;
+
+/// What is recorded where nobody saw the end: no status that a process chose could be told from it by chance.
+const UNKNOWN_STATUS: u32 = 255;
+/// Longest line of a shim's own log that is passed on.
+const LOG_LINE_MAX: usize = 8 << 10;
+
+/// Watches a task until it is deleted or its shim dies.
+pub(super) async fn watch(tasks: Arc<Tasks>, task: Arc<Task>) {
+    task.shim.closed().await;
+    if task.leaving.load(Ordering::Acquire) {
+        return;
+    }
+    tracing::warn!(namespace = %task.namespace, id = %task.id, "the shim of a container died");
+    bury(&tasks, &task).await;
+}
+
+/// Kills what is left of the container, publishes its end and records it.
+async fn bury(tasks: &Tasks, task: &Task) {
+    let subject =
+        OwnedSubject { namespace: task.namespace.clone(), id: task.id.clone(), program: task.program.clone() };
+    let cleaned = tasks.launcher.delete(&subject.borrow(&task.bundle)).await;
+    let said = match cleaned {
+        Ok(response) => Some((response.exit_status, response.exited_at)),
+        Err(error) => {
+            tracing::warn!(id = %task.id, error = %Chain(&error), "clean up after a dead shim");
+            kill(task);
+            None
+        }
+    };
+    let pidfd = task.pidfd.lock().unwrap_or_else(PoisonError::into_inner).take();
+    // What the kernel remembers is exact; what the clean-up says is only that it killed.
+    let seen = pidfd.as_ref().and_then(|pidfd| sys::exit_status(pidfd.as_fd()));
+    let (status, at) = match (seen, said) {
+        (Some(status), said) => (status, said.and_then(|(_, at)| at)),
+        (None, Some((status, at))) => (status, at),
+        (None, None) => (UNKNOWN_STATUS, None),
+    };
+    let exit = Exit { pid: task.pid(), status, at: at.unwrap_or_else(clock::now), shim_died: true };
+    publish(tasks, task, &exit);
+    task.death.send_replace(Some(exit));
+}
+
+fn kill(task: &Task) {
+    let pidfd = task.pidfd.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(pidfd) = pidfd.as_ref() {
+        // It may have ended by itself.
+        let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
+    }
+}
+
+fn publish(tasks: &Tasks, task: &Task, exit: &Exit) {
+    let event = events::TaskExit {
+        container_id: task.id.clone(),
+        id: task.id.clone(),
+        pid: exit.pid,
+        exit_status: exit.status,
+        exited_at: Some(exit.at),
+    };
+    tasks.events.publish(&task.namespace, topic::TASK_EXIT, &event);
+}
+
+/// The end of a process that nobody saw.
+pub(super) fn unknown_exit(pid: u32) -> Exit {
+    Exit { pid, status: UNKNOWN_STATUS, at: clock::now(), shim_died: true }
+}
+
+/// Passes what a shim writes to its log FIFO on to shimd's own log, until the shim is gone.
+pub(super) fn copy_log(bundle: &Bundle, id: &str) {
+    // Open for writing, too: then there is no end of file before the shim has opened it.
+    let opened = pipe::OpenOptions::new().read_write(true).open_receiver(bundle.log());
+    match opened {
+        Ok(log) => drop(tokio::spawn(copy_lines(log, id.to_owned(), bundle.clone()))),
+        Err(error) => {
+            let error = Error::io(format!("open {}", bundle.log().display()), error);
+            tracing::warn!(error = %Chain(&error), "read the log of a shim");
+        }
+    }
+}
+
+async fn copy_lines(log: pipe::Receiver, id: String, bundle: Bundle) {
+    let mut reader = BufReader::with_capacity(LOG_LINE_MAX, log);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        tokio::select! {
+            read = read_line(&mut reader, &mut line) => {
+                if read.is_err() {
+                    return;
+                }
+                tracing::info!(target: "shim", id, "{}", String::from_utf8_lossy(&line).trim_end());
+            }
+            // This side holds the FIFO open, so its end is that of the bundle.
+            () = gone(&bundle) => return,
+        }
+    }
+}
+
+async fn read_line(reader: &mut BufReader<pipe::Receiver>, line: &mut Vec<u8>) -> io::Result<()> {
+    loop {
+        let buffer = reader.fill_buf().await?;
+        let end = buffer.iter().position(|byte| *byte == b'\n');
+        let count = end.map_or(buffer.len(), |end| end + 1);
+        let room = LOG_LINE_MAX.saturating_sub(line.len());
+        line.extend_from_slice(&buffer[..count.min(room)]);
+        reader.consume(count);
+        if end.is_some() {
+            return Ok(());
+        }
+    }
+}
+
+async fn gone(bundle: &Bundle) {
+    loop {
+        tokio::time::sleep(std::time::Duration::from_secs(30)).await;
+        if !bundle.log().exists() {
+            return;
+        }
+    }
+}
