@@ -85,6 +85,7 @@ fn open_tasks(config: &Config, boot_id: &str, store: Arc<Store>, events: Arc<Eve
         socket_directory: sockets,
         publish_binary: std::env::current_exe().map_err(failed)?,
         search_path: runtime::search_path(config.shim_path.as_deref()),
+        forms: std::sync::Mutex::default(),
     };
     Ok(Tasks::new(store, events, launcher, config.state.clone(), trash))
 }

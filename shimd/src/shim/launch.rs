@@ -3,8 +3,10 @@
 //!
 //! The child is spawned with vfork semantics and gets nothing of shimd's environment but `PATH` and a home.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prost::Message;
@@ -38,6 +40,17 @@ pub(crate) struct Launcher {
     pub(crate) publish_binary: PathBuf,
     /// Where shims' programs are looked for.
     pub(crate) search_path: Vec<PathBuf>,
+    /// What each program wants on its standard input.
+    pub(crate) forms: Mutex<HashMap<PathBuf, Form>>,
+}
+
+/// What a shim reads from its standard input at `start`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// `BootstrapParams`: containerd from 2.3 on.
+    Bootstrap,
+    /// The runtime's options, or nothing: containerd before.
+    Options,
 }
 
 /// Whose shim it is.
@@ -49,16 +62,45 @@ pub(crate) struct Subject<'a> {
 }
 
 impl Launcher {
-    /// Starts a shim.
+    /// Starts a shim. Shims of containerd before 2.3 want the runtime's options on their standard input and refuse
+    /// anything else; later ones want a message of their own and refuse the options. So the newer form is tried first,
+    /// and what a program took is remembered.
     pub(crate) async fn start(&self, subject: &Subject<'_>, options: Option<&Any>) -> Result<Endpoint> {
+        if let Some(form) = self.known_form(subject.program) {
+            return self.start_in_form(form, subject, options).await;
+        }
+        let newer = self.start_in_form(Form::Bootstrap, subject, options).await;
+        let outcome = match newer {
+            Err(Error::ShimStart { why, .. }) if why.contains("type with url") => {
+                let older = self.start_in_form(Form::Options, subject, options).await?;
+                (Form::Options, older)
+            }
+            newer => (Form::Bootstrap, newer?),
+        };
+        self.forms().insert(subject.program.to_owned(), outcome.0);
+        Ok(outcome.1)
+    }
+
+    async fn start_in_form(&self, form: Form, subject: &Subject<'_>, options: Option<&Any>) -> Result<Endpoint> {
         let runtime = subject.program.display().to_string();
-        let failed = |why: String| Error::ShimStart { runtime: runtime.clone(), why, source: None };
-        let input = self.bootstrap(subject, options).encode_to_vec();
+        let input = match form {
+            Form::Bootstrap => self.bootstrap(subject, options).encode_to_vec(),
+            Form::Options => options.map(Message::encode_to_vec).unwrap_or_default(),
+        };
         let output = self.run(subject, &["start"], &input, START_TIMEOUT).await?;
         if !output.status.success() {
-            return Err(failed(format!("{}: {}", output.status, words(&output))));
+            let why = format!("{}: {}", output.status, words(&output));
+            return Err(Error::ShimStart { runtime, why, source: None });
         }
         Endpoint::parse(&output.stdout, &runtime)
+    }
+
+    fn known_form(&self, program: &Path) -> Option<Form> {
+        self.forms().get(program).copied()
+    }
+
+    fn forms(&self) -> MutexGuard<'_, HashMap<PathBuf, Form>> {
+        self.forms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Cleans up after a shim that is gone: kills what is left of its container, unmounts, removes its files.
