@@ -32,8 +32,9 @@ const RESUMES_MAX: u32 = 1000;
 const TRICKLE: u64 = 4 << 10;
 /// Below this size a blob is hashed where it is read: a thread would cost more.
 const HASH_INLINE_MAX: u64 = 256 << 10;
-/// Chunks that may wait to be hashed; the reader waits when the hash is further behind.
-const HASH_QUEUE: usize = 32;
+/// Chunks that may wait to be hashed; the reader waits when the hash is further behind. A chunk may be as large as one
+/// read from a connection, so this bounds the memory of a transfer.
+const HASH_QUEUE: usize = 4;
 
 /// A blob under way.
 pub struct Blob {

@@ -43,7 +43,7 @@ const SAID_MAX: usize = 300;
 const IDLE_MAX: usize = 4;
 const IDLE_TIME: Duration = Duration::from_secs(20);
 /// Most bytes that one read from a connection asks for: large enough that a fast network costs few system calls.
-const READ_MAX: usize = 1 << 20;
+const READ_MAX: usize = 512 << 10;
 
 const AGENT: &str = concat!("strata/", env!("CARGO_PKG_VERSION"));
 

@@ -260,6 +260,14 @@ async fn silence_for_ever_is_an_error() {
 }
 
 #[tokio::test]
+async fn a_trickle_is_no_better_than_silence() {
+    let slow = |blob: &[u8]| Answer { trickle: Some(Duration::from_millis(20)), ..Answer::new(200, blob) };
+    let started = Instant::now();
+    assert!(matches!(blob_problem(slow).await, Problem::Stalled { .. }));
+    assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
 async fn a_slow_start_is_waited_for() {
     let honest = Honest::new();
     let liar = Liar::start(move |request| Answer { delay: Duration::from_millis(300), ..honest.answer(request) }).await;
@@ -359,6 +367,58 @@ async fn a_dropped_stream_ends_the_transfer() {
     drop(blob);
     // Another request is served, and nothing waits for the dropped one.
     assert!(image.config().await.is_ok());
+}
+
+/// A client that asks these for Docker Hub's images.
+fn client_with_mirrors(mirrors: &[&Liar]) -> strata_registry::Client {
+    let mirrors = mirrors.iter().map(|mirror| mirror.host()).collect();
+    strata_registry::Client::new(Config { mirrors, stall: Duration::from_millis(400), ..Config::default() })
+}
+
+#[tokio::test]
+async fn mirrors_are_asked_first_and_without_credentials() {
+    let empty = Liar::start(|_| Answer::new(404, "")).await;
+    let honest = Honest::new();
+    let manifest = honest.manifest.clone();
+    let half = honest.clone();
+    // It has the documents, but breaks off in the midst of layers.
+    let broken = Liar::start(move |request| match half.answer(request) {
+        answer if request.path.contains("/blobs/") && answer.body.len() > 1000 => answer.reset_at(10_000),
+        answer => answer,
+    })
+    .await;
+    let (good, expected) = (honest.clone(), honest.layers[0].clone());
+    let whole = Liar::start(move |request| good.answer(request)).await;
+    let client = client_with_mirrors(&[&empty, &broken, &whole]);
+    let user = Credentials::Basic { user: "user".into(), password: "pass".into() };
+    let image = client.resolve(&"nginx:1".parse().unwrap(), &user, &platform()).await.unwrap();
+    assert_eq!(image.manifest.bytes, manifest);
+    assert_eq!(layer(&image, 0, 0).await.unwrap(), expected);
+    assert!(whole.requests().iter().any(|request| request.range_start().is_some()), "it goes on, not from the start");
+    for mirror in [&empty, &broken, &whole] {
+        assert!(mirror.requests().iter().all(|request| request.header("authorization").is_none()));
+    }
+    assert_eq!(empty.requests()[0].path, "/v2/library/nginx/manifests/1");
+    // Other registries have no mirrors.
+    let before = whole.requests().len();
+    let elsewhere: Reference = format!("{}/app:1", empty.host()).parse().unwrap();
+    assert!(client.resolve(&elsewhere, &user, &platform()).await.is_err());
+    assert_eq!(whole.requests().len(), before);
+}
+
+#[tokio::test]
+async fn a_mirror_cannot_give_another_image() {
+    let mut lying = Honest::new();
+    let expected = Digest::of(&lying.manifest);
+    lying.manifest.push(b' ');
+    let mirror = Liar::start(move |request| lying.answer(request)).await;
+    let second = Honest::new();
+    let good = Liar::start(move |request| second.answer(request)).await;
+    let reference = format!("nginx@{expected}").parse().unwrap();
+    let client = client_with_mirrors(&[&mirror, &good]);
+    let image = client.resolve(&reference, &Credentials::Anonymous, &platform()).await.unwrap();
+    assert_eq!(image.target().digest, expected);
+    assert_eq!(mirror.requests().len(), 1);
 }
 
 #[tokio::test]

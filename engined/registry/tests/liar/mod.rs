@@ -48,6 +48,8 @@ pub struct Answer {
     pub reset_at: Option<usize>,
     /// Where the body stops for good, with the connection left open.
     pub silent_at: Option<usize>,
+    /// The body comes a byte at a time, with this pause after each.
+    pub trickle: Option<Duration>,
     /// Before anything is said.
     pub delay: Duration,
     /// No `Content-Length`: the body ends with the connection, in HTTP's chunks.
@@ -56,8 +58,16 @@ pub struct Answer {
 
 impl Answer {
     pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Answer {
-        let (reset_at, silent_at, delay) = (None, None, Duration::ZERO);
-        Answer { status, headers: Vec::new(), body: body.into(), reset_at, silent_at, delay, chunked: false }
+        Answer {
+            status,
+            headers: Vec::new(),
+            body: body.into(),
+            reset_at: None,
+            silent_at: None,
+            trickle: None,
+            delay: Duration::ZERO,
+            chunked: false,
+        }
     }
 
     pub fn header(mut self, name: &str, value: impl Into<String>) -> Answer {
@@ -203,7 +213,8 @@ async fn serve(mut stream: impl Peer, log: &Mutex<Vec<Request>>, answer: &(dyn F
     head += "\r\n";
     let _ = stream.write_all(head.as_bytes()).await;
     let end = answer.reset_at.or(answer.silent_at).unwrap_or(answer.body.len()).min(answer.body.len());
-    for chunk in answer.body[..end].chunks(64 << 10) {
+    for chunk in answer.body[..end].chunks(if answer.trickle.is_some() { 1 } else { 64 << 10 }) {
+        tokio::time::sleep(answer.trickle.unwrap_or_default()).await;
         let framed = if answer.chunked { framed(chunk) } else { chunk.to_vec() };
         if stream.write_all(&framed).await.is_err() {
             return;
