@@ -95,8 +95,7 @@ fn attach<S: tracing::Subscriber + for<'a> LookupSpan<'a>>(dispatch: &tracing::D
 
 fn find<S: tracing::Subscriber + for<'a> LookupSpan<'a>>(dispatch: &tracing::Dispatch, id: &Id) -> Option<Collector> {
     let span = dispatch.downcast_ref::<S>()?.span(id)?;
-    let collector = span.extensions().get::<Collector>().cloned();
-    collector
+    span.extensions().get::<Collector>().cloned()
 }
 
 /// A gathered span while it is open.
