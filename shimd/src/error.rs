@@ -90,6 +90,7 @@ impl Error {
         Error::Io { attempted: attempted.into(), source: source.into() }
     }
 
+    #[cfg(test)]
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Error::NotFound { .. })
     }

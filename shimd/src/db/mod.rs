@@ -135,17 +135,15 @@ pub(crate) fn tail(key: &[u8], skip: usize) -> String {
     parts(key).nth(skip).unwrap_or_default().to_owned()
 }
 
+/// Is shown keys and values, and says whether to go on.
+type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>>;
+
 /// Reading, the same inside and outside of a write.
 pub(crate) trait Access {
     fn bytes(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>>;
 
     /// Calls `visit` for each entry whose key begins with `prefix`, in order of keys, until it breaks.
-    fn scan(
-        &self,
-        table: Table,
-        prefix: &[u8],
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>>,
-    ) -> Result<()>;
+    fn scan(&self, table: Table, prefix: &[u8], visit: Visit<'_>) -> Result<()>;
 
     fn get<R: Record>(&self, key: &[u8]) -> Result<Option<R>> {
         self.bytes(R::TABLE, key)?.map(|bytes| decode(&bytes)).transpose()
@@ -327,12 +325,7 @@ impl Access for Reader {
         get_from(&table, key)
     }
 
-    fn scan(
-        &self,
-        table: Table,
-        prefix: &[u8],
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>>,
-    ) -> Result<()> {
+    fn scan(&self, table: Table, prefix: &[u8], visit: Visit<'_>) -> Result<()> {
         let table = self.0.open_table(table.definition()).map_err(|error| failed("open a table", error))?;
         scan_table(&table, prefix, visit)
     }
@@ -390,12 +383,7 @@ impl Access for Writer {
         get_from(&table, key)
     }
 
-    fn scan(
-        &self,
-        table: Table,
-        prefix: &[u8],
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>>,
-    ) -> Result<()> {
+    fn scan(&self, table: Table, prefix: &[u8], visit: Visit<'_>) -> Result<()> {
         let table = self.transaction.open_table(table.definition()).map_err(|error| failed("open a table", error))?;
         scan_table(&table, prefix, visit)
     }
@@ -408,11 +396,7 @@ fn get_from(table: &impl ReadableTable<Bytes, Bytes>, key: &[u8]) -> Result<Opti
     Ok(found.map(|value| value.value().to_vec()))
 }
 
-fn scan_table(
-    table: &impl ReadableTable<Bytes, Bytes>,
-    prefix: &[u8],
-    visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>>,
-) -> Result<()> {
+fn scan_table(table: &impl ReadableTable<Bytes, Bytes>, prefix: &[u8], visit: Visit<'_>) -> Result<()> {
     for entry in table.range(prefix..).map_err(|error| failed("read", error))? {
         let (key, value) = entry.map_err(|error| failed("read", error))?;
         if !key.value().starts_with(prefix) || visit(key.value(), value.value())?.is_break() {

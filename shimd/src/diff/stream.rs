@@ -25,7 +25,7 @@ const SOURCE_BUFFER: usize = 128 << 10;
 pub(crate) struct Failure(Error);
 
 impl Failure {
-    pub(crate) fn new(error: Error) -> io::Error {
+    pub(crate) fn wrap(error: Error) -> io::Error {
         io::Error::other(Failure(error))
     }
 
@@ -174,7 +174,7 @@ impl Chunks {
         }
         self.at = 0;
         let chunk = match self.full.recv() {
-            Ok(chunk) => chunk.map_err(Failure::new)?,
+            Ok(chunk) => chunk.map_err(Failure::wrap)?,
             Err(_) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
         };
         self.has_ended = chunk.is_empty();

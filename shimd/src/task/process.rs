@@ -160,13 +160,6 @@ impl Task {
             self.shim.call("report", "Stats", &shim::StatsRequest { id: self.id.clone() }).await?;
         Ok(response.stats)
     }
-
-    /// Writes the container's processes to files in the directory `path`.
-    pub(crate) async fn checkpoint(&self, path: String, options: Option<Any>) -> Result<()> {
-        self.not_dead()?;
-        let request = shim::CheckpointTaskRequest { id: self.id.clone(), path, options };
-        self.shim.call("checkpoint", "Checkpoint", &request).await
-    }
 }
 
 impl State {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use proto_shim::task::{StateRequest, StateResponse};
 use tokio::task::JoinSet;
 
-use super::bundle::{self, Bundle, ShimRecord};
+use super::bundle::{self, Bundle};
 use super::create::{Claim, OwnedSubject};
 use super::{Task, Tasks, watch};
 use crate::db::record::Container;
@@ -43,7 +43,8 @@ impl Tasks {
         let subject = OwnedSubject { namespace, id, program: record.program.clone() };
         match self.reach(&subject, endpoint).await {
             Ok((shim, pid)) => {
-                self.keep(subject, bundle, record, shim, pid, claim);
+                watch::copy_log(&bundle, &subject.id);
+                self.adopt(Task::new(subject, bundle, shim, pid), claim);
             }
             Err(error) => {
                 tracing::warn!(id = %subject.id, error = %Chain(&error), "a container has no shim or no process");
@@ -66,20 +67,6 @@ impl Tasks {
             Err(Error::Shim(fault)) if fault.grpc == strata_fault::GrpcCode::DeadlineExceeded => Ok((shim, 0)),
             Err(error) => Err(error),
         }
-    }
-
-    fn keep(
-        self: &Arc<Self>,
-        subject: OwnedSubject,
-        bundle: Bundle,
-        record: ShimRecord,
-        shim: Shim,
-        pid: u32,
-        claim: Claim,
-    ) {
-        drop(record);
-        watch::copy_log(&bundle, &subject.id);
-        self.adopt(Task::new(subject, bundle, shim, pid), claim);
     }
 
     /// Kills and removes what is left of a container.
