@@ -35,3 +35,47 @@ build:
 	@mkdir -p $(BIN)
 	@for program in engined shimd; do ln -f target/release/$$program $(BIN)/$$program; done
 	@for program in strata containerd-shim-strata-v1 lowrun; do ln -f target/$(HOST)/small/$$program $(BIN)/$$program; done
+
+# The images of the demo and the tests; those that are there already stay as they are.
+images: harness
+	@target/release/strata-images $(IMAGES)
+
+harness:
+	@$(SETUP) build test
+	cargo build --release --locked -p integration --bins
+
+demo: build images
+	@$(SUDO) target/release/strata-lab demo
+
+up: build images
+	@$(SUDO) target/release/strata-lab up $(abspath $(ROOT))
+
+down:
+	@[ -x target/release/strata-lab ] || cargo build --release --locked -p integration --bins
+	@$(SUDO) target/release/strata-lab down $(abspath $(ROOT))
+
+test:
+	@$(SETUP) build test peers vm
+	@$(MAKE) --no-print-directory build images
+	@$(SUDO) bash integration/scripts/test.sh
+
+check:
+	@$(SETUP) build
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo test --locked --quiet -p integration --test tidy
+	cargo test --locked --quiet --workspace --lib --bins
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked --quiet
+
+bench: build images
+	@$(SETUP) test peers bench
+	@target/release/strata-images $(IMAGES) layers
+	@$(SUDO) target/release/strata-bench --bin $(BIN) --write docs/benchmarks.md \
+	    $$([ -e target/peers/crun ] && echo --peer crun=target/peers/crun=1.0) --peer runc=/usr/sbin/runc=0.25
+
+test-vm: build
+	@$(SETUP) vm test
+	@bash integration/vm/run.sh $(BIN)/lowrun
+
+clean:
+	rm -rf target
