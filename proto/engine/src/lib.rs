@@ -1,7 +1,7 @@
 //! `strata.engine.v1`, the API between clients and engined. The document is `engine.proto`; this crate is what is
 //! generated from it, and no logic.
 
-#![expect(clippy::all, reason = "generated code")]
+#![expect(clippy::all, clippy::allow_attributes_without_reason, reason = "generated code is not ours to tidy")]
 
 tonic::include_proto!("strata.engine.v1");
 

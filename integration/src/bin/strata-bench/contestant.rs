@@ -1,7 +1,7 @@
 //! One contestant of the whole-stack rows: a process with a stack of its own, told by lines what to do.
 //!
 //! The benchmark starts two of itself, one with our daemons and one with Debian's dockerd, and asks them in turn. A line
-//! names a [`Task`]; the answer is a line with one figure. So both stacks live at the same time in namespaces of their
+//! names one of the [`TASKS`]; the answer is a line with one figure. So both stacks live at the same time in namespaces of their
 //! own, and every comparison is interleaved.
 
 use std::io::{BufRead, BufReader, Write, stdin, stdout};
@@ -12,8 +12,11 @@ use integration::Stack;
 
 use crate::measure::{ms, pss_kib, timed};
 
+/// Does something on a stack and returns a figure.
+type Task = fn(&mut Stack) -> f64;
+
 /// What a contestant can be told. The word is what goes over the pipe.
-pub(crate) const TASKS: [(&str, fn(&mut Stack) -> f64); 11] = [
+pub(crate) const TASKS: [(&str, Task); 11] = [
     ("run-bridge", |stack| run_true(stack, "bridge")),
     ("run-none", |stack| run_true(stack, "none")),
     ("detached", |stack| command_ms(stack, &["run", "-d", "--rm", &busybox(stack), "true"])),
