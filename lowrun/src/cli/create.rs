@@ -57,6 +57,7 @@ pub(super) const RUN: Command = Command {
 };
 
 pub(super) fn create(global: &Global, typed: &Typed) -> Result<i32> {
+    protect()?;
     let input = Input::read(global, typed)?;
     let console = console_socket(typed, input.plan.process.terminal, true)?;
     let created = create::create(input.request(global, typed, console, false)?)?;
@@ -64,6 +65,7 @@ pub(super) fn create(global: &Global, typed: &Typed) -> Result<i32> {
 }
 
 pub(super) fn run(global: &Global, typed: &Typed) -> Result<i32> {
+    protect()?;
     let input = Input::read(global, typed)?;
     let detached = typed.is_on("detach");
     let terminal = input.plan.process.terminal;
@@ -88,6 +90,14 @@ pub(super) fn run(global: &Global, typed: &Typed) -> Result<i32> {
         span("delete", || super::delete::destroy(global, &created.container))?;
     }
     Ok(status)
+}
+
+/// Before anything of a container is touched: what enters it must not be readable from inside, and must not lead to a
+/// writable program file.
+pub(super) fn protect() -> Result<()> {
+    let attempted = || "protect lowrun from the container";
+    sys::process::set_dumpable(false).attempt(Code::SystemError, attempted).step("create:protect")?;
+    span("protect", sys::exe::protect).attempt(Code::SystemError, attempted).step("create:protect")
 }
 
 /// What create and run are given.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::Global;
 use super::args::{Command, Typed, option, switch};
-use super::create::{console_socket, preserved_fds, terminal_pair};
+use super::create::{console_socket, preserved_fds, protect, terminal_pair};
 use crate::create::exec::{ExecRequest, exec as start_process};
 use crate::create::terminal::Terminal;
 use crate::create::{self, socket, wait};
@@ -13,7 +13,7 @@ use crate::fault::{Attempt, Code, Fault, Result};
 use crate::plan::process::ProcessPlan;
 use crate::spec;
 use crate::state::{self, Container, Status};
-use crate::sys::{self, Call};
+use crate::sys::Call;
 
 pub(super) const EXEC: Command = Command {
     name: "exec",
@@ -43,8 +43,7 @@ pub(super) const EXEC: Command = Command {
 };
 
 pub(super) fn exec(global: &Global, typed: &Typed) -> Result<i32> {
-    // Before anything of the container is touched: what joins it must not be readable from inside.
-    sys::process::set_dumpable(false).attempt(Code::SystemError, || "protect the process")?;
+    protect()?;
     let container = Container::load(&global.root, typed.word(0)?)?;
     check_status(&container, typed)?;
     let process = process(&container, typed)?;

@@ -106,6 +106,7 @@ pub fn create(request: Request<'_>) -> Result<Created> {
         state: &state,
         log: request.log,
         cgroup: &cgroup,
+        dir,
         proc: path::open_proc().attempt(Code::RootfsUnsafe, || "open the host's /proc").step("create:clone")?,
         joins: open_joins(plan).step("create:namespaces")?,
         staged: is_staged(plan),

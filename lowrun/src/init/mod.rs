@@ -20,7 +20,7 @@ use crate::fault::{Attempt, Code, Fault, Result, Step};
 use crate::log::Log;
 use crate::plan::Plan;
 use crate::plan::namespaces::Kind;
-use crate::state::{State, Status, hook_state};
+use crate::state::{Dir, State, Status, hook_state};
 use crate::sys::clone::{Forked, clone3};
 use crate::sys::{self, Call};
 use crate::trace::{self, span};
@@ -31,6 +31,8 @@ pub struct Setup<'a> {
     pub state: &'a State,
     pub log: &'a Log,
     pub cgroup: &'a Cgroup,
+    /// The container's state directory.
+    pub dir: &'a Dir,
     /// `/proc` of the host, verified.
     pub proc: OwnedFd,
     /// Namespaces that are joined by the child, opened.
@@ -57,6 +59,7 @@ pub struct Setup<'a> {
 /// Does the container side's work and becomes the program.
 pub fn run(setup: &Setup<'_>, channel: InitEnd) -> ! {
     trace::forget();
+    setup.dir.leave_lock_to_parent();
     sys::signal::reset_dispositions();
     let work = std::panic::AssertUnwindSafe(|| enter(setup, &channel));
     let fault = match std::panic::catch_unwind(work) {

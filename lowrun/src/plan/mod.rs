@@ -89,7 +89,7 @@ pub fn plan(id: &str, bundle: &Path, spec: &Spec) -> Result<Plan> {
     let mounts = mounts(spec, bundle)?;
     let resources = linux.resources.clone().unwrap_or_default();
     Ok(Plan {
-        rootfs: bundle.join(&root.path),
+        rootfs: clean(&bundle.join(&root.path).to_string_lossy()),
         root_readonly: root.readonly,
         root_propagation: root_propagation(&linux.rootfs_propagation)?,
         uid_mappings: linux.uid_mappings.clone(),

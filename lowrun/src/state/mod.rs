@@ -16,6 +16,7 @@
 
 mod identity;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -95,6 +96,8 @@ impl Status {
 pub struct Dir {
     path: PathBuf,
     fd: OwnedFd,
+    /// Opened apart: a child that keeps a copy of a locked descriptor keeps the lock.
+    lock: RefCell<Option<OwnedFd>>,
 }
 
 /// A container that exists.
@@ -148,7 +151,7 @@ impl Dir {
     fn open(path: PathBuf) -> crate::sys::Result<Dir> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::open(&path, flags, Mode::empty()).call("open")?;
-        Ok(Dir { path, fd })
+        Ok(Dir { path, fd, lock: RefCell::new(None) })
     }
 
     /// The directory's path.
@@ -161,22 +164,28 @@ impl Dir {
         self.fd.as_fd()
     }
 
-    /// Waits until nobody else makes or removes the container, and keeps others from it while this handle is open.
+    /// Waits until nobody else makes or removes the container, and keeps others from it until this is dropped.
     pub fn lock(&self) -> Result<()> {
-        rustix::fs::flock(&self.fd, FlockOperation::LockExclusive)
-            .call("flock")
-            .attempt(Code::StateInvalid, || format!("lock {}", self.path.display()))
+        let attempted = || format!("lock {}", self.path.display());
+        let file = self.open_again().attempt(Code::StateInvalid, attempted)?;
+        rustix::fs::flock(&file, FlockOperation::LockExclusive).call("flock").attempt(Code::StateInvalid, attempted)?;
+        self.lock.replace(Some(file));
+        Ok(())
+    }
+
+    /// In a cloned child: gives its copy of the lock away, so that the lock ends with the parent.
+    pub fn leave_lock_to_parent(&self) {
+        self.lock.take();
     }
 
     fn is_locked(&self) -> bool {
-        match rustix::fs::flock(&self.fd, FlockOperation::NonBlockingLockShared) {
-            Err(Errno::WOULDBLOCK) => true,
-            Ok(()) => {
-                let _ = rustix::fs::flock(&self.fd, FlockOperation::Unlock);
-                false
-            }
-            Err(_) => false,
-        }
+        let Ok(file) = self.open_again() else { return false };
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
+    }
+
+    fn open_again(&self) -> crate::sys::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.fd, ".", flags, Mode::empty()).call("openat")
     }
 
     /// Writes the state file, whole or not at all.
