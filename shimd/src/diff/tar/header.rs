@@ -40,10 +40,9 @@ impl Header {
 
     /// The entry as this header alone tells it.
     pub(super) fn entry(&self) -> Result<Entry> {
-        let path = self.name();
         Ok(Entry {
-            kind: self.kind(&path)?,
-            path,
+            kind: self.kind()?,
+            path: self.name(),
             link: text(self.field(157, 100)),
             mode: (number(self.field(100, 8))? & 0o7777) as u32,
             uid: id(number(self.field(108, 8))?)?,
@@ -55,10 +54,13 @@ impl Header {
         })
     }
 
-    fn kind(&self, path: &[u8]) -> Result<Kind> {
+    /// Whether the entry may be one from before POSIX, when a directory was a file whose name ends in a slash.
+    pub(super) fn is_plain(&self) -> bool {
+        matches!(self.type_flag(), b'0' | 0)
+    }
+
+    fn kind(&self) -> Result<Kind> {
         Ok(match self.type_flag() {
-            // Before POSIX a directory was a file whose name ends in a slash.
-            b'0' | 0 if path.ends_with(b"/") => Kind::Directory,
             b'0' | 0 | b'7' | b'S' => Kind::File,
             b'1' => Kind::HardLink,
             b'2' => Kind::Symlink,

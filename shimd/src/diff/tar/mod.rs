@@ -139,6 +139,11 @@ impl<R: BufRead> Archive<R> {
 
     fn entry(&mut self, header: &Header, mut extended: Extended) -> Result<Entry> {
         let mut entry = header.entry()?;
+        extended.apply(&mut entry);
+        // Only the whole name tells: one that was cut to fit into the header may end in a slash by chance.
+        if header.is_plain() && entry.path.ends_with(b"/") {
+            entry.kind = Kind::Directory;
+        }
         // The PAX size wins over the header's, always.
         let stored = match &entry.kind {
             Kind::File => extended.size.unwrap_or(header.size()?),
@@ -150,7 +155,6 @@ impl<R: BufRead> Archive<R> {
         self.remaining = stored;
         self.padding = stored.next_multiple_of(BLOCK as u64) - stored;
         entry.size = stored;
-        extended.apply(&mut entry);
         self.apply_sparse(header, &mut entry, &extended)?;
         check_names(&entry)?;
         Ok(entry)

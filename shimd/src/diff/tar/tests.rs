@@ -120,3 +120,20 @@ fn sparse_form_1_0() {
     assert_eq!(archive.data().unwrap(), b"0123456789");
     assert!(archive.next_entry().unwrap().is_none());
 }
+
+#[test]
+fn a_long_name_that_is_cut_behind_a_slash_is_no_directory() {
+    let long = format!("{}/file", "d".repeat(99));
+    let cut = &long[..100];
+    assert!(cut.ends_with('/'));
+    let mut bytes = header("././@LongLink", b'L', long.len() as u64 + 1);
+    bytes.extend(padded(format!("{long}\0").as_bytes()));
+    bytes.extend(header(cut, b'0', 5));
+    bytes.extend(padded(b"hello"));
+    bytes.extend(header("old/", 0, 0));
+    bytes.extend([0; 2 * BLOCK]);
+    let entries = entries(&bytes).unwrap();
+    assert_eq!((entries[0].kind.clone(), entries[0].size), (Kind::File, 5));
+    assert_eq!(entries[0].path, long.as_bytes());
+    assert_eq!(entries[1].kind, Kind::Directory);
+}
