@@ -11,6 +11,7 @@ use std::time::Duration;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
+use crate::sys::memory;
 use crate::task::Key;
 
 /// Events taken from the kernel at once.
@@ -67,11 +68,17 @@ pub(crate) struct Poller {
     epoll: OwnedFd,
     sources: BTreeMap<Token, Source>,
     last: u64,
+    will_sleep: bool,
 }
 
 impl Poller {
     pub(crate) fn new() -> io::Result<Poller> {
-        Ok(Poller { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, sources: BTreeMap::new(), last: 0 })
+        Ok(Poller {
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            sources: BTreeMap::new(),
+            last: 0,
+            will_sleep: false,
+        })
     }
 
     /// Waits for events of `fd` on behalf of `source`.
@@ -96,6 +103,11 @@ impl Poller {
         let _ = epoll::delete(&self.epoll, fd);
     }
 
+    /// The next wait is expected to be long.
+    pub(crate) fn expect_sleep(&mut self) {
+        self.will_sleep = true;
+    }
+
     /// Waits until something happens or `limit` is over, and hands each source to `act` with this poller.
     pub(crate) fn wait(&mut self, limit: Option<Duration>) -> io::Result<Vec<Token>> {
         let limit = limit.map(|limit| Timespec {
@@ -104,6 +116,10 @@ impl Poller {
         });
         let nothing = epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
         let mut events = [nothing; EVENTS_AT_ONCE];
+        if std::mem::take(&mut self.will_sleep) {
+            // Here and nowhere else: what runs from now on until something happens is a handful of instructions.
+            memory::release_code();
+        }
         match epoll::wait(&self.epoll, &mut events, limit.as_ref()) {
             Ok(count) => Ok(events[..count].iter().map(|event| Token(event.data.u64())).collect()),
             Err(Errno::INTR) => Ok(Vec::new()),

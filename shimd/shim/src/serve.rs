@@ -114,6 +114,7 @@ impl Shim {
             Due::Trim => {
                 world.scratch.release();
                 memory::trim_heap();
+                world.poller.expect_sleep();
             }
             Due::Abandoned if world.server.is_alone() => self.tasks.quit_if_empty(),
             Due::Abandoned => world.timers.set(Due::Abandoned, ABANDONED),

@@ -20,7 +20,7 @@ use crate::cli::Flags;
 use crate::error::Error;
 use crate::serve::{self, Setting};
 use crate::socket::{SUN_PATH_LEN, is_served, listen};
-use crate::sys::process::{Forked, exit_now, fork};
+use crate::sys::process::{Forked, close_inherited, exit_now, fork};
 
 /// Where sockets go when their own directory has too long a name for a socket.
 const SHORT_DIRECTORY: &str = "/run/containerd/s";
@@ -35,6 +35,7 @@ const OOM_SCORE_MAX: i32 = 1000;
 
 /// Starts a shim for the bundle in the working directory.
 pub(crate) fn start(flags: &Flags) -> Result<(), Error> {
+    close_inherited();
     let params = params(flags);
     let socket = socket_path(flags, params.as_ref());
     let address = format!("unix://{}", socket.display());

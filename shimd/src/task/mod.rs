@@ -140,9 +140,10 @@ impl Tasks {
         let task = self.find(namespace, id)?;
         let exit = match task.died() {
             Some(exit) => exit,
-            None => match task.delete_in_shim().await {
+            None => match task.delete_process("").await {
                 Err(Error::ShimDied { .. }) => task.death().await,
-                outcome => outcome?,
+                Err(error) => return Err(task.why_not_deleted(error).await),
+                Ok(exit) => exit,
             },
         };
         self.dismiss(&task)?;

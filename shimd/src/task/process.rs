@@ -79,8 +79,14 @@ impl Task {
         }
     }
 
-    pub(super) async fn delete_in_shim(&self) -> Result<Exit> {
-        self.delete_process("").await
+    /// What to tell who could not delete the task: shims say all kinds of things of one that still runs.
+    pub(super) async fn why_not_deleted(&self, error: Error) -> Error {
+        match self.state("").await {
+            Ok(State { status: Status::Running | Status::Paused | Status::Pausing, .. }) => {
+                Error::refused(format!("task {:?}", self.id), "it must be stopped before it is deleted")
+            }
+            _ => error,
+        }
     }
 
     /// Forgets an exec that has ended; with an empty id, the init process.

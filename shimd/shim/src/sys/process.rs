@@ -26,6 +26,14 @@ pub(crate) fn fork() -> io::Result<Forked> {
     }
 }
 
+/// Closes what the process inherited beyond its standard descriptors. To be called before it has opened any.
+pub(crate) fn close_inherited() {
+    const FIRST: libc::c_uint = 3;
+    // SAFETY: nothing of this process owns a descriptor yet. A kernel without the call leaves them open, which is no
+    // worse than what started this process.
+    unsafe { libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, 0) };
+}
+
 /// Ends the process now: no handler, no buffer, nothing of the parent's that the child would do twice.
 pub(crate) fn exit_now(status: i32) -> ! {
     // SAFETY: _exit takes any number and does not return.
