@@ -126,18 +126,18 @@ pub fn supervisor_socket(site: &Site, supervisor: Supervisor) -> PathBuf {
 
 fn write_configuration(site: &Site, registry: &Registry, settings: &Settings) -> Result<(), String> {
     site.write_config("engined.toml", &engined_toml(site, registry, settings))?;
-    site.write_config("shimd.toml", &shimd_toml(site, settings))?;
+    site.write_config("shimd.toml", &shimd_toml(site, settings, &programs::ours()))?;
     Ok(())
 }
 
-fn shimd_toml(site: &Site, settings: &Settings) -> String {
+fn shimd_toml(site: &Site, settings: &Settings, shims: &Path) -> String {
     let root = settings.supervisor_root.clone().unwrap_or_else(|| site.path("lib/shimd"));
     format!(
         "root = '{}'\nstate = '{}'\naddress = '{}'\nshim_path = '{}'\n",
         root.display(),
         site.path("run/shimd").display(),
         supervisor_socket(site, Supervisor::Shimd).display(),
-        programs::ours().display()
+        shims.display()
     )
 }
 
@@ -157,6 +157,15 @@ fn engined_toml(site: &Site, registry: &Registry, settings: &Settings) -> String
         registry.host(),
         settings.more
     )
+}
+
+/// Starts shimd alone for a site, with the shims of a directory, and waits until it listens.
+///
+/// # Errors
+/// When it does not start.
+pub fn start_shimd(site: &Site, shims: &Path) -> Result<Daemon, String> {
+    site.write_config("shimd.toml", &shimd_toml(site, &Settings::default(), shims))?;
+    start_daemon(site, "shimd", &supervisor_socket(site, Supervisor::Shimd))
 }
 
 fn start_supervisor(site: &Site, settings: &Settings) -> Result<Daemon, String> {
