@@ -8,7 +8,7 @@ use crate::db::record::{Labels, Lease};
 use crate::db::{Access, Durability, Store, Table, Writer, key, prefix, tail};
 use crate::error::{Error, Result};
 use crate::filter::{Fields, Filters, label, present};
-use crate::name::{Namespace, check_identifier, check_labels};
+use crate::name::{Namespace, check_labels, check_name};
 
 /// Types of what a lease can hold, as containerd writes them.
 pub(crate) const CONTENT: &str = "content";
@@ -41,7 +41,8 @@ pub(crate) struct Resource {
 /// Makes a lease; an empty `id` gets one that nobody else has.
 pub(crate) fn create(store: &Store, namespace: &Namespace, id: &str, labels: Labels) -> Result<Info> {
     let id = if id.is_empty() { random_id() } else { id.to_owned() };
-    check_identifier("lease", &id)?;
+    // Free-form, as containerd has it: its clients end the names of their leases with base64, such as `7-_2X1`.
+    check_name("lease", &id)?;
     check_labels(&labels)?;
     let record = Lease { created_at: Some(clock::now()), labels };
     store.write(Durability::Process, |writer| {

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use crate::error::Error;
 
-/// Longest identifier (namespace, container, exec, lease), in bytes: they become file names.
+/// Longest identifier (namespace, container, exec), in bytes: they become file names.
 const IDENTIFIER_MAX: usize = 76;
 /// Most bytes of a label's key and value together.
 const LABEL_MAX: usize = 4096;
-/// Longest free-form name (snapshot key, image, ingest ref), in bytes.
+/// Longest free-form name (snapshot key, image, ingest ref, lease), in bytes.
 const NAME_MAX: usize = 4096;
 
 /// A namespace, in which all other names live.

@@ -6,7 +6,7 @@ use tonic::{Request, Status};
 
 use crate::daemon::Daemon;
 use crate::error::{Chain, Error, Result};
-use crate::name::{Namespace, check_identifier};
+use crate::name::{Namespace, check_name};
 
 /// Turns errors into statuses, each with the step of a run at which it happened.
 pub(super) trait OrStatus<T> {
@@ -42,7 +42,7 @@ impl Scope {
             .ok_or_else(|| Error::refused("request", format!("namespace is required (header {NAMESPACE_HEADER})")))?;
         let lease = text(metadata, LEASE_HEADER)?.filter(|lease| !lease.is_empty());
         if let Some(lease) = lease {
-            check_identifier("lease", lease)?;
+            check_name("lease", lease)?;
         }
         Ok(Scope { namespace: Namespace::parse(namespace)?, lease: lease.map(str::to_owned) })
     }
