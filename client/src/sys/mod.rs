@@ -1,7 +1,12 @@
-//! The few system interfaces that neither std nor rustix offers safely: the C library's local time, and dying of
-//! SIGPIPE as a program in a pipeline does. The only unsafe code of this package.
+//! The few system interfaces that std, rustix and tokio do not offer safely: the C library's local time, dying of SIGPIPE
+//! as a program in a pipeline does, and waiting for a standard stream. The only unsafe code of this package.
 
+use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// A moment as the clock on the wall shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,4 +62,11 @@ pub(crate) fn die_of(signal: i32) -> ! {
         libc::raise(signal);
         libc::_exit(128 + signal)
     }
+}
+
+/// Waits for `fd` to be readable, on the event loop of the caller. EPERM: the file knows no readiness.
+pub(crate) fn readable(fd: BorrowedFd<'static>) -> io::Result<AsyncFd<BorrowedFd<'static>>> {
+    // SAFETY: the descriptor stays open, and the same one, for as long as the program runs, by its lifetime; a
+    // `BorrowedFd` names one descriptor only.
+    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
 }

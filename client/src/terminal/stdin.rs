@@ -5,35 +5,26 @@
 //! says EPERM); they never block.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use bytes::Bytes;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use crate::sys;
 
 /// Most bytes of one read, and so of one message.
 const READ_MAX: usize = 64 << 10;
 
 /// Standard input.
 pub(crate) enum Stdin {
-    Pollable(AsyncFd<Descriptor>),
+    Pollable(AsyncFd<BorrowedFd<'static>>),
     AlwaysReady,
-}
-
-/// Descriptor 0, which is not ours to close.
-pub(crate) struct Descriptor(BorrowedFd<'static>);
-
-impl AsFd for Descriptor {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0
-    }
 }
 
 impl Stdin {
     pub(crate) fn open() -> io::Result<Stdin> {
-        let descriptor = Descriptor(rustix::stdio::stdin());
-        match AsyncFd::register_with_interest(descriptor, Interest::READABLE) {
+        match sys::readable(rustix::stdio::stdin()) {
             Ok(pollable) => Ok(Stdin::Pollable(pollable)),
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(Stdin::AlwaysReady),
             Err(error) => Err(error),
@@ -60,11 +51,11 @@ impl Stdin {
     }
 }
 
-async fn wait_readable(pollable: &AsyncFd<Descriptor>) -> io::Result<()> {
+async fn wait_readable(pollable: &AsyncFd<BorrowedFd<'static>>) -> io::Result<()> {
     loop {
         let mut guard = pollable.readable().await?;
         // Readiness is remembered from an edge; somebody else may have read since, and then a read would block.
-        let mut fds = [PollFd::new(&pollable.get_ref().0, PollFlags::IN)];
+        let mut fds = [PollFd::new(pollable.get_ref(), PollFlags::IN)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         if poll(&mut fds, Some(&now)).unwrap_or(1) > 0 {
             return Ok(());

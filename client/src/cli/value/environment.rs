@@ -19,8 +19,6 @@ pub(crate) fn of_process(name: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
     fn as_docker_does() {
         let look_up = |name: &str| (name == "KNOWN").then(|| "v".to_owned());
