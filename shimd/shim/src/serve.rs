@@ -43,7 +43,6 @@ pub(crate) fn serve(setting: Setting) -> Result<(), Error> {
     let publisher = Publisher::new(&setting.events, &setting.namespace);
     let world = World::new(&setting.namespace, (setting.listener, &setting.socket), poller, publisher)?;
     let mut shim = Shim { world, tasks: Tasks::default(), children };
-    shim.world.timers.set(Due::Abandoned, ABANDONED);
     shim.run().map_err(failed("wait for events"))
 }
 
@@ -70,6 +69,9 @@ impl Shim {
             self.world.publisher.advance(&mut self.world.poller, &mut self.world.timers);
             if !was_quiet {
                 self.world.timers.set_once(Due::Trim, QUIET);
+            }
+            if self.tasks.is_empty() {
+                self.world.timers.set_once(Due::Abandoned, ABANDONED);
             }
         }
         Ok(())
@@ -116,8 +118,10 @@ impl Shim {
                 memory::trim_heap();
                 world.poller.expect_sleep();
             }
-            Due::Abandoned if world.server.is_alone() => self.tasks.quit_if_empty(),
-            Due::Abandoned => world.timers.set(Due::Abandoned, ABANDONED),
+            Due::Abandoned if self.tasks.is_empty() && world.server.is_alone() => self.tasks.quit_if_empty(),
+            Due::Abandoned if self.tasks.is_empty() => world.timers.set(Due::Abandoned, ABANDONED),
+            // It has a container; when that is deleted, the time begins again.
+            Due::Abandoned => {}
             Due::Quit => world.publisher.give_up(),
             other => self.tasks.due(other, world),
         }

@@ -59,9 +59,14 @@ impl Tasks {
         self.is_quitting
     }
 
+    /// Whether there is no container, and none is being made or removed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.containers.is_empty() && self.pending.is_empty()
+    }
+
     /// Ends the shim if it has no container.
     pub(crate) fn quit_if_empty(&mut self) {
-        self.is_quitting |= self.containers.is_empty() && self.pending.is_empty();
+        self.is_quitting |= self.is_empty();
     }
 
     /// Does what a call asks for.
