@@ -19,7 +19,7 @@
 //!   | <------------- Fault ----------------- |  at any time, and then the end
 //! ```
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -74,12 +74,13 @@ impl HostEnd {
 
     /// The next message; `None` when the container side has executed the program, or is gone.
     pub fn receive(&self) -> Result<Option<FromInit>> {
-        let mut buffer = vec![0; MESSAGE_MAX];
+        // Room for the longest message, whose pages are touched by a long one only.
+        let mut buffer = Vec::with_capacity(MESSAGE_MAX);
         let length = read(&self.0, &mut buffer).attempt(Code::SystemError, || "read the channel")?;
         if length == 0 {
             return Ok(None);
         }
-        let message = decode(&buffer[..length]);
+        let message = decode(&buffer);
         message.map(Some).ok_or_else(|| Fault::new(Code::SystemError, "read the channel").cause("not a message"))
     }
 }
@@ -95,7 +96,7 @@ impl InitEnd {
 
     /// Waits for exactly this word.
     pub fn expect(&self, message: ToInit) -> Result<()> {
-        let mut buffer = [0; 1];
+        let mut buffer = Vec::with_capacity(1);
         let length = read(&self.0, &mut buffer).attempt(Code::SystemError, || "read the channel")?;
         if length == 1 && buffer[0] == message as u8 {
             return Ok(());
@@ -108,16 +109,11 @@ impl InitEnd {
         self.send(message)?;
         self.expect(ToInit::Continue)
     }
-
-    /// The descriptor's number, which must stay open until `execve(2)`.
-    pub fn number(&self) -> i32 {
-        self.0.as_raw_fd()
-    }
 }
 
-fn read(socket: &OwnedFd, buffer: &mut [u8]) -> sys::Result<usize> {
+fn read(socket: &OwnedFd, buffer: &mut Vec<u8>) -> sys::Result<usize> {
     loop {
-        match rustix::io::read(socket.as_fd(), &mut *buffer) {
+        match rustix::io::read(socket.as_fd(), rustix::buffer::spare_capacity(buffer)) {
             Err(Errno::INTR) => {}
             // The other side ended with a message of ours unread.
             Err(Errno::CONNRESET) => return Ok(0),

@@ -57,21 +57,21 @@ pub(super) const RUN: Command = Command {
 };
 
 pub(super) fn create(global: &Global, typed: &Typed) -> Result<i32> {
-    protect()?;
+    let program = protect()?;
     let input = Input::read(global, typed)?;
     let console = console_socket(typed, input.plan.process.terminal, true)?;
-    let created = create::create(input.request(global, typed, console, false)?)?;
+    let created = create::create(input.request(global, typed, (program, console), false)?)?;
     finish_creation(typed, &created).map(|()| 0)
 }
 
 pub(super) fn run(global: &Global, typed: &Typed) -> Result<i32> {
-    protect()?;
+    let program = protect()?;
     let input = Input::read(global, typed)?;
     let detached = typed.is_on("detach");
     let terminal = input.plan.process.terminal;
     let console = console_socket(typed, terminal, detached)?;
     if detached {
-        let created = create::create(input.request(global, typed, console, true)?)?;
+        let created = create::create(input.request(global, typed, (program, console), true)?)?;
         return finish_run(global, typed, &created).map(|()| 0);
     }
     if !typed.is_on("no-subreaper") {
@@ -81,7 +81,7 @@ pub(super) fn run(global: &Global, typed: &Typed) -> Result<i32> {
     let signals = create::block_signals()?;
     let (ours, theirs) =
         if terminal { terminal_pair().map(|(ours, theirs)| (Some(ours), Some(theirs)))? } else { (None, None) };
-    let created = create::create(input.request(global, typed, theirs, true)?)?;
+    let created = create::create(input.request(global, typed, (program, theirs), true)?)?;
     finish_run(global, typed, &created)?;
     let mut relay = ours.as_ref().map(Terminal::receive).transpose()?;
     let status = wait::foreground(created.pidfd.as_fd(), &signals, relay.as_mut())?;
@@ -94,7 +94,7 @@ pub(super) fn run(global: &Global, typed: &Typed) -> Result<i32> {
 
 /// Before anything of a container is touched: what enters it must not be readable from inside, and must not lead to a
 /// writable program file.
-pub(super) fn protect() -> Result<()> {
+pub(super) fn protect() -> Result<Option<OwnedFd>> {
     let attempted = || "protect lowrun from the container";
     sys::process::set_dumpable(false).attempt(Code::SystemError, attempted).step("create:protect")?;
     span("protect", sys::exe::protect).attempt(Code::SystemError, attempted).step("create:protect")
@@ -135,7 +135,7 @@ impl Input {
         &'a self,
         global: &'a Global,
         typed: &Typed,
-        console: Option<OwnedFd>,
+        (program, console): (Option<OwnedFd>, Option<OwnedFd>),
         runs: bool,
     ) -> Result<Request<'a>> {
         let pidfd_socket = typed.value("pidfd-socket").filter(|path| !path.is_empty());
@@ -147,6 +147,7 @@ impl Input {
             root: &global.root,
             log: &global.log,
             runs,
+            program,
             console,
             pidfd_socket: pidfd_socket.map(|path| socket::connect(Path::new(path))).transpose()?,
             extra_fds: listen_fds() + preserved_fds(typed, listen_fds())?,

@@ -43,7 +43,7 @@ pub(super) const EXEC: Command = Command {
 };
 
 pub(super) fn exec(global: &Global, typed: &Typed) -> Result<i32> {
-    protect()?;
+    let program = protect()?;
     let container = Container::load(&global.root, typed.word(0)?)?;
     check_status(&container, typed)?;
     let process = process(&container, typed)?;
@@ -64,6 +64,7 @@ pub(super) fn exec(global: &Global, typed: &Typed) -> Result<i32> {
         container: &container,
         process: &plan,
         log: &global.log,
+        program,
         console: theirs,
         pidfd_socket: pidfd_socket.map(|path| socket::connect(Path::new(path))).transpose()?,
         extra_fds: preserved_fds(typed, 0)?,

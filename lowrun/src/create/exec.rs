@@ -1,5 +1,6 @@
 //! The host side of `exec`: clones a process into a running container.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path};
 
@@ -26,6 +27,8 @@ pub struct ExecRequest<'a> {
     pub container: &'a Container,
     pub process: &'a ProcessPlan,
     pub log: &'a Log,
+    /// The mount of lowrun's own program file, to be closed when there is time.
+    pub program: Option<OwnedFd>,
     pub console: Option<OwnedFd>,
     pub pidfd_socket: Option<OwnedFd>,
     pub extra_fds: u32,
@@ -48,6 +51,7 @@ pub fn exec(request: ExecRequest<'_>) -> Result<(Pid, OwnedFd)> {
         personality: container.state.personality,
         filter: filter.transpose().step("exec:seccomp")?,
         log: request.log,
+        program: Cell::new(request.program),
         init,
         namespaces: kinds.fold(0, |flags, kind| flags | kind.flag()),
         entrances: cgroup.entrances().step("exec:cgroup")?,
@@ -58,6 +62,7 @@ pub fn exec(request: ExecRequest<'_>) -> Result<(Pid, OwnedFd)> {
     };
     let in_pid_namespace = container.state.namespaces.has(Kind::Pid);
     let (host, pid, pidfd) = span("clone", || clone(&setup, &cgroup, in_pid_namespace)).step("exec:clone")?;
+    drop(setup.program.take());
     let result = set_oom_score(&setup, pid, container).and_then(|()| converse(&host, &setup, pid, &pidfd, container));
     if result.is_err() {
         let _ = sys::signal::send(pidfd.as_fd(), libc::SIGKILL);

@@ -12,6 +12,7 @@ pub mod socket;
 pub mod terminal;
 pub mod wait;
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -46,6 +47,8 @@ pub struct Request<'a> {
     pub log: &'a Log,
     /// Whether the program runs at once, or waits for `start`.
     pub runs: bool,
+    /// The mount of lowrun's own program file, to be closed when there is time.
+    pub program: Option<OwnedFd>,
     /// A connected socket that the terminal's master goes to.
     pub console: Option<OwnedFd>,
     pub pidfd_socket: Option<OwnedFd>,
@@ -111,6 +114,7 @@ pub fn create(request: Request<'_>) -> Result<Created> {
         joins: open_joins(plan).step("create:namespaces")?,
         staged: is_staged(plan),
         clone_flags: clone_flags(plan),
+        program: Cell::new(request.program),
         console: request.console,
         pidfd_socket: request.pidfd_socket,
         fifo,
@@ -132,6 +136,8 @@ pub fn create(request: Request<'_>) -> Result<Created> {
     let running = State { init: Some(init), ..state.clone() };
     dir.save(&running).step("create:state")?;
     host.send(ToInit::Cgroup);
+    // The container side has work to do: now there is time. It has closed its own copy long ago.
+    drop(setup.program.take());
     meeting.converse(&running)?;
     drop(setup);
     let dir = undo.dir.take().ok_or_else(|| Fault::new(Code::SystemError, "no state directory"))?;

@@ -1,5 +1,6 @@
 //! The container side of `exec`: one more process in a running container.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::process::{Program, become_program};
@@ -20,6 +21,8 @@ pub struct ExecSetup<'a> {
     pub personality: Option<u64>,
     pub filter: Option<Filter>,
     pub log: &'a Log,
+    /// The mount of lowrun's own program file; each side closes its copy.
+    pub program: Cell<Option<OwnedFd>>,
     /// Handle on the container's first process.
     pub init: OwnedFd,
     /// `CLONE_NEW*` of the namespaces to join; pids were joined by the parent.
@@ -36,6 +39,7 @@ pub struct ExecSetup<'a> {
 /// Joins the container and becomes the program.
 pub fn run(setup: &ExecSetup<'_>, channel: InitEnd) -> ! {
     trace::forget();
+    drop(setup.program.take());
     sys::signal::reset_dispositions();
     let work = std::panic::AssertUnwindSafe(|| join(setup, &channel));
     let fault = match std::panic::catch_unwind(work) {

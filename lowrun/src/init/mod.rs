@@ -9,6 +9,7 @@ pub mod exec;
 pub mod process;
 mod rootfs;
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -41,6 +42,8 @@ pub struct Setup<'a> {
     pub staged: bool,
     /// `CLONE_NEW*` that the clone makes.
     pub clone_flags: u64,
+    /// The mount of lowrun's own program file; each side closes its copy.
+    pub program: Cell<Option<OwnedFd>>,
     /// Where the terminal's master goes.
     pub console: Option<OwnedFd>,
     /// Where a pidfd of the first process goes.
@@ -60,6 +63,7 @@ pub struct Setup<'a> {
 pub fn run(setup: &Setup<'_>, channel: InitEnd) -> ! {
     trace::forget();
     setup.dir.leave_lock_to_parent();
+    drop(setup.program.take());
     sys::signal::reset_dispositions();
     let work = std::panic::AssertUnwindSafe(|| enter(setup, &channel));
     let fault = match std::panic::catch_unwind(work) {

@@ -28,12 +28,18 @@ const SELF: &str = "/proc/self/exe";
 const SEALS: SealFlags = SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
 
 /// Returns when the program file of this process cannot be written; the process may have been executed anew for it.
-pub fn protect() -> Result<()> {
+///
+/// The mount that comes back is to be dropped when there is time: the kernel takes a detached mount apart on the last
+/// close of its descriptor and waits for all CPUs with it, which costs more than all the rest here.
+pub fn protect() -> Result<Option<OwnedFd>> {
     let program = rustix::fs::open(SELF, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).call("open")?;
-    if is_protected(program.as_fd()) || exchange().is_ok() {
-        return Ok(());
+    if is_protected(program.as_fd()) {
+        return Ok(None);
     }
-    execute_copy(&program)
+    match exchange() {
+        Ok(mount) => Ok(Some(mount)),
+        Err(_) => execute_copy(&program).map(|()| None),
+    }
 }
 
 /// On a read-only mount, or a sealed file in memory: a caller may have seen to it.
@@ -44,7 +50,7 @@ fn is_protected(program: BorrowedFd<'_>) -> bool {
 }
 
 /// Exchanges the program file under the running process.
-fn exchange() -> Result<()> {
+fn exchange() -> Result<OwnedFd> {
     let tree = clone_path(Path::new(SELF), false)?;
     mount_setattr(tree.as_fd(), false, &MountAttr { set: MOUNT_ATTR_RDONLY, ..MountAttr::default() })?;
     let path = format!("/proc/self/fd/{}", tree.as_raw_fd());
@@ -54,7 +60,7 @@ fn exchange() -> Result<()> {
     for segment in segments() {
         segment.map_from(&file)?;
     }
-    way.exchange(file.as_fd())
+    way.exchange(file.as_fd()).map(|()| tree)
 }
 
 /// How the kernel lets the link be exchanged.
