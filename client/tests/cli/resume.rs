@@ -1,0 +1,129 @@
+//! A connection that breaks in the middle: nothing is lost, nothing is doubled, and it is said once.
+
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use crate::fake::{Fake, ID};
+use crate::support::{Ended, run, strata};
+
+const LOST: &str = "strata: the connection to engined is lost; the container goes on, connecting again\n";
+const LENGTH: usize = 3_000_000;
+
+fn spawn(fake: &Fake, arguments: &[&str]) -> Child {
+    strata(fake).args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn ended(child: Child) -> Ended {
+    Ended::of(child.wait_with_output().unwrap())
+}
+
+fn pattern() -> Vec<u8> {
+    (0..LENGTH).map(|at| (at % 251) as u8).collect()
+}
+
+#[test]
+fn output_goes_on_where_it_stopped() {
+    let mut fake = Fake::start();
+    fake.shared().break_after = Some(10);
+    let child = spawn(&fake, &["run", "--rm", "flood", &LENGTH.to_string()]);
+    fake.wait_for_break();
+    fake.die();
+    std::thread::sleep(Duration::from_millis(200));
+    fake.live();
+    let ended = ended(child);
+    assert_eq!((ended.code, ended.err.as_str()), (0, LOST));
+    assert!(ended.bytes == pattern(), "{} bytes of {LENGTH}", ended.bytes.len());
+    let attachments = fake.shared().attachments.clone();
+    assert_eq!(attachments.len(), 1);
+    assert_eq!((attachments[0].container.as_str(), attachments[0].from_start), (ID, false));
+}
+
+#[test]
+fn two_breaks_are_told_once() {
+    let mut fake = Fake::start();
+    fake.shared().break_after = Some(5);
+    let child = spawn(&fake, &["run", "flood", &LENGTH.to_string()]);
+    fake.wait_for_break();
+    fake.die();
+    fake.shared().break_after = Some(40);
+    fake.live();
+    fake.wait_for_break();
+    fake.die();
+    fake.live();
+    let ended = ended(child);
+    assert_eq!((ended.code, ended.err.as_str()), (0, LOST));
+    assert!(ended.bytes == pattern());
+}
+
+#[test]
+fn an_engine_that_stays_away_is_given_up() {
+    let mut fake = Fake::start();
+    fake.shared().break_after = Some(1);
+    let mut command = strata(&fake);
+    command.env("STRATA_RECONNECT_TIMEOUT", "1").args(["run", "flood", "100000"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    fake.wait_for_break();
+    fake.die();
+    let ended = ended(child);
+    assert_eq!(ended.code, 125);
+    let said = "strata: client: watch: lost the connection to engined and could not restore it in 1 s\n  cause: connect to engined at ";
+    assert!(ended.err.starts_with(&format!("{LOST}{said}")), "{}", ended.err);
+}
+
+#[test]
+fn a_break_before_there_is_a_container_is_an_error() {
+    let mut fake = Fake::start();
+    fake.shared().break_after = Some(1);
+    let child = spawn(&fake, &["exec", "web", "flood", "100000"]);
+    fake.wait_for_break();
+    fake.die();
+    let ended = ended(child);
+    assert_eq!(ended.code, 125);
+    assert!(
+        ended.err.starts_with("strata: client: exec: the connection to engined ended during exec\n"),
+        "{}",
+        ended.err
+    );
+}
+
+#[test]
+fn while_engined_is_away_the_client_can_be_ended() {
+    let mut fake = Fake::start();
+    fake.shared().break_after = Some(1);
+    let child = spawn(&fake, &["run", "flood", "100000"]);
+    fake.wait_for_break();
+    fake.die();
+    std::thread::sleep(Duration::from_millis(100));
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).unwrap();
+    let ended = ended(child);
+    assert_eq!((ended.code, ended.err.as_str()), (130, LOST));
+}
+
+#[test]
+fn signals_reach_the_program_after_a_restart() {
+    let mut fake = Fake::start();
+    fake.shared().break_after = Some(1);
+    let child = spawn(&fake, &["run", "sleep"]);
+    fake.wait_for_break();
+    fake.die();
+    fake.live();
+    fake.wait_until(|shared| shared.attachments.len() == 1);
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
+    fake.wait_until(|shared| shared.requests.iter().any(|(name, _)| *name == "kill"));
+    drop(fake);
+    let mut child = child;
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+#[test]
+fn wait_outlives_a_restart() {
+    let mut fake = Fake::start();
+    fake.die();
+    let child = spawn(&fake, &["wait", "web"]);
+    let ended = ended(child);
+    // It was never there: no patience for the first connection.
+    assert_eq!(ended.code, 1);
+    fake.live();
+    run(&fake, "wait web abcd").is(0, "3\n4\n", "");
+}
