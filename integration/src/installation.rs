@@ -245,16 +245,11 @@ pub fn look(root: &Path) -> Snapshot {
 pub fn left_over(root: &Path, before: &Snapshot, later: &Snapshot) -> Vec<Leak> {
     let (place, instance) = (root.display().to_string(), instance_of(root));
     let is_ours = |leak: &Leak| match leak.kind {
-        Kind::Link => leak.what.contains(&instance) || is_port_name(&leak.what),
+        Kind::Link => leak.what.contains(&instance) || leak::is_port(leak),
         Kind::Mount | Kind::Nftables => leak.what.contains(&instance) || leak.what.contains(&place),
         _ => true,
     };
     before.grown_to(later).into_iter().filter(is_ours).collect()
-}
-
-/// engined calls the host's ends of its veth pairs `v` and twelve hexadecimal digits.
-fn is_port_name(link: &str) -> bool {
-    link.len() == 13 && link.starts_with('v') && link[1..].chars().all(|digit| digit.is_ascii_hexdigit())
 }
 
 /// The default place of a person's stack.
@@ -276,11 +271,5 @@ mod tests {
         assert_eq!(instance_of(Path::new("/tmp/strata")), instance_of(Path::new("/tmp/strata")));
         assert_ne!(instance_of(Path::new("/tmp/strata")), instance_of(Path::new("/tmp/strata2")));
         assert_eq!(instance_of(Path::new("/")).len(), 8);
-    }
-
-    #[test]
-    fn ports_of_a_bridge_are_known_by_their_names() {
-        assert!(is_port_name("v12ab0a580002"));
-        assert!(!is_port_name("veth12345678a") && !is_port_name("v12ab"));
     }
 }

@@ -112,6 +112,11 @@ pub fn cgroups_named(name: &str) -> Vec<String> {
     kernel::cgroups(name)
 }
 
+/// Is this link the host's end of a container's, as engined makes them?
+pub fn is_port(leak: &Leak) -> bool {
+    leak.kind == Kind::Link && leak.what == kernel::PORT
+}
+
 /// The leaks as lines of text.
 pub fn report(leaks: &[Leak]) -> String {
     leaks.iter().map(|leak| format!("  {leak}\n")).collect()

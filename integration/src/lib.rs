@@ -39,5 +39,5 @@ pub mod wait;
 pub use call::{Call, Output, Running};
 pub use runtime::runtime;
 pub use skip::skip;
-pub use stack::{Stack, Subject, flow, ours, ours_with, theirs};
+pub use stack::{Stack, Subject, flow, ours, ours_with, theirs, theirs_over};
 pub use supervisor::{Daemonship, Supervised, supervised_by, supervised_with, supervisor};

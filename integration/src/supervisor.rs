@@ -126,6 +126,13 @@ impl Supervised {
         self.run(arguments).ok().text()
     }
 
+    /// A shell in the lab, for what `ctr` tells the user to do.
+    pub fn shell(&self, script: &str) -> Call {
+        let mut command = self.lab.site().command(Path::new("/bin/sh"));
+        command.args(["-c", script]);
+        Call::new(command)
+    }
+
     /// `ctr` in a terminal.
     pub fn terminal(&self, arguments: &[&str]) -> Terminal {
         let mut command = self.command();

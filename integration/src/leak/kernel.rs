@@ -59,7 +59,17 @@ fn below(path: &Path, see: &mut dyn FnMut(&Path)) {
 /// that sysfs was mounted in.)
 pub(crate) fn links() -> Vec<String> {
     let text = fs::read_to_string("/proc/thread-self/net/dev").expect("/proc is mounted");
-    text.lines().skip(2).filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim().to_owned()).collect()
+    let names = text.lines().skip(2).filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim());
+    names.map(|name| if is_port(name) { PORT.to_owned() } else { name.to_owned() }).collect()
+}
+
+/// What engined's ports of a bridge are called here. Their own names tell the address, and those that are prepared ahead
+/// have another one after each container: it is their number that is compared.
+pub(crate) const PORT: &str = "a port of a bridge";
+
+/// engined calls the host's ends of its veth pairs `v` and twelve hexadecimal digits.
+fn is_port(link: &str) -> bool {
+    link.len() == 13 && link.starts_with('v') && link[1..].chars().all(|digit| digit.is_ascii_hexdigit())
 }
 
 /// The tables, chains, rules and elements of nftables, line by line, without counters and handles.
@@ -125,6 +135,12 @@ mod tests {
     fn a_line_of_mountinfo() {
         let line = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
         assert_eq!(mount_of(line).as_deref(), Some("/mnt2 (ext3 /dev/root /mnt1)"));
+    }
+
+    #[test]
+    fn ports_of_a_bridge_are_known_by_their_names() {
+        assert!(is_port("v12ab0a580002"));
+        assert!(!is_port("veth12345678a") && !is_port("v12ab"));
     }
 
     #[test]

@@ -27,6 +27,9 @@ use crate::{programs, wait};
 /// The images that every registry of a test holds.
 const IMAGES: [&str; 5] = ["busybox", "nginx", "noexec", "nouser", "stubborn"];
 
+/// What `SUBJECT` says for Debian's dockerd over lowrun.
+const OVER_LOWRUN: &str = "theirs-over-lowrun";
+
 /// Who is under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
@@ -43,8 +46,8 @@ impl Subject {
     pub fn chosen() -> Subject {
         match std::env::var("SUBJECT").as_deref() {
             Err(_) | Ok("" | "ours") => Subject::Ours,
-            Ok("theirs") => Subject::Theirs,
-            Ok(other) => panic!("SUBJECT is {other:?}: it must be ours or theirs"),
+            Ok("theirs" | OVER_LOWRUN) => Subject::Theirs,
+            Ok(other) => panic!("SUBJECT is {other:?}: it must be ours, theirs or {OVER_LOWRUN}"),
         }
     }
 }
@@ -73,12 +76,26 @@ pub fn ours_with(settings: Settings, test: impl FnOnce(&mut Stack)) {
     on_stack(|site, registry| Ours::start(site, registry, settings).map(Backend::Ours), test);
 }
 
-/// Runs a test on Debian's dockerd.
+/// Runs a test on Debian's dockerd, or with `SUBJECT=theirs-over-lowrun` on one whose containers lowrun makes.
 pub fn theirs(test: impl FnOnce(&mut Stack)) {
+    if std::env::var("SUBJECT").as_deref() == Ok(OVER_LOWRUN) {
+        return theirs_over("lowrun", test);
+    }
+    on_docker(Theirs::start, test);
+}
+
+/// Runs a test on Debian's dockerd with a program of ours in runc's place.
+pub fn theirs_over(runtime: &str, test: impl FnOnce(&mut Stack)) {
+    let path = programs::ours().join(runtime);
+    assert!(path.exists(), "{} is missing: run 'make build'", path.display());
+    on_docker(|site| Theirs::start_over(site, runtime), test);
+}
+
+fn on_docker(start: impl FnOnce(&Site) -> Result<Theirs, String>, test: impl FnOnce(&mut Stack)) {
     if programs::peer("dockerd").is_none() {
         return skip("dockerd is not installed: run 'make setup'");
     }
-    on_stack(|site, _| Theirs::start(site).map(Backend::Theirs), test);
+    on_stack(|site, _| start(site).map(Backend::Theirs), test);
 }
 
 fn on_stack(start: impl FnOnce(&Site, &Registry) -> Result<Backend, String>, test: impl FnOnce(&mut Stack)) {
@@ -119,13 +136,10 @@ impl Backend {
         }
     }
 
-    /// Takes away what an engine leaves for the next one; ours can do that.
-    fn remove_network(&self, site: &Site) -> Option<Leak> {
-        let Backend::Ours(_) = self else { return None };
-        let output = ours::engined_command(site).arg("--remove-network").output();
-        let output = output.unwrap_or_else(|error| panic!("run engined --remove-network: {error}"));
-        let what = format!("engined --remove-network: {}", String::from_utf8_lossy(&output.stderr));
-        (!output.status.success()).then_some(Leak { kind: leak::Kind::Link, what })
+    /// Takes away what outlives the daemons; Docker cannot do that.
+    fn clean_up(&self) -> Option<Leak> {
+        let Backend::Ours(ours) = self else { return None };
+        ours.clean_up().err().map(|what| Leak { kind: leak::Kind::Link, what })
     }
 
     /// The directories in which a removed container leaves nothing.
@@ -269,7 +283,7 @@ impl Stack {
         }
         let mut leaks = self.leaks_beside_daemons();
         leaks.extend(self.end_daemons());
-        leaks.extend(self.backend.remove_network(self.lab.site()));
+        leaks.extend(self.backend.clean_up());
         leaks.extend(self.lab.leaks(|leak| self.outlives_daemons(leak)));
         if !leaks.is_empty() {
             self.print_logs();
@@ -281,7 +295,7 @@ impl Stack {
     /// With the daemons running and no container left, all is as it was before the test. What is removed off the reply
     /// path may take a moment.
     fn leaks_beside_daemons(&mut self) -> Vec<Leak> {
-        let Some(baseline) = self.baseline.take() else { return Vec::new() };
+        let Some(baseline) = self.baseline.clone() else { return Vec::new() };
         let mut leaks = Vec::new();
         wait::poll(Duration::from_secs(5), || {
             leaks = baseline.grown_to(&self.look());
@@ -289,6 +303,16 @@ impl Stack {
             leaks.is_empty().then_some(())
         });
         leaks
+    }
+
+    /// In the middle of a test, with no container left: all is as it was at the test's begin.
+    ///
+    /// # Panics
+    /// When it is not.
+    #[track_caller]
+    pub fn assert_nothing_left(&mut self, when: &str) {
+        let leaks = self.leaks_beside_daemons();
+        assert!(leaks.is_empty(), "{when}: left behind:\n{}", leak::report(&leaks));
     }
 
     /// Daemons keep connections and open files for a while: a descriptor without a name of its own is no leak here. That

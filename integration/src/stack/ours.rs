@@ -1,8 +1,11 @@
 //! Our daemons, with all their state in the site.
 
+use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::daemon::Daemon;
 use crate::programs;
@@ -29,8 +32,8 @@ pub struct Settings {
     pub runtime: Option<String>,
     /// The OCI runtime that the shim calls; lowrun when there is none.
     pub runtime_binary: Option<PathBuf>,
-    /// Where shimd's state is put instead, for instance a small file system.
-    pub supervisor_root: Option<PathBuf>,
+    /// Put shimd's state on a file system of so many MiB.
+    pub supervisor_megabytes: Option<u32>,
     /// More lines of engined.toml, before its tables.
     pub more_at_head: String,
     /// More lines of engined.toml, after its tables.
@@ -52,6 +55,9 @@ impl Ours {
     /// When one does not start.
     pub fn start(site: &Site, registry: &Registry, settings: Settings) -> Result<Ours, String> {
         write_configuration(site, registry, &settings)?;
+        if let Some(megabytes) = settings.supervisor_megabytes {
+            mount_small_disk(&supervisor_root(site), megabytes)?;
+        }
         let supervisor = start_supervisor(site, &settings)?;
         let engined = start_engined(site)?;
         Ok(Ours { site: site.clone(), settings, supervisor, engined })
@@ -92,6 +98,21 @@ impl Ours {
         self.supervisor = start_supervisor(&self.site, &self.settings).unwrap_or_else(|error| panic!("{error}"));
     }
 
+    /// After the daemons' end: takes away what an engine leaves for the next one, and what the harness had put there.
+    ///
+    /// # Errors
+    /// When engined cannot.
+    pub(super) fn clean_up(&self) -> Result<(), String> {
+        if self.settings.supervisor_megabytes.is_some() {
+            let place = supervisor_root(&self.site);
+            umount2(&place, MntFlags::empty()).map_err(|errno| format!("unmount {}: {errno}", place.display()))?;
+        }
+        let output = engined_command(&self.site).arg("--remove-network").output();
+        let output = output.map_err(|error| format!("run engined --remove-network: {error}"))?;
+        let why = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.success() { Ok(()) } else { Err(format!("engined --remove-network: {why}")) }
+    }
+
     /// Leaves both running when this process ends; returns their pids.
     pub fn leave_running(self) -> [i32; 2] {
         [self.supervisor.leave_running(), self.engined.leave_running()]
@@ -126,19 +147,29 @@ pub fn supervisor_socket(site: &Site, supervisor: Supervisor) -> PathBuf {
 
 fn write_configuration(site: &Site, registry: &Registry, settings: &Settings) -> Result<(), String> {
     site.write_config("engined.toml", &engined_toml(site, registry, settings))?;
-    site.write_config("shimd.toml", &shimd_toml(site, settings, &programs::ours()))?;
+    site.write_config("shimd.toml", &shimd_toml(site, &programs::ours()))?;
     Ok(())
 }
 
-fn shimd_toml(site: &Site, settings: &Settings, shims: &Path) -> String {
-    let root = settings.supervisor_root.clone().unwrap_or_else(|| site.path("lib/shimd"));
+fn shimd_toml(site: &Site, shims: &Path) -> String {
     format!(
         "root = '{}'\nstate = '{}'\naddress = '{}'\nshim_path = '{}'\n",
-        root.display(),
+        supervisor_root(site).display(),
         site.path("run/shimd").display(),
         supervisor_socket(site, Supervisor::Shimd).display(),
         shims.display()
     )
+}
+
+fn supervisor_root(site: &Site) -> PathBuf {
+    site.path("lib/shimd")
+}
+
+fn mount_small_disk(place: &Path, megabytes: u32) -> Result<(), String> {
+    fs::create_dir_all(place).map_err(|error| format!("create {}: {error}", place.display()))?;
+    let options = format!("size={megabytes}m");
+    let mounted = mount(Some("small-disk"), place, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()));
+    mounted.map_err(|errno| format!("mount a tmpfs on {}: {errno}", place.display()))
 }
 
 fn engined_toml(site: &Site, registry: &Registry, settings: &Settings) -> String {
@@ -164,7 +195,7 @@ fn engined_toml(site: &Site, registry: &Registry, settings: &Settings) -> String
 /// # Errors
 /// When it does not start.
 pub fn start_shimd(site: &Site, shims: &Path) -> Result<Daemon, String> {
-    site.write_config("shimd.toml", &shimd_toml(site, &Settings::default(), shims))?;
+    site.write_config("shimd.toml", &shimd_toml(site, shims))?;
     start_daemon(site, "shimd", &supervisor_socket(site, Supervisor::Shimd))
 }
 

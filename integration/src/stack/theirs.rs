@@ -19,9 +19,23 @@ impl Theirs {
     /// # Errors
     /// When one is missing or does not start.
     pub fn start(site: &Site) -> Result<Theirs, String> {
+        Theirs::start_configured(site, "{}\n")
+    }
+
+    /// The same with a program of ours, such as `lowrun`, in runc's place.
+    ///
+    /// # Errors
+    /// As [`Theirs::start`].
+    pub fn start_over(site: &Site, runtime: &str) -> Result<Theirs, String> {
+        let path = programs::ours().join(runtime);
+        let config = serde_json::json!({"runtimes": {runtime: {"path": path}}, "default-runtime": runtime});
+        Theirs::start_configured(site, &config.to_string())
+    }
+
+    fn start_configured(site: &Site, config: &str) -> Result<Theirs, String> {
         let containerd = start_containerd(site)?;
         let program = programs::peer("dockerd").ok_or("dockerd is not installed")?;
-        let config = site.write_config("docker.json", "{}\n")?;
+        let config = site.write_config("docker.json", config)?;
         let socket = socket(site);
         let mut command = site.daemon(&program);
         command.arg("--config-file").arg(config).arg("--host").arg(format!("unix://{}", socket.display()));
