@@ -17,6 +17,7 @@ use world::{Kind, Layer, Layout, Made, Packing, Registry, Supervisor, noise};
 
 /// A supervisor, a registry, and the images between them.
 struct Scene {
+    kind: Kind,
     supervisor: Supervisor,
     registry: Registry,
     images: Arc<Images>,
@@ -29,7 +30,7 @@ impl Scene {
         let images = engine(&supervisor);
         // As engined does at its start.
         supervisor.client().ensure_namespace(world::NAMESPACE).await.unwrap();
-        Some(Scene { supervisor, registry, images })
+        Some(Scene { kind, supervisor, registry, images })
     }
 
     async fn pull(&self, name: &str) -> Result<Pulled, Fault> {
@@ -145,6 +146,8 @@ over_both! {
     a_config_that_lies_about_a_layer,
     a_cut_pull_is_resumed,
     a_pull_after_a_kill_is_resumed,
+    a_pull_goes_on_when_the_supervisor_crashed,
+    a_full_disk,
     names_come_and_go,
     an_image_that_others_brought,
     a_name_that_moves,
@@ -326,6 +329,48 @@ async fn a_pull_after_a_kill_is_resumed(scene: Scene) {
     let all = proxy.passed();
     assert!(all - passed < 20_500_000, "{all} {passed}");
     scene.assert_clean().await;
+}
+
+async fn a_pull_goes_on_when_the_supervisor_crashed(mut scene: Scene) {
+    let layers =
+        [Layer::new(Packing::Gzip, &[("a", b"a")]), Layer::new(Packing::Plain, &[("b", &noise(3, 20_000_000))])];
+    let made = scene.push("app:1", &layers);
+    let proxy = Proxy::start(scene.registry.port, 12_000_000, true).await;
+    let (images, name) = (Arc::clone(&scene.images), proxy.name("app:1"));
+    let pulling = tokio::spawn(async move { pull(&images, &name).await.0 });
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    tokio::task::block_in_place(|| scene.supervisor.crash());
+    proxy.allow(1 << 40);
+    assert_eq!(pulling.await.unwrap().unwrap().image.id, made.id);
+    assert!(proxy.passed() < 20_000_000 + (4 << 20), "{}", proxy.passed());
+    scene.assert_clean().await;
+    assert!(scene.supervisor.ctr(&["images", "check"]).contains("complete"));
+    // The stream of changes is there again, and names are remembered.
+    assert_eq!(scene.images.local(&proxy.name("app:1")).await.unwrap().unwrap().id, made.id);
+}
+
+async fn a_full_disk(mut scene: Scene) {
+    let layers =
+        [Layer::new(Packing::Gzip, &[("a", b"a")]), Layer::new(Packing::Plain, &[("b", &noise(3, 20_000_000))])];
+    let made = scene.push("app:1", &layers);
+    // Room for the blobs, and then for half of what they hold; then not even for the blobs.
+    for size_mib in [32, 12] {
+        tokio::task::block_in_place(|| {
+            drop(scene.images);
+            drop(scene.supervisor);
+        });
+        scene.supervisor = Supervisor::start(scene.kind).unwrap();
+        tokio::task::block_in_place(|| scene.supervisor.with_disk(size_mib));
+        scene.images = engine(&scene.supervisor);
+        scene.supervisor.client().ensure_namespace(world::NAMESPACE).await.unwrap();
+        let fault = scene.pull(&scene.registry.name("app:1")).await.unwrap_err();
+        assert_eq!(fault.code, code::NO_SPACE, "{size_mib} MiB: {fault:?}");
+        scene.assert_clean().await;
+        assert!(scene.images.list().await.unwrap().is_empty());
+    }
+    scene.supervisor.grow_disk(200);
+    let pulled = scene.pull(&scene.registry.name("app:1")).await;
+    assert_eq!(pulled.unwrap().image.id, made.id);
 }
 
 async fn names_come_and_go(scene: Scene) {

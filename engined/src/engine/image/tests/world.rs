@@ -107,6 +107,33 @@ impl Supervisor {
         wait_for("the supervisor", &log, || std::os::unix::net::UnixStream::connect(&socket).is_ok());
     }
 
+    /// A disk of that many MiB of its own for what it keeps; to be called on one that was just started.
+    pub(super) fn with_disk(&mut self, size_mib: u32) {
+        self.daemon = None;
+        let root = self.directory.path().join("root");
+        fs::remove_dir_all(&root).unwrap();
+        fs::create_dir(&root).unwrap();
+        let options = format!("size={size_mib}m,mode=700");
+        let made = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&root).status();
+        assert!(made.unwrap().success());
+        self.up();
+    }
+
+    pub(super) fn grow_disk(&self, size_mib: u32) {
+        let options = format!("remount,size={size_mib}m");
+        let root = self.directory.path().join("root");
+        assert!(Command::new("mount").args(["-o", &options]).arg(root).status().unwrap().success());
+    }
+
+    /// Ends it as a crash does, and starts it again.
+    pub(super) fn crash(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.0.kill().unwrap();
+            daemon.0.wait().unwrap();
+        }
+        self.up();
+    }
+
     pub(super) fn socket(&self) -> PathBuf {
         self.directory.path().join("sock")
     }
@@ -130,6 +157,15 @@ impl Supervisor {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         assert!(output.status.success(), "ctr {arguments:?}: {}\n{}", text(&output.stderr), self.log());
         text(&output.stdout)
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        self.daemon = None;
+        // Nothing is mounted there but in the tests that asked for it.
+        let root = self.directory.path().join("root");
+        let _ = Command::new("umount").arg("-q").arg(root).stderr(Stdio::null()).status();
     }
 }
 
