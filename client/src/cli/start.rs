@@ -113,10 +113,10 @@ async fn inspect(engine: &Engine, name: &str) -> Result<ContainerDetail, Error> 
     Ok(told("inspect", engine.containers().inspect(request).await)?.container.unwrap_or_default())
 }
 
-/// Where the log of a container that does not run ends; 0 when it has none.
+/// Where the log of a container that does not run ends: behind its last line; 0 when it has none.
 async fn log_end(engine: &Engine, id: &str) -> Result<u64, Error> {
     let request =
-        LogsRequest { container: id.to_owned(), tail: Some(0), stdout: true, stderr: true, ..LogsRequest::default() };
+        LogsRequest { container: id.to_owned(), tail: Some(1), stdout: true, stderr: true, ..LogsRequest::default() };
     let mut events = told("logs", engine.containers().logs(request).await)?;
     let mut end = 0;
     while let Some(event) = events.message().await.map_err(|status| crate::engine::failure("logs", status))? {

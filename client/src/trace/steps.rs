@@ -23,50 +23,75 @@ pub(super) const STEPS: [(&str, &str); 11] = [
 const SLACK_NS: u64 = 50_000;
 
 /// A span in its place.
-pub(super) struct Row<'a> {
+pub(super) struct Row {
     /// The step's number; empty for what happened within one.
     pub(super) number: &'static str,
-    pub(super) span: &'a Span,
+    pub(super) span: Span,
     /// 0 for a step.
     pub(super) depth: usize,
 }
 
 /// The rows of a trace: the steps that happened, in order, each followed by its parts; what belongs to no step last.
-pub(super) fn rows(trace: &Trace) -> Vec<Row<'_>> {
-    let steps: Vec<Option<usize>> = STEPS.iter().map(|(_, name)| outermost(trace, name)).collect();
+pub(super) fn rows(trace: &Trace) -> Vec<Row> {
+    let steps: Vec<Vec<usize>> = STEPS.iter().map(|(_, name)| pieces(trace, name)).collect();
     let parents = parents(trace, &steps);
     let mut rows = Vec::new();
-    for ((number, _), step) in STEPS.iter().zip(&steps) {
-        if let Some(step) = step {
-            rows.push(Row { number, span: &trace.spans[*step], depth: 0 });
-            add_children(trace, &parents, Some(*step), 1, &mut rows);
+    for ((number, _), pieces) in STEPS.iter().zip(&steps) {
+        if let Some(span) = joined(trace, pieces) {
+            rows.push(Row { number, span, depth: 0 });
+            pieces.iter().for_each(|&piece| add_children(trace, &parents, Place::In(piece), 1, &mut rows));
         }
     }
-    let mut strays = Vec::new();
-    add_children(trace, &parents, None, 0, &mut strays);
-    strays.retain(|row| !rows.iter().any(|known| std::ptr::eq(known.span, row.span)));
-    rows.extend(strays);
+    add_children(trace, &parents, Place::Nowhere, 0, &mut rows);
     rows
 }
 
-/// The span that is the step `name`: of several layers' spans of that name, the longest.
-fn outermost(trace: &Trace, name: &str) -> Option<usize> {
-    let named = trace.spans.iter().enumerate().filter(|(_, span)| span.name.replace(' ', "-") == name);
-    named.max_by_key(|(_, span)| span.duration_ns).map(|(index, _)| index)
+/// Where a span belongs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// It is a step, or a piece of one.
+    Step,
+    /// Within the span of that index.
+    In(usize),
+    Nowhere,
 }
 
-/// For each span the narrowest other span that contains it; a step has none.
-fn parents(trace: &Trace, steps: &[Option<usize>]) -> Vec<Option<usize>> {
-    let is_step = |index: usize| steps.contains(&Some(index));
-    (0..trace.spans.len())
-        .map(|child| {
-            if is_step(child) {
-                return None;
-            }
-            let around = (0..trace.spans.len()).filter(|&index| contains(trace, index, child));
-            around.min_by_key(|&index| trace.spans[index].duration_ns)
-        })
-        .collect()
+/// The spans that are the step `name`: of the layer that spent longest with it, each that lies in no other one. A layer
+/// may come to a step twice (validate: the words, then the image).
+fn pieces(trace: &Trace, name: &str) -> Vec<usize> {
+    let named = |index: &usize| trace.spans[*index].name.replace(' ', "-") == name;
+    let named: Vec<usize> = (0..trace.spans.len()).filter(named).collect();
+    let Some(&longest) = named.iter().max_by_key(|&&index| trace.spans[index].duration_ns) else { return Vec::new() };
+    let of_layer = |index: &&usize| trace.spans[**index].layer == trace.spans[longest].layer;
+    let outermost = |index: &&usize| !named.iter().any(|&other| contains(trace, other, **index));
+    named.iter().filter(of_layer).filter(outermost).copied().collect()
+}
+
+/// The pieces of a step as one span: from the first one's beginning, as long as all of them.
+fn joined(trace: &Trace, pieces: &[usize]) -> Option<Span> {
+    let spans = || pieces.iter().map(|&piece| &trace.spans[piece]);
+    let longest = spans().max_by_key(|span| span.duration_ns)?;
+    let start_ns = spans().map(|span| span.start_ns).min()?;
+    Some(Span { start_ns, duration_ns: spans().map(|span| span.duration_ns).sum(), ..longest.clone() })
+}
+
+/// For each span its place: a step has none around it, any other the narrowest span that contains it, else (a layer's
+/// share of a step, seen a little outside it) the step of its name.
+fn parents(trace: &Trace, steps: &[Vec<usize>]) -> Vec<Place> {
+    let place = |child: usize| {
+        if steps.iter().any(|pieces| pieces.contains(&child)) {
+            return Place::Step;
+        }
+        let around = (0..trace.spans.len()).filter(|&index| contains(trace, index, child));
+        let narrowest = around.min_by_key(|&index| trace.spans[index].duration_ns);
+        let named = || {
+            let name = trace.spans[child].name.replace(' ', "-");
+            let step = STEPS.iter().position(|(_, step)| *step == name)?;
+            steps[step].first().copied()
+        };
+        narrowest.or_else(named).map_or(Place::Nowhere, Place::In)
+    };
+    (0..trace.spans.len()).map(place).collect()
 }
 
 fn contains(trace: &Trace, outer: usize, inner: usize) -> bool {
@@ -79,18 +104,12 @@ fn contains(trace: &Trace, outer: usize, inner: usize) -> bool {
         && within.start_ns < end_ns(around)
 }
 
-fn add_children<'a>(
-    trace: &'a Trace,
-    parents: &[Option<usize>],
-    of: Option<usize>,
-    depth: usize,
-    rows: &mut Vec<Row<'a>>,
-) {
+fn add_children(trace: &Trace, parents: &[Place], of: Place, depth: usize, rows: &mut Vec<Row>) {
     let mut children: Vec<usize> = (0..trace.spans.len()).filter(|&child| parents[child] == of).collect();
     children.sort_by_key(|&child| trace.spans[child].start_ns);
     for child in children {
-        rows.push(Row { number: "", span: &trace.spans[child], depth });
-        add_children(trace, parents, Some(child), depth + 1, rows);
+        rows.push(Row { number: "", span: trace.spans[child].clone(), depth });
+        add_children(trace, parents, Place::In(child), depth + 1, rows);
     }
 }
 
@@ -124,6 +143,19 @@ mod tests {
                 "10report"
             ]
         );
+    }
+
+    #[test]
+    fn a_step_in_two_pieces_is_one_row_and_other_layers_shares_stand_below() {
+        let mut trace = sample();
+        let again = Span { start_ns: trace.spans[1].start_ns + 250_000, duration_ns: 40_000, ..trace.spans[1].clone() };
+        let late = Span { layer: "engine".to_owned(), start_ns: 10_500_000, duration_ns: 1, ..trace.spans[12].clone() };
+        trace.spans.extend([again, late]);
+        let rows = rows(&trace);
+        let of = |number: &str| rows.iter().position(|row| row.number == number).unwrap();
+        assert_eq!(rows[of("2")].span.duration_ns, 240_000);
+        assert_eq!(rows[of("10") + 1].span.layer, "engine");
+        assert_eq!((rows[of("10") + 1].depth, rows.len()), (1, trace.spans.len() - 1));
     }
 
     #[test]

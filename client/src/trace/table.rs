@@ -30,7 +30,7 @@ pub(super) fn text(trace: &Trace) -> String {
     text
 }
 
-fn line(trace: &Trace, row: &Row<'_>, name_width: usize) -> String {
+fn line(trace: &Trace, row: &Row, name_width: usize) -> String {
     let name = format!("{}{}", "  ".repeat(row.depth), row.span.name);
     let at = ms(row.span.start_ns.saturating_sub(trace.began_ns));
     let took = ms(row.span.duration_ns);
@@ -42,7 +42,7 @@ fn line(trace: &Trace, row: &Row<'_>, name_width: usize) -> String {
 }
 
 /// The time in which no step was under way: on the wire, or waiting to be scheduled.
-fn between_steps(trace: &Trace, rows: &[Row<'_>]) -> u64 {
+fn between_steps(trace: &Trace, rows: &[Row]) -> u64 {
     let mut steps: Vec<(u64, u64)> = rows
         .iter()
         .filter(|row| row.depth == 0)

@@ -524,16 +524,12 @@ impl Containers for Service {
         let (sender, receiver) = mpsc::unbounded_channel();
         let shared = self.shared();
         let at = Some(prost_types::Timestamp { seconds: 0, nanos: 1 });
-        let length = shared.record.log.len();
-        if tail == Some(0) {
-            let output = Some(Output { next: length as u64, ..Output::default() });
-            let _ = sender.send(Ok(LogsEvent { output, at: None, tty: false }));
-        } else {
-            for (index, (stream, data)) in shared.record.log.iter().enumerate() {
-                let next = index as u64 + 1;
-                let output = Some(Output { stream: (*stream).into(), data: data.clone().into(), next, lost: 0 });
-                let _ = sender.send(Ok(LogsEvent { output, at, tty: false }));
-            }
+        let _ = sender.send(Ok(LogsEvent::default()));
+        let skipped = tail.map_or(0, |tail| shared.record.log.len().saturating_sub(tail as usize));
+        for (index, (stream, data)) in shared.record.log.iter().enumerate().skip(skipped) {
+            let next = index as u64 + 1;
+            let output = Some(Output { stream: (*stream).into(), data: data.clone().into(), next, lost: 0 });
+            let _ = sender.send(Ok(LogsEvent { output, at, tty: false }));
         }
         Ok(Response::new(UnboundedReceiverStream::new(receiver)))
     }
