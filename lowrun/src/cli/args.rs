@@ -10,77 +10,77 @@ use crate::fault::{Code, Fault, Result};
 
 /// A flag of a command.
 #[derive(Debug)]
-pub struct Flag {
-    pub name: &'static str,
-    pub short: Option<char>,
+pub(super) struct Flag {
+    pub(super) name: &'static str,
+    pub(super) short: Option<char>,
     /// What stands for the value in help; `None` is a switch.
-    pub value: Option<&'static str>,
-    pub help: &'static str,
+    pub(super) value: Option<&'static str>,
+    pub(super) help: &'static str,
 }
 
 /// A switch.
-pub const fn switch(name: &'static str, short: Option<char>, help: &'static str) -> Flag {
+pub(super) const fn switch(name: &'static str, short: Option<char>, help: &'static str) -> Flag {
     Flag { name, short, value: None, help }
 }
 
 /// A flag with a value.
-pub const fn option(name: &'static str, short: Option<char>, value: &'static str, help: &'static str) -> Flag {
+pub(super) const fn option(name: &'static str, short: Option<char>, value: &'static str, help: &'static str) -> Flag {
     Flag { name, short, value: Some(value), help }
 }
 
 /// A command.
 #[derive(Debug)]
-pub struct Command {
-    pub name: &'static str,
-    pub about: &'static str,
+pub(super) struct Command {
+    pub(super) name: &'static str,
+    pub(super) about: &'static str,
     /// The words after the flags, for help.
-    pub arguments: &'static str,
-    pub flags: &'static [Flag],
+    pub(super) arguments: &'static str,
+    pub(super) flags: &'static [Flag],
     /// Fewest and most words.
-    pub count: (usize, usize),
+    pub(super) count: (usize, usize),
     /// After this many words all others are words: they belong to another program.
-    pub flags_end_after: usize,
+    pub(super) flags_end_after: usize,
 }
 
 /// What was typed.
 #[derive(Debug, Default)]
-pub struct Typed {
+pub(super) struct Typed {
     flags: Vec<(&'static str, OsString)>,
-    pub words: Vec<OsString>,
-    pub wants_help: bool,
+    pub(super) words: Vec<OsString>,
+    pub(super) wants_help: bool,
 }
 
 impl Typed {
     /// The last value of a flag.
-    pub fn value(&self, name: &str) -> Option<&OsString> {
+    pub(super) fn value(&self, name: &str) -> Option<&OsString> {
         self.flags.iter().rev().find(|(flag, _)| *flag == name).map(|(_, value)| value)
     }
 
     /// The last value of a flag as text.
-    pub fn text(&self, name: &str) -> Result<Option<&str>> {
+    pub(super) fn text(&self, name: &str) -> Result<Option<&str>> {
         self.value(name).map(|value| utf8(value, name)).transpose()
     }
 
     /// All values of a flag.
-    pub fn all(&self, name: &str) -> Result<Vec<String>> {
+    pub(super) fn all(&self, name: &str) -> Result<Vec<String>> {
         let values = self.flags.iter().filter(|(flag, _)| *flag == name);
         values.map(|(_, value)| utf8(value, name).map(str::to_owned)).collect()
     }
 
     /// Whether a switch is on.
-    pub fn is_on(&self, name: &str) -> bool {
+    pub(super) fn is_on(&self, name: &str) -> bool {
         self.value(name).is_some_and(|value| value == "true")
     }
 
     /// A number.
-    pub fn number<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>> {
+    pub(super) fn number<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>> {
         let Some(text) = self.text(name)? else { return Ok(None) };
         let number = text.parse().map_err(|_| invalid(format!("invalid value {text:?} for flag --{name}")))?;
         Ok(Some(number))
     }
 
     /// A word as text.
-    pub fn word(&self, index: usize) -> Result<&str> {
+    pub(super) fn word(&self, index: usize) -> Result<&str> {
         self.words.get(index).map_or(Ok(""), |word| utf8(word, "argument"))
     }
 }
@@ -94,7 +94,7 @@ fn invalid(message: impl Into<String>) -> Box<Fault> {
 }
 
 /// Takes the flags and words of a command from the front of `line`. `is_global` leaves the rest at the first word.
-pub fn parse(command: &Command, line: &mut Vec<OsString>, is_global: bool) -> Result<Typed> {
+pub(super) fn parse(command: &Command, line: &mut Vec<OsString>, is_global: bool) -> Result<Typed> {
     let mut typed = Typed::default();
     line.reverse();
     while let Some(word) = line.pop() {
@@ -178,7 +178,7 @@ fn take_short_switches(command: &Command, typed: &mut Typed, name: &str, is_long
 }
 
 /// The help text of a command.
-pub fn help(command: &Command, global: &[Flag]) -> String {
+pub(super) fn help(command: &Command, global: &[Flag]) -> String {
     let mut text =
         format!("lowrun {}: {}\n\nUsage:\n  lowrun [global options] {}", command.name, command.about, command.name);
     if !command.flags.is_empty() {
@@ -194,7 +194,7 @@ pub fn help(command: &Command, global: &[Flag]) -> String {
 }
 
 /// One line for each flag.
-pub fn flag_lines(flags: &[Flag]) -> String {
+pub(super) fn flag_lines(flags: &[Flag]) -> String {
     let left = |flag: &Flag| {
         let short = flag.short.map_or("    ".to_owned(), |short| format!("-{short}, "));
         let value = flag.value.map(|value| format!(" {value}")).unwrap_or_default();

@@ -78,7 +78,7 @@ fn clone(setup: &ExecSetup<'_>, cgroup: &Cgroup, in_pid_namespace: bool) -> Resu
         sys::process::setns(setup.init.as_fd(), Kind::Pid.flag())
             .attempt(Code::NamespaceFailed, || format!("join the pid namespace of container {}", setup.id))?;
     }
-    let dir = cgroup.unified().map(|hierarchy| open_cgroup(hierarchy)).transpose()?;
+    let dir = cgroup.unified().map(open_cgroup).transpose()?;
     let attempted = || format!("make a process in container {}", setup.id);
     let forked = match clone3(0, dir.as_ref().map(AsFd::as_fd)) {
         // On v2 the container's own init may have made cgroups below and moved there: then no process may enter the

@@ -130,7 +130,7 @@ fn read(dir: BorrowedFd<'_>, name: &str) -> sys::Result<Option<(u64, Vec<u8>)>> 
     let mut bytes = Vec::with_capacity(size as usize);
     std::fs::File::from(file).take(FILE_MAX).read_to_end(&mut bytes).call("read")?;
     let Some((flags, program)) = bytes.split_first_chunk::<8>() else { return Ok(None) };
-    let whole = !program.is_empty() && program.len() % kernel::INSTRUCTION_BYTES == 0;
+    let whole = !program.is_empty() && program.len().is_multiple_of(kernel::INSTRUCTION_BYTES);
     Ok(whole.then(|| (u64::from_le_bytes(*flags), program.to_vec())))
 }
 
@@ -410,7 +410,7 @@ mod tests {
                 {"names":["personality"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":8,"op":"SCMP_CMP_EQ"}]}]}"#,
         );
         let filter = filter.unwrap().unwrap();
-        assert!(!filter.program.is_empty() && filter.program.len() % kernel::INSTRUCTION_BYTES == 0);
+        assert!(!filter.program.is_empty() && filter.program.len().is_multiple_of(kernel::INSTRUCTION_BYTES));
         assert!(filter.listener.is_none());
     }
 

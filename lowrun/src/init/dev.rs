@@ -24,12 +24,12 @@ const LINKS: [(&str, &str); 5] = [
 ];
 
 /// Whether it is the null device.
-pub fn is_null(stat: &Stat) -> bool {
+pub(super) fn is_null(stat: &Stat) -> bool {
     stat.st_mode & libc::S_IFMT == libc::S_IFCHR && stat.st_rdev == makedev(1, 3)
 }
 
 /// Fills `/dev`.
-pub fn populate(root: &Root, setup: &Setup<'_>) -> Result<()> {
+pub(super) fn populate(root: &Root, setup: &Setup<'_>) -> Result<()> {
     let dev = root.make_dirs(Path::new("/dev"), 0o755).attempt(Code::RootfsUnsafe, || "open /dev")?;
     for node in &setup.plan.devices {
         // pts/ptmx takes its place.

@@ -46,13 +46,13 @@ const PROC_MOUNTS: [&str; 10] = [
 /// Copies of mounts of the host, opened before the process gave up the host's root: the root file system and the
 /// sources of bind mounts by their place in the spec.
 #[derive(Default)]
-pub struct Sources {
+pub(super) struct Sources {
     rootfs: Option<OwnedFd>,
     binds: BTreeMap<usize, OwnedFd>,
 }
 
 /// Opens what a mapped root might not reach.
-pub fn open_sources(plan: &Plan) -> Result<Sources> {
+pub(super) fn open_sources(plan: &Plan) -> Result<Sources> {
     let mut binds = BTreeMap::new();
     for mount in &plan.mounts {
         if let MountKind::Bind { source, recursive } = &mount.kind {
@@ -63,9 +63,9 @@ pub fn open_sources(plan: &Plan) -> Result<Sources> {
 }
 
 /// The file system under construction.
-pub struct Rootfs {
+pub(super) struct Rootfs {
     /// The container's root.
-    pub root: Root,
+    pub(super) root: Root,
     /// Mounts that become read-only when all is in them.
     late_readonly: Vec<OwnedFd>,
     sources: Sources,
@@ -76,7 +76,7 @@ pub struct Rootfs {
 
 impl Rootfs {
     /// Makes the root and all mounts of the plan.
-    pub fn build(setup: &Setup<'_>, channel: &InitEnd, mut sources: Sources) -> Result<Rootfs> {
+    pub(super) fn build(setup: &Setup<'_>, channel: &InitEnd, mut sources: Sources) -> Result<Rootfs> {
         let root = prepare_root(setup.plan, sources.rootfs.take())?;
         let null = clone_null(setup.plan)?;
         let mut rootfs = Rootfs { root, late_readonly: Vec::new(), sources, in_cgroup: false, null };
@@ -87,7 +87,7 @@ impl Rootfs {
     }
 
     /// Enters the cgroups, unless a mount has needed it before.
-    pub fn enter_cgroup(&mut self, setup: &Setup<'_>, channel: &InitEnd) -> Result<()> {
+    pub(super) fn enter_cgroup(&mut self, setup: &Setup<'_>, channel: &InitEnd) -> Result<()> {
         if !std::mem::replace(&mut self.in_cgroup, true) {
             span("cgroup", || super::enter_cgroup(setup, channel))?;
         }
@@ -265,12 +265,12 @@ impl Rootfs {
     }
 
     /// Device nodes, links and the terminal multiplexer of `/dev`, if it is ours.
-    pub fn populate_dev(&self, setup: &Setup<'_>) -> Result<()> {
+    pub(super) fn populate_dev(&self, setup: &Setup<'_>) -> Result<()> {
         if setup.plan.fills_dev { dev::populate(&self.root, setup) } else { Ok(()) }
     }
 
     /// Makes the container's root the root of the process, and the host's root unreachable.
-    pub fn pivot(&mut self, setup: &Setup<'_>) -> Result<()> {
+    pub(super) fn pivot(&mut self, setup: &Setup<'_>) -> Result<()> {
         let attempted = || format!("change the root to {}", setup.plan.rootfs.display());
         rustix::process::fchdir(self.root.fd()).call("fchdir").attempt(Code::RootfsInvalid, attempted)?;
         if !setup.plan.namespaces.has(Kind::Mount) {
@@ -302,7 +302,7 @@ impl Rootfs {
     }
 
     /// What can be done only when nothing is written any more: read-only mounts and root, protected and masked paths.
-    pub fn finish(&mut self, setup: &Setup<'_>) -> Result<()> {
+    pub(super) fn finish(&mut self, setup: &Setup<'_>) -> Result<()> {
         let readonly = MountAttr { set: MOUNT_ATTR_RDONLY, ..MountAttr::default() };
         for late in self.late_readonly.drain(..) {
             mount::mount_setattr(late.as_fd(), false, &readonly)

@@ -105,7 +105,8 @@ mod tests {
             ("kernel.core_pattern", &["ipc", "uts", "network", "user"], false),
             ("user.max_user_namespaces", &[], false),
             ("vm.swappiness", &["ipc"], false),
-            ("net.ipv4//x", &["network"], false),
+            ("net.ipv4..x", &["network"], false),
+            ("net.ipv4.//.x", &["network"], false),
         ] {
             assert_eq!(one(name, kinds).is_ok(), allowed, "{name} in {kinds:?}");
         }
