@@ -228,12 +228,9 @@ impl Config {
 
     fn check(&self) -> Result<(), ConfigError> {
         let refuse = |key, value: &str, why| Err(ConfigError::Value { key, value: value.to_owned(), why });
-        for (key, path) in [
-            ("root", &self.root),
-            ("state", &self.state),
-            ("address", &self.address),
-            ("containerd", &self.containerd),
-        ] {
+        for (key, path) in
+            [("root", &self.root), ("state", &self.state), ("address", &self.address), ("containerd", &self.containerd)]
+        {
             if !path.is_absolute() {
                 return refuse(key, &path.to_string_lossy(), "is not an absolute path");
             }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use prost_types::Any;
 use proto_containerd::json_type;
 use proto_containerd::services::containers as rpc;
-use proto_containerd::services::snapshots as snapshots;
+use proto_containerd::services::snapshots;
 use proto_containerd::types::Mount;
 use proto_shim::runc::Options;
 use strata_fault::Fault;

@@ -74,7 +74,8 @@ mod tests {
             exited_at: Some(prost_types::Timestamp { seconds: 5, nanos: 0 }),
         };
         let at = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(5);
-        let expected = |exec: &str| TaskEvent::Exited { container: "c".to_owned(), exec: exec.to_owned(), status: 7, at };
+        let expected =
+            |exec: &str| TaskEvent::Exited { container: "c".to_owned(), exec: exec.to_owned(), status: 7, at };
         assert_eq!(understood(&envelope(&exit)), Some(expected("")));
         assert_eq!(understood(&envelope(&TaskExit { id: "e".to_owned(), ..exit })), Some(expected("e")));
     }

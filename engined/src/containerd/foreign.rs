@@ -82,10 +82,7 @@ mod tests {
             assert_eq!(fault.message, words);
         }
         let words = "runc create failed: unable to start container process: exec: \"/etc/passwd\": permission denied";
-        assert_eq!(
-            fault(&Status::unknown(words), Layer::Supervisor, "create").code,
-            code::COMMAND_NOT_EXECUTABLE
-        );
+        assert_eq!(fault(&Status::unknown(words), Layer::Supervisor, "create").code, code::COMMAND_NOT_EXECUTABLE);
     }
 
     #[test]

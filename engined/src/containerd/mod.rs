@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
+use prost::Message;
 use proto_containerd::services::containers::containers_client::ContainersClient;
 use proto_containerd::services::content::content_client::ContentClient;
 use proto_containerd::services::diff::diff_client::DiffClient;
@@ -32,7 +33,6 @@ use proto_containerd::services::snapshots::snapshots_client::SnapshotsClient;
 use proto_containerd::services::tasks::tasks_client::TasksClient;
 use proto_containerd::services::version::version_client::VersionClient;
 use proto_containerd::{LEASE_HEADER, MESSAGE_MAX, NAMESPACE_HEADER};
-use prost::Message;
 use strata_fault::{Fault, Layer};
 use strata_trace::collect;
 use strata_trace::{SPANS_TRAILER, Spans, TRACEPARENT};
@@ -217,9 +217,6 @@ mod tests {
     #[test]
     fn a_name_that_cannot_be_a_header_is_refused() {
         assert!(header("namespace", "strata").is_ok());
-        assert_eq!(
-            header("namespace", "a\nb").unwrap_err().to_string(),
-            "use \"a\\nb\" as the namespace in requests"
-        );
+        assert_eq!(header("namespace", "a\nb").unwrap_err().to_string(), "use \"a\\nb\" as the namespace in requests");
     }
 }

@@ -18,16 +18,21 @@ pub(crate) struct Stdio {
     pub(crate) terminal: bool,
 }
 
+/// Response metadata of shimd: why the end is not the shim's own word. Others do not send it.
+const FAULT_HEADER: &str = "strata-fault-bin";
+
 /// How a process ended, as its parent saw it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ended {
     /// 128 + n for signal n.
     pub(crate) status: u32,
     pub(crate) at: SystemTime,
+    /// Why its parent could not see it: then the status is what else is known, or 255.
+    pub(crate) fault: Option<Fault>,
 }
 
 /// What a process does now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Now {
     /// Set up, waiting to be started.
     Created,
@@ -48,7 +53,7 @@ pub(crate) struct Task {
 
 impl From<Process> for Task {
     fn from(process: Process) -> Task {
-        let ended = || Ended { status: process.exit_status, at: time(process.exited_at) };
+        let ended = || Ended { status: process.exit_status, at: time(process.exited_at), fault: None };
         let now = match Wire::try_from(process.status) {
             Ok(Wire::Created) => Now::Created,
             Ok(Wire::Running) => Now::Running,
@@ -64,6 +69,11 @@ impl From<Process> for Task {
 
 fn time(stamp: Option<prost_types::Timestamp>) -> SystemTime {
     stamp.and_then(|stamp| SystemTime::try_from(stamp).ok()).unwrap_or_else(SystemTime::now)
+}
+
+fn told_fault(metadata: &tonic::metadata::MetadataMap) -> Option<Fault> {
+    let bytes = metadata.get_bin(FAULT_HEADER)?.to_bytes().ok()?;
+    Fault::from_status_bytes(&bytes).ok().flatten()
 }
 
 /// One more program in a container.
@@ -100,36 +110,28 @@ impl Client {
     /// Returns when the process has ended, and its output with it.
     pub(crate) async fn wait_task(&self, container: &str, exec: &str) -> Result<Ended, Fault> {
         let request = rpc::WaitRequest { container_id: container.to_owned(), exec_id: exec.to_owned() };
-        let response = answer("watch", self.tasks().wait(request).await)?;
-        Ok(Ended { status: response.exit_status, at: time(response.exited_at) })
+        let result = self.tasks().wait(request).await;
+        let fault = result.as_ref().ok().and_then(|response| told_fault(response.metadata()));
+        let response = answer("watch", result)?;
+        Ok(Ended { status: response.exit_status, at: time(response.exited_at), fault })
     }
 
-    /// Ends a task's bookkeeping, and its shim; `None` when there is no such task.
-    pub(crate) async fn delete_task(&self, container: &str) -> Result<Option<Ended>, Fault> {
+    /// Ends a task's bookkeeping, and its shim; one that is gone is no error.
+    pub(crate) async fn delete_task(&self, container: &str) -> Result<(), Fault> {
         let request = rpc::DeleteTaskRequest { container_id: container.to_owned() };
-        let response = answer_if_found("remove", self.tasks().delete(request).await)?;
-        Ok(response.map(|gone| Ended { status: gone.exit_status, at: time(gone.exited_at) }))
+        answer_if_found("remove", self.tasks().delete(request).await).map(drop)
     }
 
     /// As [`Client::delete_task`], for a program that was added.
-    pub(crate) async fn delete_exec(&self, container: &str, exec: &str) -> Result<Option<Ended>, Fault> {
+    pub(crate) async fn delete_exec(&self, container: &str, exec: &str) -> Result<(), Fault> {
         let request = rpc::DeleteProcessRequest { container_id: container.to_owned(), exec_id: exec.to_owned() };
-        let response = answer_if_found("remove", self.tasks().delete_process(request).await)?;
-        Ok(response.map(|gone| Ended { status: gone.exit_status, at: time(gone.exited_at) }))
+        answer_if_found("remove", self.tasks().delete_process(request).await).map(drop)
     }
 
     /// Sends a signal; `false` when the process is gone already. `all` means every process of the container.
     pub(crate) async fn kill_task(&self, container: &str, exec: &str, signal: u32, all: bool) -> Result<bool, Fault> {
-        let request =
-            rpc::KillRequest { container_id: container.to_owned(), exec_id: exec.to_owned(), signal, all };
+        let request = rpc::KillRequest { container_id: container.to_owned(), exec_id: exec.to_owned(), signal, all };
         Ok(answer_if_found("kill", self.tasks().kill(request).await)?.is_some())
-    }
-
-    /// What the task does now; `None` when there is none.
-    pub(crate) async fn task(&self, container: &str) -> Result<Option<Task>, Fault> {
-        let request = rpc::GetRequest { container_id: container.to_owned(), exec_id: String::new() };
-        let response = answer_if_found("watch", self.tasks().get(request).await)?;
-        Ok(response.and_then(|response| response.process).map(Task::from))
     }
 
     /// Every task of our namespace.
@@ -157,11 +159,7 @@ impl Client {
 
     /// Ends the process's input, once it has read what is on its way.
     pub(crate) async fn close_stdin(&self, container: &str, exec: &str) -> Result<(), Fault> {
-        let request = rpc::CloseIoRequest {
-            container_id: container.to_owned(),
-            exec_id: exec.to_owned(),
-            stdin: true,
-        };
+        let request = rpc::CloseIoRequest { container_id: container.to_owned(), exec_id: exec.to_owned(), stdin: true };
         answer_if_found("watch", self.tasks().close_io(request).await).map(drop)
     }
 

@@ -9,14 +9,13 @@ use super::{Client, answer};
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Version {
     pub(crate) version: String,
-    pub(crate) revision: String,
 }
 
 impl Client {
     /// What the supervisor says of itself.
     pub(crate) async fn supervisor_version(&self) -> Result<Version, Fault> {
         let response = answer("version", self.version().version(()).await)?;
-        Ok(Version { version: response.version, revision: response.revision })
+        Ok(Version { version: response.version })
     }
 
     /// Makes our namespace there if need be.

@@ -36,7 +36,6 @@ pub(crate) enum Field {
     StopSignal,
     Signal,
     Restart,
-    AutoRemove,
     Ulimits,
     Filters,
     Size,
@@ -71,7 +70,6 @@ impl Field {
             Field::StopSignal => "stop_signal",
             Field::Signal => "signal",
             Field::Restart => "restart",
-            Field::AutoRemove => "auto_remove",
             Field::Ulimits => "ulimits",
             Field::Filters => "filters",
             Field::Size => "size",
@@ -125,8 +123,6 @@ pub(crate) enum Error {
     StdinClosed { container: String },
     /// The container has no terminal.
     NoTerminal { container: String },
-    /// No exec of that id runs.
-    ExecNotFound { exec: String },
     /// A bind mount's source is not there.
     MountSourceMissing { path: PathBuf },
     /// A user or group that is not in the image.
@@ -172,7 +168,6 @@ impl Error {
             Error::BeingRemoved { .. } => ("CONTAINER_BEING_REMOVED", Some(GrpcCode::FailedPrecondition), "validate"),
             Error::StdinClosed { .. } => ("STDIN_CLOSED", Some(GrpcCode::FailedPrecondition), "validate"),
             Error::NoTerminal { .. } => ("NO_TERMINAL", Some(GrpcCode::FailedPrecondition), "validate"),
-            Error::ExecNotFound { .. } => ("EXEC_NOT_FOUND", Some(GrpcCode::NotFound), "validate"),
             Error::MountSourceMissing { .. } => (code::MOUNT_SOURCE_MISSING, None, "validate"),
             Error::UserUnknown { .. } => (code::USER_UNKNOWN, None, "configure"),
             Error::UserOutOfRange { .. } => (code::INVALID_ARGUMENT, None, "validate"),
@@ -223,7 +218,6 @@ impl fmt::Display for Error {
             Error::Gone { container } => write!(f, "container {container} was removed meanwhile"),
             Error::StdinClosed { container } => write!(f, "container {container} was made without an open stdin"),
             Error::NoTerminal { container } => write!(f, "container {container} has no terminal"),
-            Error::ExecNotFound { exec } => write!(f, "no such exec: {exec}"),
             Error::MountSourceMissing { path } => write!(f, "bind mount source {} does not exist", path.display()),
             Error::UserUnknown { what, name, image } => write!(f, "{what} {name:?} is not known in image {image}"),
             Error::UserOutOfRange { what, number } => {
@@ -277,7 +271,10 @@ mod tests {
         let fault = Fault::from(Error::invalid(Field::WorkingDir, "x", "an absolute path"));
         assert_eq!(fault.message, "working_dir = \"x\": expected an absolute path");
         assert_eq!(fault.hint.as_deref(), Some("accepted: an absolute path"));
-        assert_eq!((fault.layer, fault.step.as_str(), fault.grpc), (Layer::Engine, "validate", GrpcCode::InvalidArgument));
+        assert_eq!(
+            (fault.layer, fault.step.as_str(), fault.grpc),
+            (Layer::Engine, "validate", GrpcCode::InvalidArgument)
+        );
         let limit = Fault::from(Error::invalid(Field::Memory, "1", "at least 6291456 bytes"));
         assert_eq!(limit.code, code::LIMIT_INVALID);
     }

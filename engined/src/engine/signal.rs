@@ -82,8 +82,16 @@ mod tests {
     #[test]
     fn names_and_numbers() {
         for (text, number) in [
-            ("KILL", 9), ("sigkill", 9), ("SIGTERM", 15), ("15", 15), ("SIGWINCH", 28), ("RTMIN", 34), ("SIGRTMIN+3", 37),
-            ("RTMAX-1", 63), ("64", 64), ("SIGSYS", 31),
+            ("KILL", 9),
+            ("sigkill", 9),
+            ("SIGTERM", 15),
+            ("15", 15),
+            ("SIGWINCH", 28),
+            ("RTMIN", 34),
+            ("SIGRTMIN+3", 37),
+            ("RTMAX-1", 63),
+            ("64", 64),
+            ("SIGSYS", 31),
         ] {
             assert_eq!(Signal::parse(Field::Signal, text).unwrap().number(), number, "{text}");
         }

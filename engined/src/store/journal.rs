@@ -116,9 +116,7 @@ fn replay(bytes: &[u8]) -> (Changes, usize) {
 }
 
 fn read_entry(bytes: &[u8], at: usize) -> Option<((Table, String), Change, usize)> {
-    let word = |at: usize| -> Option<u32> {
-        Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-    };
+    let word = |at: usize| -> Option<u32> { Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?)) };
     let length = word(at)? as usize;
     let body = bytes.get(at + HEAD..(at + HEAD).checked_add(length)?)?;
     if word(at + 4)? != crc32fast::hash(body) {

@@ -53,6 +53,13 @@ pub(crate) fn fill_random(bytes: &mut [u8]) {
     }
 }
 
+/// Ids are ordered as their text is, so that a map of them can be asked for a beginning.
+impl std::borrow::Borrow<str> for ContainerId {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl TryFrom<String> for ContainerId {
     type Error = Error;
 
@@ -136,19 +143,21 @@ impl fmt::Display for Name {
 }
 
 const QUALITIES: &[&str] = &[
-    "amber", "ample", "autumn", "bold", "brave", "bright", "brisk", "broad", "calm", "clear", "copper", "coral", "crisp",
-    "deep", "distant", "early", "eager", "even", "fair", "fleet", "fresh", "gentle", "golden", "grand", "green", "happy",
-    "hidden", "humble", "jolly", "keen", "kind", "late", "light", "lively", "lucky", "mellow", "misty", "modest", "nimble",
-    "noble", "open", "patient", "plain", "polite", "proud", "quick", "quiet", "rapid", "ready", "royal", "rustic", "sharp",
-    "silent", "silver", "sleepy", "snowy", "solid", "steady", "still", "sunny", "swift", "tidy", "vivid", "warm",
+    "amber", "ample", "autumn", "bold", "brave", "bright", "brisk", "broad", "calm", "clear", "copper", "coral",
+    "crisp", "deep", "distant", "early", "eager", "even", "fair", "fleet", "fresh", "gentle", "golden", "grand",
+    "green", "happy", "hidden", "humble", "jolly", "keen", "kind", "late", "light", "lively", "lucky", "mellow",
+    "misty", "modest", "nimble", "noble", "open", "patient", "plain", "polite", "proud", "quick", "quiet", "rapid",
+    "ready", "royal", "rustic", "sharp", "silent", "silver", "sleepy", "snowy", "solid", "steady", "still", "sunny",
+    "swift", "tidy", "vivid", "warm",
 ];
 
 const THINGS: &[&str] = &[
-    "acorn", "anchor", "basin", "beacon", "birch", "bridge", "brook", "canyon", "cedar", "cliff", "cloud", "comet", "cove",
-    "creek", "dune", "falcon", "fern", "field", "fjord", "forest", "garden", "glacier", "grove", "harbour", "heron", "hill",
-    "island", "juniper", "kettle", "lagoon", "lantern", "lark", "ledge", "maple", "marsh", "meadow", "mill", "moor", "moss",
-    "oak", "orchard", "otter", "peak", "pebble", "pine", "plain", "pond", "prairie", "quarry", "raven", "reef", "ridge",
-    "river", "sail", "shore", "sparrow", "spring", "stone", "summit", "thicket", "tide", "valley", "willow", "wren",
+    "acorn", "anchor", "basin", "beacon", "birch", "bridge", "brook", "canyon", "cedar", "cliff", "cloud", "comet",
+    "cove", "creek", "dune", "falcon", "fern", "field", "fjord", "forest", "garden", "glacier", "grove", "harbour",
+    "heron", "hill", "island", "juniper", "kettle", "lagoon", "lantern", "lark", "ledge", "maple", "marsh", "meadow",
+    "mill", "moor", "moss", "oak", "orchard", "otter", "peak", "pebble", "pine", "plain", "pond", "prairie", "quarry",
+    "raven", "reef", "ridge", "river", "sail", "shore", "sparrow", "spring", "stone", "summit", "thicket", "tide",
+    "valley", "willow", "wren",
 ];
 
 #[cfg(test)]

@@ -12,8 +12,9 @@
 //!          (any later start)   └───────────── │ Exited │ ◄─────────────────────┘
 //!                └──────────────────────────► └────────┘
 //!
-//!   Remove leads from Created, Exited and Dead to Removing, with `force` also from Starting, Running and Restarting by
-//!   way of a kill. A removal that fails leads to Dead, from where it may be tried again.
+//!   Remove leads from Created and Exited to Removing, with `force` also from Starting, Running and Restarting, by way of a
+//!   kill. From Removing nothing leads back: what is being removed is on no list any more, and its removal is tried until
+//!   it succeeds.
 //! ```
 
 use std::time::Duration;
@@ -40,7 +41,6 @@ pub(crate) enum Phase {
     Restarting,
     Exited,
     Removing,
-    Dead,
 }
 
 impl Phase {
@@ -67,8 +67,6 @@ pub(crate) enum Event {
     RestartDue,
     /// Somebody wants it gone.
     Remove { force: bool },
-    /// The removal did not succeed.
-    RemoveFailed,
 }
 
 /// What is to be done now.
@@ -136,13 +134,8 @@ impl Life {
     /// Lets `event` happen to a container with this policy. `auto_remove`: it goes when it has ended.
     pub(crate) fn on(&mut self, event: Event, policy: RestartPolicy, auto_remove: bool) -> Result<Then, Unfit> {
         match (event, self.phase) {
-            (Event::RemoveFailed, _) => {
-                self.phase = Phase::Dead;
-                Ok(Then::Nothing)
-            }
             (Event::Remove { .. } | Event::Start | Event::Stop, Phase::Removing) => Err(Unfit::BeingRemoved),
             (Event::Remove { force }, _) => self.remove(force),
-            (Event::Start, Phase::Dead) => Err(Unfit::BeingRemoved),
             (Event::Start, Phase::Starting | Phase::Running { .. }) => Ok(Then::Nothing),
             (Event::Start, _) => Ok(self.begin(true)),
             (Event::RestartDue, Phase::Restarting) => Ok(self.begin(false)),
@@ -228,7 +221,7 @@ impl Life {
                 self.phase = Phase::Exited;
                 Then::Nothing
             }
-            Phase::Created | Phase::Exited | Phase::Removing | Phase::Dead => {
+            Phase::Created | Phase::Exited | Phase::Removing => {
                 // `unless-stopped` remembers this over a restart of the engine.
                 self.stop_asked |= self.phase == Phase::Exited;
                 Then::Nothing
@@ -245,11 +238,16 @@ impl Life {
             }
             Phase::Starting | Phase::Running { .. } => Err(Unfit::Running),
             Phase::Restarting if !force => Err(Unfit::Running),
-            Phase::Restarting | Phase::Created | Phase::Exited | Phase::Dead | Phase::Removing => {
+            Phase::Restarting | Phase::Created | Phase::Exited | Phase::Removing => {
                 self.phase = Phase::Removing;
                 Ok(Then::Remove)
             }
         }
+    }
+
+    /// Somebody sent the program a signal that is meant to end it: the restart policy keeps still.
+    pub(crate) fn killed_by_hand(&mut self) {
+        self.stop_asked |= self.phase.is_up();
     }
 
     /// Whether the engine starts this container when it starts itself, though it had ended before.
@@ -379,7 +377,6 @@ mod tests {
             Just(Event::Stop),
             Just(Event::RestartDue),
             any::<bool>().prop_map(|force| Event::Remove { force }),
-            Just(Event::RemoveFailed),
         ]
     }
 

@@ -126,10 +126,6 @@ impl EnvVar {
         }
     }
 
-    pub(crate) fn name(&self) -> &str {
-        self.0.split_once('=').map_or("", |(name, _)| name)
-    }
-
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
@@ -239,7 +235,12 @@ pub(crate) enum MountKind {
 
 impl MountKind {
     /// A bind mount of a path of the host.
-    pub(crate) fn bind(source: &str, propagation: Propagation, create_source: bool, recursive: bool) -> Result<MountKind, Error> {
+    pub(crate) fn bind(
+        source: &str,
+        propagation: Propagation,
+        create_source: bool,
+        recursive: bool,
+    ) -> Result<MountKind, Error> {
         if !source.starts_with('/') || source.contains('\0') {
             return Err(Error::invalid(Field::MountSource, source, "an absolute path on the host"));
         }
@@ -441,8 +442,22 @@ pub(crate) struct Ulimit {
 
 /// What getrlimit(2) knows.
 const ULIMITS: [&str; 16] = [
-    "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
-    "rttime", "sigpending", "stack",
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
 ];
 
 impl Ulimit {

@@ -94,13 +94,24 @@ impl TryFrom<String> for CapabilityName {
 pub(crate) struct CapabilitySet(u64);
 
 impl CapabilitySet {
-    pub(crate) const EMPTY: CapabilitySet = CapabilitySet(0);
     /// Every capability that has a name here.
     pub(crate) const ALL: CapabilitySet = CapabilitySet((1 << NAMES.len()) - 1);
     /// What a container has that asked for nothing: Docker's fourteen.
     pub(crate) const DEFAULT: CapabilitySet = CapabilitySet(
-        1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 13 | 1 << 18 | 1 << 27
-            | 1 << 29 | 1 << 31,
+        1 << 0
+            | 1 << 1
+            | 1 << 3
+            | 1 << 4
+            | 1 << 5
+            | 1 << 6
+            | 1 << 7
+            | 1 << 8
+            | 1 << 10
+            | 1 << 13
+            | 1 << 18
+            | 1 << 27
+            | 1 << 29
+            | 1 << 31,
     );
 
     /// What stays of the default when `add` and `drop` are asked for, as Docker reads them: an added `ALL` leaves out only
@@ -153,8 +164,19 @@ mod tests {
     #[test]
     fn the_default_is_dockers_fourteen() {
         let mut expected = [
-            "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID",
-            "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL",
+            "CAP_CHOWN",
+            "CAP_DAC_OVERRIDE",
+            "CAP_FSETID",
+            "CAP_FOWNER",
+            "CAP_MKNOD",
+            "CAP_NET_RAW",
+            "CAP_SETGID",
+            "CAP_SETUID",
+            "CAP_SETFCAP",
+            "CAP_SETPCAP",
+            "CAP_NET_BIND_SERVICE",
+            "CAP_SYS_CHROOT",
+            "CAP_KILL",
             "CAP_AUDIT_WRITE",
         ];
         let mut found = CapabilitySet::DEFAULT.names();

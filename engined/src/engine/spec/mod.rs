@@ -153,11 +153,7 @@ fn process<'a>(
     oci::Process {
         terminal: wanted.tty,
         console_size: size.map(|(width, height)| oci::ConsoleSize { width, height }),
-        user: oci::ProcessUser {
-            uid: program.user.uid,
-            gid: program.user.gid,
-            additional_gids: &program.user.groups,
-        },
+        user: oci::ProcessUser { uid: program.user.uid, gid: program.user.gid, additional_gids: &program.user.groups },
         args: &program.args,
         env: &program.env,
         cwd: &program.cwd,
@@ -282,11 +278,13 @@ fn namespaces<'a>(ingredients: &Ingredients<'a>) -> Vec<oci::Namespace<'a>> {
 fn mounts<'a>(ingredients: &Ingredients<'a>) -> Vec<oci::Mount<'a>> {
     let wanted = ingredients.wanted;
     let mut mounts = default_mounts(wanted.security.privileged);
-    let is_wanted = |destination: &str| wanted.mounts.iter().any(|mount| mount.target.as_path() == Path::new(destination));
+    let is_wanted =
+        |destination: &str| wanted.mounts.iter().any(|mount| mount.target.as_path() == Path::new(destination));
     mounts.retain(|mount| !is_wanted(mount.destination));
     let etc = ingredients.etc;
     let files = [("/etc/resolv.conf", etc.resolv_conf), ("/etc/hostname", etc.hostname), ("/etc/hosts", etc.hosts)];
-    let files = files.into_iter().filter(|(target, _)| !is_wanted(target)).map(|(target, source)| etc_file(target, source));
+    let files =
+        files.into_iter().filter(|(target, _)| !is_wanted(target)).map(|(target, source)| etc_file(target, source));
     let mut asked: Vec<oci::Mount<'a>> = wanted.mounts.iter().map(asked_mount).chain(files).collect();
     // What lies deeper comes later, else it would be hidden.
     asked.sort_by_key(|mount| Path::new(mount.destination).components().count());

@@ -33,7 +33,12 @@ pub(crate) fn read(mounts: &[Mount], image: &str) -> Result<UserFiles, Error> {
         attempt: format!("mount image {image} to read its passwd"),
         source: error.into(),
     })?;
-    let text = |path: &'static str| read_file(root.as_fd(), path).map_err(|trouble| trouble.of(path, image));
+    read_in(root.as_fd(), image)
+}
+
+/// Reads both files below a root.
+pub(crate) fn read_in(root: BorrowedFd<'_>, image: &str) -> Result<UserFiles, Error> {
+    let text = |path: &'static str| read_file(root, path).map_err(|trouble| trouble.of(path, image));
     Ok(UserFiles { passwd: text("etc/passwd")?, group: text("etc/group")? })
 }
 
@@ -171,7 +176,8 @@ mod tests {
     #[test]
     fn what_is_no_regular_file_or_too_large_is_refused_at_once() {
         let root = rootfs();
-        rustix::fs::mknodat(CWD, root.path().join("etc/passwd"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        rustix::fs::mknodat(CWD, root.path().join("etc/passwd"), FileType::Fifo, Mode::from_raw_mode(0o600), 0)
+            .unwrap();
         assert!(matches!(read_at(root.path()), Err(Trouble::Untrusted("it is not a regular file"))));
         let root = rootfs();
         fs::File::create(root.path().join("etc/passwd")).unwrap().set_len(4 << 30).unwrap();
@@ -195,7 +201,11 @@ mod tests {
         fs::write(lower.path().join("etc/group"), "group").unwrap();
         fs::write(upper.path().join("etc/passwd"), "upper").unwrap();
         let lowerdir = format!("lowerdir={}:{}", upper.path().display(), lower.path().display());
-        let mount = Mount { r#type: "overlay".to_owned(), options: vec!["index=off".to_owned(), lowerdir], ..Default::default() };
+        let mount = Mount {
+            r#type: "overlay".to_owned(),
+            options: vec!["index=off".to_owned(), lowerdir],
+            ..Default::default()
+        };
         let files = read(std::slice::from_ref(&mount), "x").unwrap();
         assert_eq!((files.passwd.as_str(), files.group.as_str()), ("upper", "group"));
         let handles = overlay_by_handles(&lower_directories(&mount.options)).unwrap();

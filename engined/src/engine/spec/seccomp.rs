@@ -337,9 +337,25 @@ mod tests {
         let profile = rendered(CapabilitySet::DEFAULT);
         assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO");
         for name in [
-            "keyctl", "add_key", "request_key", "io_uring_setup", "userfaultfd", "bpf", "fsopen", "fsconfig", "mount",
-            "unshare", "setns", "open_by_handle_at", "perf_event_open", "kexec_load", "init_module", "reboot", "swapon",
-            "open_tree", "move_mount",
+            "keyctl",
+            "add_key",
+            "request_key",
+            "io_uring_setup",
+            "userfaultfd",
+            "bpf",
+            "fsopen",
+            "fsconfig",
+            "mount",
+            "unshare",
+            "setns",
+            "open_by_handle_at",
+            "perf_event_open",
+            "kexec_load",
+            "init_module",
+            "reboot",
+            "swapon",
+            "open_tree",
+            "move_mount",
         ] {
             assert!(allows(&profile, name).is_empty(), "{name}");
         }

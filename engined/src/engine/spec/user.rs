@@ -30,9 +30,7 @@ impl Who {
     fn parse(what: &'static str, text: &str) -> Result<Who, Error> {
         if text.bytes().all(|byte| byte.is_ascii_digit()) && !text.is_empty() {
             let number = text.parse::<u32>().ok().filter(|number| *number <= ID_MAX);
-            return number
-                .map(Who::Id)
-                .ok_or_else(|| Error::UserOutOfRange { what, number: text.to_owned() });
+            return number.map(Who::Id).ok_or_else(|| Error::UserOutOfRange { what, number: text.to_owned() });
         }
         let is_name = |byte: u8| byte.is_ascii_graphic() && byte != b':' && byte != b',';
         if !text.is_empty() && text.len() <= 255 && text.bytes().all(is_name) {
@@ -54,11 +52,6 @@ impl UserSpec {
             user: if user.is_empty() { Who::Id(0) } else { Who::parse("uid", user)? },
             group: group.map(|group| Who::parse("gid", group)).transpose()?,
         })
-    }
-
-    /// Root, by number.
-    pub(crate) fn root() -> UserSpec {
-        UserSpec { user: Who::Id(0), group: None }
     }
 }
 
@@ -126,11 +119,9 @@ fn groups(text: &str) -> impl Iterator<Item = (&str, u32, &str)> {
 pub(crate) fn resolve(spec: &UserSpec, passwd_text: &str, group_text: &str, image: &str) -> Result<User, Error> {
     let entry = match &spec.user {
         Who::Id(uid) => passwd(passwd_text).find(|entry| entry.uid == *uid),
-        Who::Name(name) => Some(
-            passwd(passwd_text)
-                .find(|entry| entry.name == name)
-                .ok_or_else(|| unknown("user", name, image))?,
-        ),
+        Who::Name(name) => {
+            Some(passwd(passwd_text).find(|entry| entry.name == name).ok_or_else(|| unknown("user", name, image))?)
+        }
     };
     let uid = match (&spec.user, &entry) {
         (Who::Id(uid), _) => *uid,
@@ -236,7 +227,7 @@ mod tests {
         let user = resolve(&UserSpec::parse("5:6").unwrap(), "", "", "x").unwrap();
         assert_eq!((user.uid, user.gid, user.groups), (5, 6, vec![6]));
         assert!(resolve(&UserSpec::parse("root").unwrap(), "", "", "x").is_err());
-        assert!(resolve(&UserSpec::root(), "", "", "x").is_ok());
+        assert!(resolve(&UserSpec::parse("0").unwrap(), "", "", "x").is_ok());
     }
 
     proptest! {

@@ -1,0 +1,307 @@
+//! Making and starting: what the actor does on the way from a request to a running program.
+//!
+//! Each phase says what undoes it before it is tried, so that a phase which failed half-way is undone too; the last one
+//! disarms them all. An undo that fails is told, and what it leaves is found by the recovery at the next start.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto_containerd::types::Mount;
+use strata_fault::{Fault, GrpcCode};
+use strata_log::Target;
+use tracing::Instrument;
+
+use super::News;
+use super::actor::Actor;
+use super::create::{self, Birth};
+use super::exit::Exit;
+use super::record::Fixed;
+use super::state::{Event, Then};
+use super::watch::until_end;
+use crate::containerd::Client;
+use crate::containerd::tasks::Stdio;
+use crate::engine::error::Error;
+use crate::engine::means::{LogSettings, Means};
+use crate::engine::sandbox;
+use crate::engine::signal::Signal;
+use crate::engine::stamp::Stamp;
+use crate::engine::step::step;
+use crate::network::Endpoint;
+
+/// How often a task that does not end yet is deleted again, and the first pause between; each further one is longer.
+const DELETE_TRIES: u32 = 20;
+const DELETE_PAUSE: Duration = Duration::from_millis(10);
+
+/// A connection that was made, was refused, or was not tried yet.
+pub(super) type Connected = Option<Result<Option<Arc<Endpoint>>, Fault>>;
+
+/// What was made ahead of a start.
+#[derive(Default)]
+pub(super) struct Ahead {
+    mounts: Option<Vec<Mount>>,
+    connected: Connected,
+}
+
+/// What must be undone should a later phase fail.
+#[derive(Default)]
+struct Undo {
+    files: bool,
+    snapshot: bool,
+    container: bool,
+    network: bool,
+    task: bool,
+}
+
+impl Undo {
+    /// In the opposite order. It goes on past a failure.
+    async fn run(self, means: &Means, fixed: &Fixed) {
+        let id = fixed.id.as_str();
+        let tell = |what: &str, outcome: Result<(), Fault>| {
+            if let Err(fault) = outcome {
+                tracing::warn!(container = id, %fault, causes = ?fault.causes, "undo {what}: left to the next start");
+            }
+        };
+        if self.task {
+            tell("the task", clear_task(&means.client, id).await);
+        }
+        if self.network {
+            tell("the network", sandbox::disconnect(means, &fixed.sandbox).await);
+        }
+        if self.container {
+            tell("the container's record", means.client.delete_container(id).await);
+        }
+        if self.snapshot {
+            tell("the snapshot", means.client.remove_snapshot(&means.settings.snapshotter, id).await);
+        }
+        if self.files {
+            let files = super::files::Files::new(&means.settings.root, &means.settings.state, id);
+            tell("the files", files.remove().map_err(Fault::from));
+        }
+    }
+}
+
+/// Ends a task whatever it does, and waits until it is gone. None is no error.
+pub(super) async fn clear_task(client: &Client, id: &str) -> Result<(), Fault> {
+    let mut pause = DELETE_PAUSE;
+    for _ in 0..DELETE_TRIES {
+        match client.delete_task(id).await {
+            Err(fault) if fault.grpc == GrpcCode::FailedPrecondition => {}
+            outcome => return outcome,
+        }
+        // It has not ended: a start that was given up, or an end that the shim has not seen yet.
+        client.kill_task(id, "", Signal::KILL.number(), true).await?;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
+    client.delete_task(id).await
+}
+
+impl Actor {
+    /// Makes the container, and starts it if that is wanted. `false`: it was not made, and the caller was told why.
+    pub(super) async fn be_born(&mut self, birth: Birth) -> bool {
+        let Birth { spec, reservation, start, created, started, span } = birth;
+        let ahead = match self.make(spec, start).instrument(span.clone()).await {
+            Ok(ahead) => ahead,
+            Err(fault) => {
+                // The name is free before the answer says so.
+                drop(reservation);
+                let _ = created.send(Err(fault));
+                return false;
+            }
+        };
+        reservation.fulfil(self.container.clone());
+        self.emit("create", &[]);
+        let _ = created.send(Ok(()));
+        if start {
+            let outcome = self.begin_first(ahead).instrument(span).await;
+            let _ = started.send(outcome);
+        }
+        true
+    }
+
+    /// Steps 5, 6 and, for a start at once, 6b: they do not need each other.
+    async fn make(&mut self, spec: Vec<u8>, start: bool) -> Result<Ahead, Fault> {
+        let undo = Undo { files: true, snapshot: true, container: true, network: start, task: false };
+        let (means, fixed) = (Arc::clone(&self.means), Arc::clone(&self.fixed));
+        let made = async {
+            self.container.files().make()?;
+            let connect = async { if start { Some(create::connect(&means, &fixed).await) } else { None } };
+            let (mounts, taken, connected) =
+                tokio::join!(create::assemble(&means, &fixed), create::take_over(&means, &fixed, spec), connect);
+            let ahead = Ahead { mounts: Some(mounts?), connected };
+            taken?;
+            self.keep()?;
+            Ok(ahead)
+        };
+        let outcome: Result<Ahead, Fault> = made.await;
+        if outcome.is_err() {
+            undo.run(&means, &fixed).await;
+        }
+        outcome
+    }
+
+    async fn begin_first(&mut self, ahead: Ahead) -> Result<(), Fault> {
+        match self.happen(Event::Start) {
+            Ok(Then::Begin) => self.begin(ahead).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Starts the program, and settles what follows from the outcome.
+    pub(super) async fn begin(&mut self, ahead: Ahead) -> Result<(), Fault> {
+        let mut undo = Undo::default();
+        match self.start_phases(ahead, &mut undo).await {
+            Ok(pid) => {
+                // The last phase disarms: from here on the end of the program undoes all.
+                self.settle_started(pid).await;
+                Ok(())
+            }
+            Err(fault) => {
+                undo.run(&self.means, &self.fixed).await;
+                self.end = None;
+                self.endpoint = None;
+                self.settle_refused(&fault).await;
+                Err(fault)
+            }
+        }
+    }
+
+    async fn start_phases(&mut self, ahead: Ahead, undo: &mut Undo) -> Result<u32, Fault> {
+        let (means, fixed) = (Arc::clone(&self.means), Arc::clone(&self.fixed));
+        let (id, wanted) = (fixed.id.as_str(), &fixed.wanted);
+        undo.network = true;
+        self.endpoint = match ahead.connected {
+            Some(outcome) => outcome?,
+            None => create::connect(&means, &fixed).await?,
+        };
+        create::ensure_sources(wanted)?;
+        self.write_files()?;
+        let mounts = match ahead.mounts {
+            Some(mounts) => mounts,
+            None => self.mounts().await?,
+        };
+        self.container.0.news.send_replace(News::default());
+        self.container.stdin().reset(wanted.open_stdin).await;
+        let stdio = stdio(&means.settings.log, &self.container.files().log(), self.stdin_path(), wanted.tty);
+        undo.task = true;
+        means.client.create_task(id, mounts, stdio).instrument(step!("create")).await?;
+        self.set_size().await;
+        // Before the start: an end that comes at once is not missed.
+        self.watch_end();
+        means.client.start_task(id, "").instrument(step!("start")).await
+    }
+
+    fn write_files(&self) -> Result<(), Error> {
+        let (files, wanted) = (self.container.files(), &self.fixed.wanted);
+        files.make_passing(&self.fixed.hostname, wanted.network.mode, wanted.open_stdin)?;
+        let address = self.endpoint.as_ref().map(|endpoint| endpoint.address.into());
+        files.write_hosts(&self.fixed.hostname, address)
+    }
+
+    fn stdin_path(&self) -> Option<&Path> {
+        self.fixed.wanted.open_stdin.then(|| self.container.stdin().path())
+    }
+
+    /// The mounts of a snapshot that was prepared before.
+    async fn mounts(&self) -> Result<Vec<Mount>, Fault> {
+        let (client, snapshotter) = (&self.means.client, &self.means.settings.snapshotter);
+        let mounts = client.snapshot_mounts(snapshotter, self.fixed.id.as_str()).instrument(step!("assemble"));
+        mounts.await?.ok_or_else(|| {
+            let message = format!("the writable layer of container {} is gone", self.fixed.id.short());
+            Fault::new(strata_fault::Layer::Supervisor, "assemble", "SNAPSHOT_GONE", message)
+        })
+    }
+
+    /// A program that asks for its terminal's size at once gets the right one.
+    async fn set_size(&self) {
+        let size = *self.container.0.size.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Some(size) = size.filter(|_| self.fixed.wanted.tty) else { return };
+        if let Err(fault) = self.means.client.resize_task(self.fixed.id.as_str(), "", size).await {
+            tracing::debug!(%fault, container = %self.fixed.id, "set the size of the terminal before the start");
+        }
+    }
+
+    /// Has the end of the program told to this actor.
+    pub(super) fn watch_end(&mut self) {
+        let (client, id) = (self.means.client.clone(), self.fixed.id.clone());
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let watch = async move {
+            let end = until_end(&client, id.as_str()).await;
+            let _ = sender.send(end);
+        };
+        tokio::spawn(watch.instrument(step!("watch")));
+        self.end = Some(receiver);
+    }
+
+    async fn settle_started(&mut self, pid: u32) {
+        let then = self.happen(Event::Started { pid, at: Stamp::now() });
+        self.keep_or_tell();
+        self.publish();
+        self.emit("start", &[]);
+        if then == Ok(Then::Kill) {
+            self.kill_now().await;
+        }
+    }
+
+    async fn settle_refused(&mut self, fault: &Fault) {
+        let exit = Exit::refused(fault, Stamp::now());
+        let then = self.happen(Event::Refused(exit));
+        self.ends += 1;
+        if then == Ok(Then::Remove) {
+            self.leave().await;
+        } else {
+            self.keep_or_tell();
+            self.publish();
+        }
+    }
+}
+
+/// Where the program's streams go: output into the log, by our shim itself or by a program that a stock shim starts.
+fn stdio(settings: &LogSettings, directory: &Path, stdin: Option<&Path>, terminal: bool) -> Stdio {
+    let target = Target { directory: directory.to_owned(), limits: settings.limits }.to_string();
+    let output = match &settings.writer {
+        None => target,
+        Some(program) => binary_address(program, &target),
+    };
+    Stdio {
+        stdin: stdin.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+        // A terminal has one stream.
+        stderr: if terminal { String::new() } else { output.clone() },
+        stdout: output,
+        terminal,
+    }
+}
+
+/// containerd's form of a logging program: each key and value of the query become arguments.
+fn binary_address(program: &Path, target: &str) -> String {
+    let mut address = format!("binary://{}?log-writer=", program.display());
+    for byte in target.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'/' | b'-' | b'.' | b'_' | b'~' => address.push(byte.into()),
+            _ => address.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    address
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use strata_log::Limits;
+
+    #[test]
+    fn output_goes_into_the_log_by_either_shim() {
+        let ours = LogSettings { limits: Limits { segment_bytes: 5, keep_bytes: 6 }, writer: None };
+        let streams = stdio(&ours, Path::new("/l/log"), None, false);
+        assert_eq!(streams.stdout, "strata-log:///l/log?segment_bytes=5&keep_bytes=6");
+        assert_eq!((streams.stderr.as_str(), streams.stdin.as_str()), (streams.stdout.as_str(), ""));
+        let stock = LogSettings { writer: Some("/bin/engined".into()), ..ours };
+        let streams = stdio(&stock, Path::new("/l/log"), Some(Path::new("/s/stdin")), true);
+        assert_eq!(
+            streams.stdout,
+            "binary:///bin/engined?log-writer=strata-log%3A///l/log%3Fsegment_bytes%3D5%26keep_bytes%3D6"
+        );
+        assert_eq!((streams.stderr.as_str(), streams.stdin.as_str()), ("", "/s/stdin"));
+    }
+}
