@@ -34,7 +34,7 @@ use tokio::sync::mpsc::Sender;
 
 pub(crate) use config::{ImageConfig, RunConfig};
 pub(crate) use listing::Summary;
-pub(crate) use remove::{Removed, Users};
+pub(crate) use remove::Removed;
 
 use crate::containerd::Client;
 use layers::Gates;

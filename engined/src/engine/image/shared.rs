@@ -158,6 +158,7 @@ pub(super) struct Board(watch::Sender<Vec<Progress>>);
 
 impl Board {
     /// A board that nobody looks at.
+    #[cfg(test)]
     pub(super) fn unseen() -> Board {
         Board(watch::channel(Vec::new()).0)
     }
