@@ -6,6 +6,7 @@
 
 use std::ffi::CString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use proto_shim::types::Mount;
@@ -45,6 +46,16 @@ pub(crate) fn unmount_all(rootfs: &Path) -> io::Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// Takes every mount off `rootfs` and returns what keeps the file system alive.
+///
+/// The last reference to an overlay writes the whole file system below it to disk, which takes milliseconds to seconds.
+/// So nobody should wait for that: the name is free when this returns, and the rest is done when the handle is dropped.
+pub(crate) fn detach_all(rootfs: &Path) -> io::Result<OwnedFd> {
+    let handle = rustix::fs::open(rootfs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    unmount_all(rootfs)?;
+    Ok(handle)
 }
 
 fn unmount_quietly(rootfs: &Path) {

@@ -115,6 +115,7 @@ impl Shim {
             Due::Publish => world.publisher.try_again(&mut world.poller, &mut world.timers),
             Due::Trim => {
                 world.scratch.release();
+                world.lingering.clear();
                 memory::trim_heap();
                 world.poller.expect_sleep();
             }

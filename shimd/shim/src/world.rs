@@ -27,6 +27,9 @@ pub(crate) struct World {
     /// `/dev/null`.
     pub(crate) null: OwnedFd,
     log: Option<std::fs::File>,
+    /// Handles on file systems that are unmounted and whose last reference takes long to drop: dropped when nobody
+    /// waits, at the latest, and usually, by the end of this process.
+    pub(crate) lingering: Vec<OwnedFd>,
 }
 
 impl World {
@@ -52,6 +55,7 @@ impl World {
             scratch: Scratch::default(),
             null,
             log: None,
+            lingering: Vec::new(),
         })
     }
 

@@ -5,7 +5,7 @@ mod v1;
 mod v2;
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -35,7 +35,7 @@ struct Watch {
 impl Cgroup {
     /// The cgroups of a process that lives: one that is ending is in none any more.
     pub(crate) fn of(pid: u32) -> io::Result<Cgroup> {
-        let membership = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        let membership = read_file(format!("/proc/{pid}/cgroup"))?;
         Ok(Cgroup { membership, seen_kills: 0, watch: None })
     }
 
@@ -131,8 +131,24 @@ fn under(mount: &Path, path: &str) -> PathBuf {
     mount.join(path.trim_start_matches('/'))
 }
 
+/// Reads a file of the kernel's: these have no length to ask for, and one read mostly gets all.
+pub(crate) fn read_file(path: impl AsRef<Path>) -> io::Result<String> {
+    const ENOUGH: usize = 4096;
+    let mut file = fs::File::open(path)?;
+    let mut bytes = Vec::with_capacity(ENOUGH);
+    loop {
+        let filled = bytes.len();
+        bytes.resize((filled + 1).max(bytes.capacity()), 0);
+        let count = file.read(&mut bytes[filled..])?;
+        bytes.truncate(filled + count);
+        if count == 0 {
+            return String::from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData.into());
+        }
+    }
+}
+
 fn collect_pids(directory: &Path, pids: &mut Vec<u32>) -> io::Result<()> {
-    let members = fs::read_to_string(directory.join("cgroup.procs"))?;
+    let members = read_file(directory.join("cgroup.procs"))?;
     pids.extend(members.lines().filter_map(|line| line.parse::<u32>().ok()));
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
@@ -145,7 +161,7 @@ fn collect_pids(directory: &Path, pids: &mut Vec<u32>) -> io::Result<()> {
 
 /// A file with one number; `max` is the largest. A file that is not there counts nothing: kernels differ.
 fn number(path: &Path) -> u64 {
-    fs::read_to_string(path).map_or(0, |text| parse_number(text.trim()))
+    read_file(path).map_or(0, |text| parse_number(text.trim()))
 }
 
 fn parse_number(text: &str) -> u64 {
@@ -154,7 +170,7 @@ fn parse_number(text: &str) -> u64 {
 
 /// The number after `key` in a file of lines `key number`.
 fn keyed(path: &Path, key: &str) -> Option<u64> {
-    let text = fs::read_to_string(path).ok()?;
+    let text = read_file(path).ok()?;
     Table::parse(&text).get(key)
 }
 

@@ -12,7 +12,7 @@ use proto_shim::cgroups_v1::{
 use rustix::event::EventfdFlags;
 use rustix::fs::{Mode, OFlags};
 
-use super::{Table, number};
+use super::{Table, number, read_file};
 
 /// Nanoseconds of the ticks in which `cpuacct.stat` counts.
 const TICK_NS: u64 = 10_000_000;
@@ -45,9 +45,9 @@ fn cpu(cpu: Option<&Path>, cpuacct: Option<&Path>) -> Option<CpuStat> {
 }
 
 fn usage(directory: &Path) -> CpuUsage {
-    let text = fs::read_to_string(directory.join("cpuacct.stat")).unwrap_or_default();
+    let text = read_file(directory.join("cpuacct.stat")).unwrap_or_default();
     let ticks = Table::parse(&text);
-    let per_cpu = fs::read_to_string(directory.join("cpuacct.usage_percpu")).unwrap_or_default();
+    let per_cpu = read_file(directory.join("cpuacct.usage_percpu")).unwrap_or_default();
     CpuUsage {
         total: number(&directory.join("cpuacct.usage")),
         kernel: ticks.or_zero("system") * TICK_NS,
@@ -57,7 +57,7 @@ fn usage(directory: &Path) -> CpuUsage {
 }
 
 fn throttling(directory: &Path) -> Throttle {
-    let text = fs::read_to_string(directory.join("cpu.stat")).unwrap_or_default();
+    let text = read_file(directory.join("cpu.stat")).unwrap_or_default();
     let table = Table::parse(&text);
     Throttle {
         periods: table.or_zero("nr_periods"),
@@ -67,7 +67,7 @@ fn throttling(directory: &Path) -> Throttle {
 }
 
 fn memory_stat(directory: &Path) -> MemoryStat {
-    let text = fs::read_to_string(directory.join("memory.stat")).unwrap_or_default();
+    let text = read_file(directory.join("memory.stat")).unwrap_or_default();
     let table = Table::parse(&text);
     let at = |key| table.or_zero(key);
     MemoryStat {
@@ -121,7 +121,7 @@ fn memory_entry(directory: &Path, part: &str) -> MemoryEntry {
 }
 
 fn oom_control(directory: &Path) -> MemoryOomControl {
-    let text = fs::read_to_string(directory.join("memory.oom_control")).unwrap_or_default();
+    let text = read_file(directory.join("memory.oom_control")).unwrap_or_default();
     let table = Table::parse(&text);
     MemoryOomControl {
         oom_kill_disable: table.or_zero("oom_kill_disable"),
@@ -141,7 +141,7 @@ fn hugetlb(directory: &Path) -> Vec<HugetlbStat> {
 }
 
 fn blkio(directory: &Path) -> BlkIoStat {
-    let at = |name: &str| blkio_entries(&fs::read_to_string(directory.join(name)).unwrap_or_default());
+    let at = |name: &str| blkio_entries(&read_file(directory.join(name)).unwrap_or_default());
     let or = |entries: Vec<BlkIoEntry>, name: &str| if entries.is_empty() { at(name) } else { entries };
     BlkIoStat {
         io_service_bytes_recursive: or(

@@ -10,7 +10,7 @@ use proto_shim::cgroups_v2::{
 };
 use rustix::fs::inotify;
 
-use super::{Table, number};
+use super::{Table, number, read_file};
 
 pub(super) fn stats(directory: &Path) -> Metrics {
     Metrics {
@@ -25,7 +25,7 @@ pub(super) fn stats(directory: &Path) -> Metrics {
 }
 
 fn text(directory: &Path, name: &str) -> String {
-    fs::read_to_string(directory.join(name)).unwrap_or_default()
+    read_file(directory.join(name)).unwrap_or_default()
 }
 
 fn pids(directory: &Path) -> PidsStat {
@@ -110,7 +110,7 @@ fn memory_events(directory: &Path) -> MemoryEvents {
 }
 
 fn pressure(directory: &Path, resource: &str) -> Option<PsiStats> {
-    let text = fs::read_to_string(directory.join(format!("{resource}.pressure"))).ok()?;
+    let text = read_file(directory.join(format!("{resource}.pressure"))).ok()?;
     let line = |kind: &str| text.lines().find_map(|line| line.strip_prefix(kind)).map(pressure_line);
     Some(PsiStats { some: line("some "), full: line("full ") })
 }
@@ -156,7 +156,7 @@ fn hugetlb(directory: &Path) -> Vec<HugeTlbStat> {
         .into_iter()
         .map(|pagesize| {
             let at = |name: &str| directory.join(format!("hugetlb.{pagesize}.{name}"));
-            let events = fs::read_to_string(at("events")).unwrap_or_default();
+            let events = read_file(at("events")).unwrap_or_default();
             HugeTlbStat {
                 current: number(&at("current")),
                 max: number(&at("max")),

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, read_file};
 use crate::error::Error;
 use crate::lowrun::{LogName, Runtime};
 use crate::poll::Poller;
@@ -95,7 +95,7 @@ impl Container {
             return Ok(());
         }
         let cgroup = Cgroup::of(self.init.pid)?;
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.init.pid))?;
+        let status = read_file(format!("/proc/{}/status", self.init.pid))?;
         self.kernel = Some(Kernel { cgroup, is_own_pid_namespace: is_first_in_namespace(&status) });
         Ok(())
     }
@@ -123,7 +123,7 @@ fn is_first_in_namespace(status: &str) -> bool {
 /// The pid in a file that the runtime has written.
 pub(crate) fn read_pid(path: &Path) -> Result<u32, Error> {
     let failed = |source| Error::System { what: format!("read the pid in {}", path.display()), source };
-    let text = std::fs::read_to_string(path).map_err(failed)?;
+    let text = read_file(path).map_err(failed)?;
     text.trim().parse().map_err(|_| failed(io::ErrorKind::InvalidData.into()))
 }
 

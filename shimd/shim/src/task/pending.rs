@@ -244,10 +244,11 @@ impl Tasks {
         if let Some(kernel) = &mut container.kernel {
             kernel.cgroup.unwatch(&mut world.poller);
         }
-        if container.has_rootfs
-            && let Err(error) = rootfs::unmount_all(&container.rootfs())
-        {
-            world.warn("unmount the root file system", &error);
+        if container.has_rootfs {
+            match rootfs::detach_all(&container.rootfs()) {
+                Ok(handle) => world.lingering.push(handle),
+                Err(error) => world.warn("unmount the root file system", &error),
+            }
         }
         let exit = container.init.exit().unwrap_or_else(|| Exit::now(KILLED));
         for reply in container.init.waiting.drain(..) {
