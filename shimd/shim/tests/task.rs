@@ -137,7 +137,7 @@ async fn execs_end_before_the_init_and_are_told_so() {
     shim.shutdown().await;
     let exits = stage.events.exits();
     let exits: Vec<_> = exits.iter().map(|(id, status)| (id.as_str(), *status)).collect();
-    assert_eq!(exits, [("one", 5), ("two", 137), ("exec", 137)]);
+    assert_eq!(exits, [("one", 5), ("two", 137), (stage.id.as_str(), 137)]);
     stage.assert_clean();
 }
 
@@ -465,7 +465,8 @@ async fn a_logger_takes_the_output_itself() {
     shim.start("").await;
     assert_eq!(shim.wait("").await, 0);
     let logged = fs::read_to_string(stage.path("logged")).unwrap();
-    for word in ["CONTAINER_ID=logger\n", "CONTAINER_NAMESPACE=shim-test\n", "out\n", "err\n", "bye\n"] {
+    let id = format!("CONTAINER_ID={}\n", stage.id);
+    for word in [id.as_str(), "CONTAINER_NAMESPACE=shim-test\n", "out\n", "err\n", "bye\n"] {
         assert!(logged.contains(word), "{logged:?}");
     }
     shim.delete("").await;

@@ -49,9 +49,12 @@ pub(super) fn set_of(signals: &[libc::c_int]) -> libc::sigset_t {
     }
 }
 
-/// The signals whose disposition a child gets back.
-pub(super) fn ignored() -> libc::sigset_t {
-    set_of(&IGNORED)
+/// Gives a child the usual disposition of what its parent ignores. (Handlers end with an exec, ignoring does not.)
+pub(super) fn stop_ignoring() {
+    for signal in IGNORED {
+        // SAFETY: SIG_DFL is no handler, and the child has a table of dispositions of its own.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
 }
 
 /// Sends any signal, real-time ones too, for which rustix has no names.

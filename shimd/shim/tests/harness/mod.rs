@@ -101,8 +101,14 @@ impl Stage {
             return None;
         }
         let temporary = tempfile::Builder::new().prefix("shim-test-").tempdir().unwrap();
-        let mut stage =
-            Stage { temporary, id: id.to_owned(), runtime, events: Events::default(), listening: None, _log: None };
+        let mut stage = Stage {
+            temporary,
+            id: format!("{id}-{}", std::process::id()),
+            runtime,
+            events: Events::default(),
+            listening: None,
+            _log: None,
+        };
         for directory in ["lower/bin", "lower/proc", "lower/dev", "lower/sys", "lower/tmp", "upper", "work", "bundle"] {
             fs::create_dir_all(stage.path(directory)).unwrap();
         }
