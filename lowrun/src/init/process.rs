@@ -391,6 +391,10 @@ fn exec_fault(name: &str, failure: Failure) -> Box<Fault> {
         Errno::NOENT | Errno::NOTDIR => Fault::of(Code::CommandNotFound, message, failure),
         Errno::NOEXEC => Fault::of(Code::CommandNotExecutable, message, failure)
             .hint("the file is no program of this architecture, or a script without a first line that names its shell"),
+        // Older callers know only the kernel's own word for it, which is EACCES.
+        Errno::ISDIR => Fault::new(Code::CommandNotExecutable, message)
+            .cause("is a directory")
+            .cause(Failure { call: "execve", errno: Errno::ACCESS }.to_string()),
         _ => Fault::of(Code::CommandNotExecutable, message, failure),
     }
 }
