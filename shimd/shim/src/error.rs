@@ -27,6 +27,8 @@ pub(crate) enum Error {
     Exists { what: String },
     /// The process is not in a state in which that can be done.
     State { what: String, is_running: bool },
+    /// There is too much of something.
+    Busy { what: String },
     /// The shim does not do this.
     Unimplemented { what: String },
     /// A mount of the root file system.
@@ -79,6 +81,7 @@ impl Error {
             Error::Exists { .. } => (step, EXEC_IN_USE, Some(GrpcCode::AlreadyExists)),
             Error::State { is_running: true, .. } => (step, code::CONTAINER_RUNNING, None),
             Error::State { is_running: false, .. } => (step, code::CONTAINER_NOT_RUNNING, None),
+            Error::Busy { .. } => (step, SHIM_FAILED, Some(GrpcCode::ResourceExhausted)),
             Error::Unimplemented { .. } => (step, code::UNKNOWN, Some(GrpcCode::Unimplemented)),
             Error::Mount { .. } => ("assemble", ROOTFS_MOUNT_FAILED, Some(GrpcCode::FailedPrecondition)),
             Error::Stdio { .. } | Error::Log { .. } => (step, STDIO_UNAVAILABLE, Some(GrpcCode::FailedPrecondition)),
@@ -105,6 +108,7 @@ impl fmt::Display for Error {
             | Error::NotFound { what }
             | Error::Exists { what }
             | Error::State { what, .. }
+            | Error::Busy { what }
             | Error::Unimplemented { what }
             | Error::Mount { what, .. }
             | Error::Stdio { what, .. }

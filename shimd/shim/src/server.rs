@@ -90,6 +90,11 @@ impl Server {
         self.connections.is_empty()
     }
 
+    /// Whether an answer to `reply` would go anywhere.
+    pub(crate) fn reaches(&self, reply: &Reply) -> bool {
+        self.connections.iter().any(|connection| connection.number == reply.connection)
+    }
+
     /// Takes a new connection.
     pub(crate) fn accept(&mut self, poller: &mut Poller) -> io::Result<()> {
         let Some((listener, _, _)) = &self.listener else { return Ok(()) };

@@ -40,8 +40,10 @@ pub(crate) fn start(flags: &Flags) -> Result<(), Error> {
     let socket = socket_path(flags, params.as_ref());
     let address = format!("unix://{}", socket.display());
     if let Some(listener) = new_socket(&socket)? {
-        write("address", &address)?;
-        leave_serving(flags, params.as_ref(), listener, socket)?;
+        let left =
+            write("address", &address).and_then(|()| leave_serving(flags, params.as_ref(), listener, socket.clone()));
+        // Nobody serves on it.
+        left.inspect_err(|_| drop(fs::remove_file(&socket)))?;
     }
     answer(&address, params.is_some())
 }

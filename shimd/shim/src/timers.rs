@@ -13,6 +13,8 @@ pub(crate) enum Due {
     Publish,
     /// Offer held-back output to the log, again.
     Output(Key),
+    /// Look for input, where the kernel refused to tell.
+    Input(Key),
     /// The process has ended long enough ago: its exit is told although its output is not at its end.
     Exit(Key),
     /// The container is deleted although its output was not taken.

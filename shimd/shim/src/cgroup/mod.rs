@@ -119,6 +119,22 @@ impl Cgroup {
     }
 }
 
+/// Moves this process into the cgroup `path` of every hierarchy that has it.
+pub(crate) fn join(path: &str) -> io::Result<()> {
+    let own = Cgroup::of(std::process::id())?;
+    let hierarchies = own.membership.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+    let mounts = hierarchies.map(|(controllers, _)| match controllers {
+        "" => PathBuf::from(MOUNT),
+        _ => v1_mount(controllers, controllers.split(',').next().unwrap_or(controllers)),
+    });
+    let mut joined = false;
+    for members in mounts.map(|mount| under(&mount, path).join("cgroup.procs")).filter(|members| members.exists()) {
+        fs::write(members, std::process::id().to_string())?;
+        joined = true;
+    }
+    if joined { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
+}
+
 /// Distributions mount controllers that share a hierarchy at their joined name, and some by the single name alone.
 fn v1_mount(controllers: &str, controller: &str) -> PathBuf {
     let mount = Path::new(MOUNT);

@@ -113,13 +113,13 @@ impl Input {
         }
     }
 
-    /// Waits for what `progress` needs.
-    pub(super) fn watch(&mut self, progress: Progress, source: Source, poller: &mut Poller) {
+    /// Waits for what `progress` needs; `false` when the kernel refuses.
+    pub(super) fn watch(&mut self, progress: Progress, source: Source, poller: &mut Poller) -> bool {
         let to = match &self.to {
             To::Nowhere => None,
             To::Pipe(fd) | To::Terminal(fd) => Some(fd.as_fd()),
         };
-        watch(&mut self.watch, progress, [self.fifo.as_ref().map(AsFd::as_fd), to], source, poller);
+        watch(&mut self.watch, progress, [self.fifo.as_ref().map(AsFd::as_fd), to], source, poller)
     }
 
     /// Lets go of it.

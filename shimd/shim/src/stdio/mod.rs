@@ -232,11 +232,16 @@ impl Io {
     }
 
     /// The process is about to be started: takes input for it.
-    pub(crate) fn begin_input(&mut self, poller: &mut Poller, scratch: &mut Scratch) -> Result<(), Error> {
+    pub(crate) fn begin_input(
+        &mut self,
+        poller: &mut Poller,
+        timers: &mut Timers,
+        scratch: &mut Scratch,
+    ) -> Result<(), Error> {
         if let Some(input) = &mut self.input {
             input.open()?;
         }
-        self.move_input(poller, scratch);
+        self.move_input(poller, timers, scratch);
         Ok(())
     }
 
@@ -251,8 +256,8 @@ impl Io {
     pub(crate) fn move_output(&mut self, which: u8, poller: &mut Poller, timers: &mut Timers, scratch: &mut Scratch) {
         let Some(output) = self.outputs.get_mut(usize::from(which)) else { return };
         let progress = output.advance(self.log.as_mut(), scratch);
-        output.watch(progress, Source::Output(self.key, which), poller);
-        if progress == Progress::Later {
+        let is_watched = output.watch(progress, Source::Output(self.key, which), poller);
+        if progress == Progress::Later || !is_watched {
             timers.set_once(Due::Output(self.key), RETRY_PAUSE);
         }
         self.end_log(timers);
@@ -271,21 +276,28 @@ impl Io {
     }
 
     /// Moves the input along.
-    pub(crate) fn move_input(&mut self, poller: &mut Poller, scratch: &mut Scratch) {
+    pub(crate) fn move_input(&mut self, poller: &mut Poller, timers: &mut Timers, scratch: &mut Scratch) {
         let Some(input) = &mut self.input else { return };
         let progress = input.advance(scratch);
-        input.watch(progress, Source::Input(self.key), poller);
+        if !input.watch(progress, Source::Input(self.key), poller) {
+            timers.set_once(Due::Input(self.key), RETRY_PAUSE);
+        }
         if progress == Progress::Ended {
             self.input = None;
         }
     }
 
     /// No more input will come: what is in the FIFO is the rest.
-    pub(crate) fn close_input(&mut self, poller: &mut Poller, scratch: &mut Scratch) -> Result<(), Error> {
+    pub(crate) fn close_input(
+        &mut self,
+        poller: &mut Poller,
+        timers: &mut Timers,
+        scratch: &mut Scratch,
+    ) -> Result<(), Error> {
         if let Some(input) = &mut self.input {
             input.close();
         }
-        self.begin_input(poller, scratch)
+        self.begin_input(poller, timers, scratch)
     }
 
     /// Whether all output was taken to its end.
@@ -303,7 +315,7 @@ impl Io {
         }
     }
 
-    /// Whether the log cannot take what there is, and why.
+    /// Sets the size of the terminal, if there is one.
     pub(crate) fn resize(&self, width: u16, height: u16) -> Result<(), Error> {
         self.console.as_ref().map_or(Ok(()), |console| console.resize(width, height))
     }
@@ -390,14 +402,14 @@ fn open_file(path: &str, create: OFlags) -> Result<Sink, Error> {
     rustix::fs::open(path, flags, mode).map(Sink::File).map_err(|error| failed("open", path, error))
 }
 
-/// Registers what `progress` waits for, and nothing else.
+/// Registers what `progress` waits for, and nothing else; `false` when the kernel refuses.
 fn watch(
     current: &mut Watch,
     wanted: Progress,
     ends: [Option<BorrowedFd<'_>>; 2],
     source: Source,
     poller: &mut Poller,
-) {
+) -> bool {
     let is_right = matches!(
         (*current, wanted),
         (Watch::From(_), Progress::Empty | Progress::More)
@@ -405,7 +417,7 @@ fn watch(
             | (Watch::Nothing, Progress::Later | Progress::Ended)
     );
     if is_right {
-        return;
+        return true;
     }
     let [from, to] = ends;
     match (*current, from, to) {
@@ -413,11 +425,11 @@ fn watch(
         (Watch::To(token), _, Some(to)) => poller.remove(token, to),
         _ => {}
     }
-    *current = match (wanted, from, to) {
-        (Progress::Empty | Progress::More, Some(from), _) => {
-            poller.add(from, source, Interest::Read).map_or(Watch::Nothing, Watch::From)
-        }
-        (Progress::Full, _, Some(to)) => poller.add(to, source, Interest::Write).map_or(Watch::Nothing, Watch::To),
-        _ => Watch::Nothing,
+    let added = match (wanted, from, to) {
+        (Progress::Empty | Progress::More, Some(from), _) => poller.add(from, source, Interest::Read).map(Watch::From),
+        (Progress::Full, _, Some(to)) => poller.add(to, source, Interest::Write).map(Watch::To),
+        _ => Ok(Watch::Nothing),
     };
+    *current = *added.as_ref().unwrap_or(&Watch::Nothing);
+    added.is_ok()
 }

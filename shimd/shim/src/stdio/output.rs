@@ -132,8 +132,8 @@ impl Output {
         Some(wait)
     }
 
-    /// Waits for what `progress` needs.
-    pub(super) fn watch(&mut self, progress: Progress, source: Source, poller: &mut Poller) {
+    /// Waits for what `progress` needs; `false` when the kernel refuses.
+    pub(super) fn watch(&mut self, progress: Progress, source: Source, poller: &mut Poller) -> bool {
         let from = match &self.from {
             From::Pipe(fd) | From::Terminal(fd) => Some(fd.as_fd()),
             From::Nowhere | From::Ended => None,
@@ -142,10 +142,11 @@ impl Output {
             Sink::Fifo(fd) => Some(fd.as_fd()),
             Sink::File(_) | Sink::Log(_) => None,
         };
-        watch(&mut self.watch, progress, [from, to], source, poller);
+        let is_watched = watch(&mut self.watch, progress, [from, to], source, poller);
         if progress == Progress::Ended {
             self.from = From::Ended;
         }
+        is_watched
     }
 }
 

@@ -26,10 +26,13 @@ use crate::lowrun::{Options, Runtime};
 use crate::server::Reply;
 use crate::stdio::{Io, Request};
 use crate::world::World;
-use crate::{rootfs, trace};
+use crate::{cgroup, rootfs, trace};
 
 /// How long Delete waits for output that a client does not take, as containerd's own shim does.
 const DELETE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Callers of Wait for one process at once.
+const WAITING_MAX: usize = 1024;
 
 impl Tasks {
     /// Mounts the root file system, opens the stdio and has the runtime make the container.
@@ -100,7 +103,7 @@ impl Tasks {
             world.warn("look at the container's cgroup", &error);
         }
         if let Some(io) = &mut container.init.io {
-            io.begin_input(&mut world.poller, &mut world.scratch)?;
+            io.begin_input(&mut world.poller, &mut world.timers, &mut world.scratch)?;
         }
         container.init.phase = Phase::Starting(None);
         let key = container.init.key;
@@ -276,15 +279,23 @@ impl Tasks {
         }))
     }
 
-    pub(super) fn wait(&mut self, request: WaitRequest, reply: &mut Option<Reply>) -> Result<Answer, Error> {
+    pub(super) fn wait(
+        &mut self,
+        request: WaitRequest,
+        reply: &mut Option<Reply>,
+        world: &World,
+    ) -> Result<Answer, Error> {
         let process = self.container(&request.id)?.process(&request.exec_id)?;
-        match process.exit() {
-            Some(exit) => Ok(Answer::message(&wait_response(exit))),
-            None => {
-                process.waiting.extend(reply.take());
-                Ok(Answer::Later)
-            }
+        if let Some(exit) = process.exit() {
+            return Ok(Answer::message(&wait_response(exit)));
         }
+        // Those whose connection is gone wait no longer.
+        process.waiting.retain(|reply| world.server.reaches(reply));
+        if process.waiting.len() >= WAITING_MAX {
+            return Err(Error::Busy { what: format!("{WAITING_MAX} callers wait for {} already", request.id) });
+        }
+        process.waiting.extend(reply.take());
+        Ok(Answer::Later)
     }
 
     pub(super) fn pids(&mut self, request: PidsRequest) -> Result<Answer, Error> {
@@ -316,7 +327,7 @@ impl Tasks {
     pub(super) fn close_io(&mut self, request: CloseIoRequest, world: &mut World) -> Result<Answer, Error> {
         let process = self.container(&request.id)?.process(&request.exec_id)?;
         if let Some(io) = process.io.as_mut().filter(|_| request.stdin) {
-            io.close_input(&mut world.poller, &mut world.scratch)?;
+            io.close_input(&mut world.poller, &mut world.timers, &mut world.scratch)?;
         }
         Ok(Answer::empty())
     }
@@ -335,7 +346,14 @@ impl Tasks {
 /// What goes before the runtime's part, each step undone when a later one fails.
 fn prepare(request: &CreateTaskRequest, key: Key, world: &World, spans: &mut Vec<Span>) -> Result<Container, Error> {
     let bundle = PathBuf::from(&request.bundle);
-    let options = Options::new(&world.namespace, runc_options(request)?);
+    let options = runc_options(request)?;
+    if !options.shim_cgroup.is_empty() {
+        cgroup::join(&options.shim_cgroup).map_err(|source| Error::System {
+            what: format!("move the shim into the cgroup {}", options.shim_cgroup),
+            source,
+        })?;
+    }
+    let options = Options::new(&world.namespace, options);
     options.save(&bundle)?;
     let runtime = Runtime::find(options)?;
     let stdio = Request {

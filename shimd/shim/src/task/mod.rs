@@ -108,7 +108,7 @@ impl Tasks {
             "ResizePty" => self.resize_pty(decode(payload)?),
             "CloseIO" => self.close_io(decode(payload)?, world),
             "Update" => self.update(decode(payload)?, reply, world),
-            "Wait" => self.wait(decode(payload)?, reply),
+            "Wait" => self.wait(decode(payload)?, reply, world),
             "Stats" => self.stats(decode(payload)?),
             "Connect" => self.connect(decode(payload)?),
             "Shutdown" => self.shutdown(),
@@ -127,7 +127,7 @@ impl Tasks {
                 self.output_moved(key, world);
             }
             Source::Input(key) => self.with_io(key, world, |io, world| {
-                io.move_input(&mut world.poller, &mut world.scratch);
+                io.move_input(&mut world.poller, &mut world.timers, &mut world.scratch);
             }),
             Source::Logger(key) => self.logger_ready(key, world),
             Source::LoggerEnd(key) => {
@@ -152,6 +152,9 @@ impl Tasks {
                 });
                 self.output_moved(key, world);
             }
+            Due::Input(key) => self.with_io(key, world, |io, world| {
+                io.move_input(&mut world.poller, &mut world.timers, &mut world.scratch);
+            }),
             Due::Exit(key) => self.tell_exit(key, world),
             Due::Delete(key) => self.delete_undrained(key, world),
             Due::Publish | Due::Trim | Due::Abandoned | Due::Quit => {}

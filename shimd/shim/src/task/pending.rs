@@ -369,7 +369,7 @@ fn take_exec(container: &mut Container, key: Key, world: &mut World) -> Result<(
     process.phase = Phase::Running;
     if let Some(io) = &mut process.io {
         io.begin(&mut world.poller, &mut world.timers, &mut world.scratch)?;
-        io.begin_input(&mut world.poller, &mut world.scratch)?;
+        io.begin_input(&mut world.poller, &mut world.timers, &mut world.scratch)?;
     }
     Ok((exec_id, pid))
 }
