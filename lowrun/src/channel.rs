@@ -114,9 +114,9 @@ impl InitEnd {
 fn read(socket: &OwnedFd, buffer: &mut Vec<u8>) -> sys::Result<usize> {
     loop {
         match rustix::io::read(socket.as_fd(), rustix::buffer::spare_capacity(buffer)) {
-            Err(Errno::INTR) => {}
-            // The other side ended with a message of ours unread.
-            Err(Errno::CONNRESET) => return Ok(0),
+            // Reset: the other side ended with a message of ours unread. That is told once, and first; what it said
+            // before its end is still there to be read.
+            Err(Errno::INTR | Errno::CONNRESET) => {}
             Err(errno) => return Err(Failure { call: "read", errno }),
             Ok(length) => return Ok(length),
         }

@@ -206,6 +206,9 @@ fn receive(socket: &OwnedFd) -> OwnedFd {
 #[test]
 fn a_terminal_in_the_foreground_relays() {
     let Some(mut stage) = stage() else { return };
+    if !stage.is_ours() {
+        return eprintln!("skipped: runc wants a terminal on stdin");
+    }
     stage.config["process"]["terminal"] = json!(true);
     stage.script("tty; cat; exit 4");
     stage.write_config();

@@ -4,6 +4,7 @@
 //! over the channel and never returns. [`container`] is the order of things, and each step says why it stands there.
 
 pub mod console;
+mod copy_up;
 mod dev;
 pub mod exec;
 pub mod process;

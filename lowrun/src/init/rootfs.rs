@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
-use super::{Setup, dev};
+use super::{Setup, copy_up, dev};
 use crate::channel::InitEnd;
 use crate::fault::{Attempt, Code, Fault, Result};
 use crate::path::{self, Root, openat2};
@@ -147,7 +147,7 @@ impl Rootfs {
         words.extend(options.iter().map(as_fs_option));
         let filesystem = new_filesystem(mount, fstype, source, &words, attr)?;
         if copy_up {
-            copy_into(target.as_fd(), filesystem.as_fd()).attempt(Code::MountFailed, || mount.describe())?;
+            copy_up::copy(target.as_fd(), filesystem.as_fd()).attempt(Code::MountFailed, || mount.describe())?;
         }
         self.attach_new(mount, filesystem, target.as_fd(), late)
     }
@@ -554,11 +554,6 @@ fn mount_label<'p>(plan: &'p Plan, fstype: &str) -> Option<&'p str> {
 
 fn is_directory(handle: BorrowedFd<'_>) -> crate::sys::Result<bool> {
     path::stat(handle).map(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR)
-}
-
-/// Copies what the image has in a directory into the tmpfs that is about to cover it.
-fn copy_into(_from: BorrowedFd<'_>, _to: BorrowedFd<'_>) -> crate::sys::Result<()> {
-    Err(Failure { call: "tmpcopyup", errno: Errno::OPNOTSUPP })
 }
 
 fn change_root() -> crate::sys::Result<()> {

@@ -26,6 +26,8 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 pub struct Stage {
     pub dir: tempfile::TempDir,
     pub config: Value,
+    /// The runtime under test, if not the usual one.
+    pub program: Option<PathBuf>,
     name: String,
 }
 
@@ -56,7 +58,7 @@ pub fn stage() -> Option<Stage> {
     std::fs::write(rootfs.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nu:x:1000:1000:u:/home/u:/bin/sh\n")
         .unwrap();
     let config = config(&format!("/{name}/c"));
-    Some(Stage { dir, config, name })
+    Some(Stage { dir, config, program: None, name })
 }
 
 /// A config.json close to that of `runc spec`, without a terminal.
@@ -156,10 +158,19 @@ impl Stage {
 
     /// The command line of the runtime under test, up to the command.
     pub fn command(&self) -> Command {
-        let program = std::env::var_os("SUBJECT_RUNTIME").unwrap_or_else(|| env!("CARGO_BIN_EXE_lowrun").into());
+        let usual = || std::env::var_os("SUBJECT_RUNTIME").unwrap_or_else(|| env!("CARGO_BIN_EXE_lowrun").into());
+        let program = self.program.clone().unwrap_or_else(|| usual().into());
         let mut command = Command::new(program);
         command.arg("--root").arg(self.root()).stdin(Stdio::null()).current_dir(self.bundle());
         command
+    }
+
+    /// Uses a copy of the runtime that no other test executes; gives its path.
+    pub fn own_program(&mut self) -> PathBuf {
+        let copy = self.dir.path().join("runtime");
+        std::fs::copy(self.command().get_program(), &copy).unwrap();
+        self.program = Some(copy.clone());
+        copy
     }
 
     /// Runs a command of the runtime under test to its end. Output goes through files, because a created container

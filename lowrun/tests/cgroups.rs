@@ -1,0 +1,155 @@
+//! Limits: what the spec says stands in the cgroup's files, and bites.
+
+mod stage;
+
+use serde_json::json;
+use stage::{eventually, stage};
+
+const LOOP: &str = "while :; do sleep 0.05; done";
+
+#[test]
+fn limits_stand_in_the_files() {
+    let Some(mut stage) = stage() else { return };
+    stage.config["linux"]["resources"]["memory"] = json!({ "limit": 33_554_432, "reservation": 16_777_216 });
+    stage.config["linux"]["resources"]["cpu"] =
+        json!({ "shares": 512, "quota": 50_000, "period": 100_000, "cpus": "0" });
+    stage.config["linux"]["resources"]["pids"] = json!({ "limit": 42 });
+    stage.script(LOOP);
+    stage.detached();
+    assert_eq!(stage.cgroup_file("memory", "memory.limit_in_bytes", "memory.max"), "33554432");
+    assert_eq!(stage.cgroup_file("memory", "memory.soft_limit_in_bytes", "memory.low"), "16777216");
+    assert_eq!(stage.cgroup_file("pids", "pids.max", "pids.max"), "42");
+    assert_eq!(stage.cgroup_file("cpuset", "cpuset.cpus", "cpuset.cpus"), "0");
+    let quota = stage.cgroup_file("cpu", "cpu.cfs_quota_us", "cpu.max");
+    assert!(quota == "50000" || quota == "50000 100000", "{quota}");
+    let id = stage.id().to_owned();
+    stage.call(&["update", "--memory", "64M", "--pids-limit", "7", "--cpu-quota", "20000", &id]).ok();
+    assert_eq!(stage.cgroup_file("memory", "memory.limit_in_bytes", "memory.max"), "67108864");
+    assert_eq!(stage.cgroup_file("pids", "pids.max", "pids.max"), "7");
+    let file = stage.dir.path().join("resources.json");
+    std::fs::write(&file, json!({ "memory": { "limit": 50_331_648 } }).to_string()).unwrap();
+    stage.call(&["update", "-r", file.to_str().unwrap(), &id]).ok();
+    assert_eq!(stage.cgroup_file("memory", "memory.limit_in_bytes", "memory.max"), "50331648");
+    stage.delete();
+}
+
+#[test]
+fn a_limit_of_processes_bites() {
+    let Some(mut stage) = stage() else { return };
+    stage.config["linux"]["resources"]["pids"] = json!({ "limit": 3 });
+    stage.script("sleep 9 & sleep 9 & sleep 9 & sleep 9 & echo done");
+    let outcome = stage.run();
+    assert!(outcome.err.contains("can't fork"), "{outcome:?}");
+}
+
+#[test]
+fn a_limit_of_memory_kills() {
+    let Some(mut stage) = stage() else { return };
+    stage.config["linux"]["resources"]["memory"] = json!({ "limit": 8_388_608, "swap": 8_388_608 });
+    stage.script("dd if=/dev/zero of=/dev/null bs=64M count=1");
+    let outcome = stage.run();
+    assert_eq!(outcome.status, 137, "{outcome:?}");
+}
+
+#[test]
+fn devices_are_denied_unless_allowed() {
+    let Some(mut stage) = stage() else { return };
+    let all = ["CAP_MKNOD"];
+    stage.config["process"]["capabilities"] = json!({ "bounding": all, "effective": all, "permitted": all });
+    stage.script(
+        "mknod /dev/mem0 c 1 1; (head -c 1 /dev/mem0) 2>&1; mknod /dev/loop-x b 7 99; (head -c1 /dev/loop-x) 2>&1",
+    );
+    let seen = stage.run();
+    assert_eq!(seen.out.matches("Operation not permitted").count(), 2, "{seen:?}");
+    // Also without a rule that denies all: a list of allowances is a list of allowances.
+    stage.config["linux"]["resources"]["devices"] =
+        json!([{ "allow": true, "type": "c", "major": 1, "minor": 5, "access": "r" }]);
+    assert_eq!(stage.run().out.matches("Operation not permitted").count(), 2);
+    stage.config["linux"]["resources"]["devices"] = json!([{ "allow": false, "access": "rwm" }, { "allow": true, "type": "c", "major": 10, "minor": 229, "access": "rwm" }]);
+    stage.script("mknod /dev/own c 10 229 && (: < /dev/own) && echo opened");
+    assert_eq!(stage.output(), "opened\n");
+}
+
+#[test]
+fn a_cgroup_with_processes_is_not_taken_over() {
+    let Some(mut first) = stage() else { return };
+    let Some(mut second) = stage() else { return };
+    first.script(LOOP);
+    first.detached();
+    second.config["linux"]["cgroupsPath"] = first.config["linux"]["cgroupsPath"].clone();
+    second.run().fails(1, "not empty");
+    assert_eq!(first.status(), "running");
+    first.delete();
+}
+
+#[test]
+fn cgroups_that_the_container_made_go_too() {
+    let Some(mut stage) = stage() else { return };
+    stage.script(LOOP);
+    stage.detached();
+    for dir in stage.cgroups() {
+        std::fs::create_dir_all(dir.join("made/inside")).unwrap();
+    }
+    stage.delete();
+    stage.is_clean();
+}
+
+#[test]
+fn a_relative_path_is_below_the_callers_cgroup() {
+    let Some(mut stage) = stage() else { return };
+    let name = format!("{}-relative", stage.id());
+    stage.config["linux"]["cgroupsPath"] = json!(name);
+    stage.args(&["cat", "/proc/self/cgroup"]);
+    let seen = stage.output();
+    assert!(seen.lines().any(|line| line.ends_with(&format!("/{name}"))), "{seen}");
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+    for line in own.lines() {
+        let path = line.rsplit(':').next().unwrap().trim_end_matches('/');
+        let hierarchy = line.split(':').next().unwrap();
+        if let Some(inside) = seen.lines().find(|line| line.split(':').next() == Some(hierarchy)) {
+            let inside = inside.rsplit(':').next().unwrap();
+            assert!(inside == format!("{path}/{name}") || inside == path || path.is_empty(), "{line} {inside}");
+        }
+    }
+}
+
+#[test]
+fn impossible_limits_are_told() {
+    let Some(mut stage) = stage() else { return };
+    for resources in [
+        json!({ "memory": { "limit": 33_554_432, "swap": 1_048_576 } }),
+        json!({ "cpu": { "cpus": "4000" } }),
+        json!({ "cpu": { "quota": 1, "period": 1 } }),
+    ] {
+        stage.config["linux"]["resources"] = resources.clone();
+        let (outcome, log) = stage.logged(&["run", stage.id()]);
+        assert_eq!(outcome.status, 1, "{resources}: {outcome:?}");
+        if stage.is_ours() {
+            let last = log.last().unwrap();
+            assert_eq!(last["code"], "LIMIT_INVALID", "{last}");
+        }
+        stage.is_clean();
+    }
+}
+
+#[test]
+fn an_exec_enters_the_cgroup_and_a_sub_cgroup_on_request() {
+    let Some(mut stage) = stage() else { return };
+    stage.script(LOOP);
+    stage.detached();
+    let seen = stage.exec("cat /proc/self/cgroup").ok().out;
+    let expected = stage.config["linux"]["cgroupsPath"].as_str().unwrap().to_owned();
+    assert!(seen.lines().any(|line| line.ends_with(&expected)), "{seen}");
+    if stage.cgroups().iter().any(|dir| dir.join("pids.max").exists() && dir.join("tasks").exists()) {
+        for dir in stage.cgroups() {
+            std::fs::create_dir(dir.join("sub")).unwrap();
+        }
+        let outcome = stage.call(&["exec", "--cgroup", "pids:sub", stage.id(), "cat", "/proc/self/cgroup"]).ok();
+        assert!(outcome.out.lines().any(|line| line.ends_with(&format!("pids:{expected}/sub"))), "{outcome:?}");
+        stage.call(&["exec", "--cgroup", "pids:../../x", stage.id(), "true"]).fails(255, "cgroup");
+    }
+    eventually("gone", || {
+        stage.delete();
+        stage.leftovers().is_empty()
+    });
+}
