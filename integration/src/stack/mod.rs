@@ -27,6 +27,10 @@ use crate::{programs, wait};
 /// The images that every registry of a test holds.
 const IMAGES: [&str; 5] = ["busybox", "nginx", "noexec", "nouser", "stubborn"];
 
+/// The parents of what containers have in engined's and the runtime's state.
+const KEPT_DIRECTORIES: [&str; 4] =
+    ["run/engined/containers", "run/engined/execs", "run/engined/lowrun", "run/engined/lowrun/strata"];
+
 /// What `SUBJECT` says for Debian's dockerd over lowrun.
 const OVER_LOWRUN: &str = "theirs-over-lowrun";
 
@@ -332,11 +336,13 @@ impl Stack {
         leaks
     }
 
-    /// What the first container brings and is kept for the others: the cgroup that is the parent of theirs.
+    /// What the first container brings and is kept for the others: the cgroup and the directories that are the parents of
+    /// theirs.
     fn outlives_containers(&self, leak: &Leak) -> bool {
         let last = leak.what.rsplit('/').next().unwrap_or_default();
         match leak.kind {
             leak::Kind::Cgroup => last.ends_with(self.site().instance()),
+            leak::Kind::File => KEPT_DIRECTORIES.iter().any(|kept| self.site().path(kept) == Path::new(&leak.what)),
             // Docker pins the host's own network namespace for the first container that uses it.
             leak::Kind::Mount => !self.is_ours() && leak.what.contains("/netns/default "),
             _ => false,
