@@ -487,3 +487,61 @@ async fn a_file_is_appended_to() {
     shim.delete("").await;
     shim.shutdown().await;
 }
+
+#[tokio::test]
+async fn many_execs_leave_nothing_in_the_shim() {
+    let Some(stage) = Stage::new("execs").await else { return };
+    stage.configure(&["sleep", "1000"], |_| {});
+    let shim = stage.start().await;
+    shim.create(stage.create_request("", "")).await;
+    shim.start("").await;
+    let descriptors = || fs::read_dir(format!("/proc/{}/fd", shim.pid)).unwrap().count();
+    let mut before = 0;
+    for number in 0..60 {
+        let exec_id = format!("exec-{number}");
+        let (stdout, mut output) = stage.fifo(&exec_id);
+        shim.exec(&exec_id, &["sh", "-c", "echo hello"], |request| request.stdout = stdout).await;
+        shim.start(&exec_id).await;
+        assert_eq!(shim.wait(&exec_id).await, 0);
+        let mut text = [0; 6];
+        within(output.read_exact(&mut text)).await.unwrap();
+        shim.delete(&exec_id).await;
+        if number == 10 {
+            before = descriptors();
+        }
+    }
+    assert_eq!(descriptors(), before);
+    let files: Vec<_> = fs::read_dir(stage.path("bundle")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(files.iter().all(|file| !file.to_string_lossy().contains("exec")), "{files:?}");
+    shim.kill("", SIGKILL).await;
+    shim.wait("").await;
+    shim.delete("").await;
+    shim.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_terminal_exec_that_cannot_start_leaves_nothing() {
+    let Some(stage) = Stage::new("exec-bad").await else { return };
+    stage.configure(&["sleep", "1000"], |_| {});
+    let shim = stage.start().await;
+    shim.create(stage.create_request("", "")).await;
+    shim.start("").await;
+    let descriptors = || fs::read_dir(format!("/proc/{}/fd", shim.pid)).unwrap().count();
+    let before = descriptors();
+    let (stdout, _output) = stage.fifo("out");
+    shim.exec("bad", &["no-such-program"], |request| {
+        request.terminal = true;
+        request.stdout = stdout;
+    })
+    .await;
+    let start = StartRequest { id: stage.id.clone(), exec_id: "bad".to_owned() };
+    let fault = shim.fault("Start", start).await;
+    assert_eq!(fault.code, code::COMMAND_NOT_FOUND, "{fault:?}");
+    shim.delete("bad").await;
+    assert_eq!(descriptors(), before);
+    shim.kill("", SIGKILL).await;
+    assert_eq!(shim.wait("").await, 137);
+    shim.delete("").await;
+    shim.shutdown().await;
+    stage.assert_clean();
+}
