@@ -47,6 +47,9 @@ fn proc_or_sys_as_a_symlink_is_refused() {
 #[test]
 fn dev_as_a_symlink_reaches_nothing_outside() {
     let Some(mut stage) = stage() else { return };
+    if stage.differs("runc before 1.4 is open to it") {
+        return;
+    }
     let canary = canary(&stage);
     std::fs::write(canary.join("ptmx"), "host\n").unwrap();
     std::fs::remove_dir(stage.rootfs().join("dev")).unwrap();
@@ -121,8 +124,8 @@ fn the_runtimes_program_cannot_be_written() {
 #[test]
 fn the_runtimes_own_link_leads_to_a_file_that_cannot_be_written() {
     let Some(mut stage) = stage() else { return };
-    if !stage.is_ours() {
-        return eprintln!("skipped: looks at lowrun's own way");
+    if stage.differs("looks at lowrun's own way") {
+        return;
     }
     stage.own_program();
     stage.script("while :; do sleep 0.05; done");
@@ -180,6 +183,9 @@ fn a_joining_process_shows_nothing() {
 #[test]
 fn masks_are_the_real_null_device() {
     let Some(mut stage) = stage() else { return };
+    if stage.differs("runc before 1.2.8 is open to it") {
+        return;
+    }
     let canary = canary(&stage);
     // The image's /dev is a volume that somebody else writes to.
     let dev = stage.dir.path().join("dev");
@@ -265,6 +271,9 @@ fn a_swapped_mount_point_leads_nowhere_outside() {
 #[test]
 fn a_user_that_is_no_number_is_refused() {
     let Some(mut stage) = stage() else { return };
+    if stage.differs("runc wraps a number that is too large to 0") {
+        return;
+    }
     stage.script("while :; do sleep 0.05; done");
     stage.detached();
     assert_eq!(stage.call(&["exec", "-u", "1", stage.id(), "id", "-u"]).ok().out, "1\n");
@@ -283,8 +292,8 @@ fn a_user_that_is_no_number_is_refused() {
 #[test]
 fn a_console_that_is_a_symlink_is_not_followed() {
     let Some(mut stage) = stage() else { return };
-    if !stage.is_ours() {
-        return eprintln!("skipped: runc wants a terminal on stdin");
+    if stage.differs("runc wants a terminal on stdin") {
+        return;
     }
     let canary = canary(&stage);
     stage.config["process"]["terminal"] = json!(true);

@@ -74,6 +74,9 @@ fn devices_are_denied_unless_allowed() {
 fn a_cgroup_with_processes_is_not_taken_over() {
     let Some(mut first) = stage() else { return };
     let Some(mut second) = stage() else { return };
+    if first.differs("runc before 1.2 only warns") {
+        return;
+    }
     first.script(LOOP);
     first.detached();
     second.config["linux"]["cgroupsPath"] = first.config["linux"]["cgroupsPath"].clone();

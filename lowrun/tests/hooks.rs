@@ -23,6 +23,9 @@ fn points(stage: &Stage) -> Vec<String> {
 #[test]
 fn every_point_comes_in_its_order() {
     let Some(mut stage) = stage() else { return };
+    if stage.differs("runc before 1.2 runs poststart at creation") {
+        return;
+    }
     // Hooks in the container's namespaces write through a bind of the same file.
     let file = stage.dir.path().join("points");
     std::fs::write(&file, "").unwrap();
@@ -68,6 +71,9 @@ fn the_state_names_the_process_and_the_bundle() {
 #[test]
 fn a_failing_hook_stops_the_creation_and_nothing_is_left() {
     let Some(mut stage) = stage() else { return };
+    if stage.differs("runc loses the error of startContainer") {
+        return;
+    }
     for point in ["prestart", "createRuntime", "createContainer", "startContainer", "poststart"] {
         let hook = json!({ "path": "/bin/sh", "args": ["sh", "-c", "echo because >&2; exit 5"] });
         stage.config["hooks"] = json!({});
@@ -94,6 +100,9 @@ fn a_hook_is_ended_when_its_time_is_up() {
 #[test]
 fn a_failing_poststop_hook_does_not_stop_the_removal() {
     let Some(mut stage) = stage() else { return };
+    if stage.differs("runc ends at the first that fails") {
+        return;
+    }
     stage.config["hooks"] = json!({ "poststop": [{ "path": "/bin/false" }, recorder(&stage, "second")] });
     stage.script("true");
     stage.run().ok();

@@ -260,6 +260,9 @@ fn devices_are_the_usual_ones_and_those_of_the_spec() {
 #[test]
 fn no_descriptor_of_the_host_is_open() {
     let Some(mut stage) = stage() else { return };
+    if stage.differs("runc hands pipes instead of its stdin") {
+        return;
+    }
     stage.script("for f in /proc/self/fd/*; do [ -e $f ] && echo fd ${f##*/}; done; stat -c %d /dev/null; stat -Lc %d /proc/self/fd/0");
     let seen = stage.output();
     let numbers: Vec<u32> = seen.lines().filter_map(|line| line.strip_prefix("fd ")?.parse().ok()).collect();
@@ -356,8 +359,8 @@ fn own_tree(stage: &Stage, id: u32) {
 #[test]
 fn a_time_namespace_has_its_offsets() {
     let Some(mut stage) = stage() else { return };
-    if !stage.is_ours() {
-        return eprintln!("skipped: needs runc 1.2");
+    if stage.differs("needs runc 1.2") {
+        return;
     }
     stage.namespace("time", Some(""));
     stage.config["linux"]["timeOffsets"] = json!({ "boottime": { "secs": 1_000_000_000, "nanosecs": 0 } });
@@ -385,8 +388,8 @@ fn a_container_that_shares_pids_is_killed_whole() {
 #[test]
 fn personality_and_scheduler_are_set() {
     let Some(mut stage) = stage() else { return };
-    if !stage.is_ours() {
-        return eprintln!("skipped: needs runc 1.2");
+    if stage.differs("needs runc 1.2") {
+        return;
     }
     stage.config["linux"]["personality"] = json!({ "domain": "LINUX32" });
     stage.config["process"]["scheduler"] = json!({ "policy": "SCHED_BATCH", "nice": 5 });

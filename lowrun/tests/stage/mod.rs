@@ -109,6 +109,14 @@ impl Stage {
         std::env::var_os("SUBJECT_RUNTIME").is_none()
     }
 
+    /// Whether another runtime is under test that is known to do otherwise; says why.
+    pub fn differs(&self, why: &str) -> bool {
+        if !self.is_ours() {
+            eprintln!("skipped: {why}");
+        }
+        !self.is_ours()
+    }
+
     /// The root file system of the bundle.
     pub fn rootfs(&self) -> PathBuf {
         self.dir.path().join("bundle/rootfs")
