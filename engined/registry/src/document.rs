@@ -243,10 +243,13 @@ impl Index {
         })
     }
 
-    /// The platforms that it has images for, as a list for people.
+    /// The platforms that it has images for, as a list for people. It is a stranger's text: bounded, and without
+    /// anything that a terminal would obey.
     pub fn platforms(&self) -> String {
+        const SHOWN: usize = 20;
         let known = self.manifests.iter().filter_map(|entry| entry.platform.as_ref()).filter(|p| p.os != "unknown");
-        known.map(Platform::to_string).collect::<Vec<_>>().join(", ")
+        let shown = known.take(SHOWN).map(|platform| bounded(&platform.to_string()));
+        shown.collect::<Vec<_>>().join(", ").replace(|c: char| c.is_control(), "?")
     }
 }
 
@@ -499,6 +502,14 @@ mod tests {
         assert_eq!(chosen("linux/amd64/v3"), Some(Digest::of(&[3])));
         assert_eq!(chosen("linux/arm64/v8"), Some(Digest::of(&[1])));
         assert_eq!(chosen("linux/s390x"), None);
+        let hostile = Index {
+            manifests: vec![Descriptor {
+                platform: Some(Platform { os: "\u{1b}[2J".into(), ..Platform::default() }),
+                ..index.manifests[0].clone()
+            }],
+            ..index.clone()
+        };
+        assert_eq!(hostile.platforms(), "?[2J/");
         assert_eq!(index.platforms(), "linux/arm64, linux/amd64, linux/amd64/v2");
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use strata_fault::{Fault, Layer, code};
-use strata_registry::{Descriptor, Reference};
+use strata_registry::{Descriptor, Platform, Reference};
 use strata_trace::collect::TARGET;
 use tracing::Instrument;
 
@@ -63,6 +63,11 @@ pub(super) async fn pull(images: &Arc<Images>, wanted: &Wanted, board: &Board) -
         Err(_) => lease.abandon().await,
     }
     let downloaded = outcome?;
+    // One of an index's other images is found again by a look at what is here, where the host's own goes first.
+    match wanted.platform == Platform::host() {
+        true => images.memory.remember_documents(&image),
+        false => images.memory.forget_documents(&image.digest),
+    }
     let is_new = before.is_none_or(|before| before.target.digest != remote.target().digest);
     Ok(Pulled { image, changed: downloaded || is_new })
 }
@@ -140,7 +145,6 @@ impl Job<'_> {
         let ((), downloaded) = futures_util::future::try_join(self.store_documents(), layers::bring(self)).await?;
         self.lease.client.put_image(&self.image.reference, self.remote.target()).await?;
         self.images.memory.forget_names();
-        self.images.memory.remember_documents(self.image);
         Ok(downloaded)
     }
 

@@ -148,6 +148,7 @@ over_both! {
     a_pull_after_a_kill_is_resumed,
     a_pull_goes_on_when_the_supervisor_crashed,
     a_full_disk,
+    another_platform,
     names_come_and_go,
     an_image_that_others_brought,
     a_name_that_moves,
@@ -371,6 +372,30 @@ async fn a_full_disk(mut scene: Scene) {
     scene.supervisor.grow_disk(200);
     let pulled = scene.pull(&scene.registry.name("app:1")).await;
     assert_eq!(pulled.unwrap().image.id, made.id);
+}
+
+async fn another_platform(scene: Scene) {
+    let layout = Layout::new();
+    let (arm, amd) = (layout.image("arm64", &three_layers()[..1]), layout.image("amd64", &three_layers()[..2]));
+    layout.name(&layout.index(&[&arm, &amd]));
+    scene.registry.push(&layout, "app:1");
+    let name = scene.registry.name("app:1");
+    let pull_for = async |platform: &str| {
+        let (sender, _listener) = mpsc::channel(1);
+        let wanted = Pull { name: name.clone(), platform: Some(platform.to_owned()), ..Pull::default() };
+        scene.images.pull(wanted, sender).await
+    };
+    let found = async || scene.images.local(&name).await.unwrap().unwrap().id.clone();
+    assert_eq!(pull_for("linux/arm64").await.unwrap().image.id, arm.id);
+    assert_eq!(found().await, arm.id);
+    assert_eq!(scene.pull(&name).await.unwrap().image.id, amd.id);
+    assert_eq!(found().await, amd.id);
+    // The host's own is what the name means, whichever came last.
+    assert_eq!(pull_for("linux/arm64").await.unwrap().image.id, arm.id);
+    assert_eq!(found().await, amd.id);
+    assert_eq!(pull_for("linux/s390x").await.unwrap_err().code, strata_registry::PLATFORM_NOT_FOUND);
+    assert_eq!(pull_for("nonsense").await.unwrap_err().code, code::INVALID_ARGUMENT);
+    scene.assert_clean().await;
 }
 
 async fn names_come_and_go(scene: Scene) {
