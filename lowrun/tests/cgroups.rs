@@ -45,7 +45,7 @@ fn a_limit_of_processes_bites() {
 #[test]
 fn a_limit_of_memory_kills() {
     let Some(mut stage) = stage() else { return };
-    stage.config["linux"]["resources"]["memory"] = json!({ "limit": 8_388_608, "swap": 8_388_608 });
+    stage.config["linux"]["resources"]["memory"] = json!({ "limit": 25_165_824, "swap": 25_165_824 });
     stage.script("dd if=/dev/zero of=/dev/null bs=64M count=1");
     let outcome = stage.run();
     assert_eq!(outcome.status, 137, "{outcome:?}");

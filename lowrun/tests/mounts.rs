@@ -175,6 +175,9 @@ fn propagation_is_as_asked() {
     };
     assert!(optional("/shared").contains("shared:"), "{seen}");
     assert_eq!(optional("/private"), "");
+    if stage.differs("runc before 1.2 leaves the root private") {
+        return;
+    }
     stage.config["linux"]["rootfsPropagation"] = json!("shared");
     let seen = stage.output();
     let root = seen.lines().find(|line| line.split(' ').nth(4) == Some("/")).unwrap();
