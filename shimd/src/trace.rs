@@ -1,6 +1,7 @@
 //! The trace of a request: who asked for it travels with the task that serves it.
 
 use strata_trace::TraceParent;
+use tracing::Instrument;
 
 tokio::task_local! {
     static PARENT: TraceParent;
@@ -14,6 +15,20 @@ pub(crate) fn parent() -> Option<TraceParent> {
 /// Serves a request under a trace context.
 pub(crate) async fn under<F: Future>(parent: TraceParent, work: F) -> F::Output {
     PARENT.scope(parent, work).await
+}
+
+/// Does work in a task of its own, which goes on when the caller goes away, under the caller's trace.
+pub(crate) async fn detached<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    let work = work.instrument(tracing::Span::current());
+    let task = match parent() {
+        Some(parent) => tokio::spawn(under(parent, work)),
+        None => tokio::spawn(work),
+    };
+    match task.await {
+        Ok(outcome) => outcome,
+        // It is never aborted.
+        Err(failure) => std::panic::resume_unwind(failure.into_panic()),
+    }
 }
 
 /// A span of the path of a run, gathered when the request is traced: name, layer, what it is about.

@@ -11,6 +11,7 @@ use crate::diff::provisional::Provisional;
 use crate::diff::run_blocking;
 use crate::error::Chain;
 use crate::snapshot::Snapshots;
+use crate::sys;
 
 /// How long after a commit of a snapshot its files are synced: the layers of one image go together.
 const SYNC_DELAY: Duration = Duration::from_secs(1);
@@ -72,5 +73,7 @@ impl Upkeep {
         if let Err(error) = run_blocking(move || store.checkpoint()).await {
             tracing::warn!(error = %Chain(&error), "make the metadata store durable");
         }
+        // Work has ceased for now: what it used is given back.
+        sys::trim_malloc();
     }
 }

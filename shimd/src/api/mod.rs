@@ -36,6 +36,8 @@ pub(crate) use ttrpc::serve_events;
 /// Bytes that a client may send on a stream before they are read: blobs come fast.
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
+/// Longest frame that a client may send: fewer frames, fewer system calls.
+const FRAME_MAX: u32 = 256 << 10;
 
 /// What every service is made of.
 #[derive(Clone)]
@@ -57,6 +59,7 @@ pub(crate) async fn serve(daemon: Arc<Daemon>, listener: UnixListener, stop: imp
         .max_concurrent_streams(u32::MAX)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME_MAX)
         .layer(traced::TraceLayer);
     macro_rules! service {
         ($($server:ident)::*) => {

@@ -3,6 +3,7 @@
 //! [`tar`] reads archives, [`stream`] decompresses, [`unpack`] makes files, [`provisional`] does it while a layer is still
 //! arriving; this file finds out where a layer shall go and decides which way it takes.
 
+pub(crate) mod make;
 pub(crate) mod provisional;
 pub(crate) mod stream;
 pub(crate) mod tar;

@@ -46,6 +46,16 @@ impl Endpoint {
         let path = Path::new(self.address.strip_prefix("unix://")?);
         path.is_absolute().then(|| path.to_owned())
     }
+
+    /// Removes the socket of a shim that is gone; most have done so themselves.
+    pub(crate) fn remove_socket(&self) {
+        use std::os::unix::fs::FileTypeExt;
+        let Some(path) = self.path() else { return };
+        if std::fs::symlink_metadata(&path).is_ok_and(|meta| meta.file_type().is_socket()) {
+            // Somebody else may have been quicker; and a shim that is started there replaces what it finds.
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 fn from_protobuf(output: &[u8]) -> Option<Endpoint> {

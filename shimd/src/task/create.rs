@@ -13,13 +13,14 @@ use tokio::sync::watch as channel;
 use tracing::Instrument;
 
 use super::bundle::{Bundle, ShimRecord};
-use super::{Entry, Key, Task, Tasks, watch};
+use super::{End, Entry, Key, Task, Tasks, watch};
 use crate::db::record::Container;
 use crate::db::{Access, key};
 use crate::error::{Chain, Error, Result};
 use crate::name::Namespace;
 use crate::shim::launch::Subject;
-use crate::shim::{Shim, runtime};
+use crate::shim::{Endpoint, Shim, runtime};
+use crate::trace;
 
 /// What a client asks for.
 pub(crate) struct Creation {
@@ -39,8 +40,14 @@ pub(crate) struct Creation {
 }
 
 impl Tasks {
-    /// Makes a container's init process, set up and waiting, and gives its pid.
+    /// Makes a container's init process, set up and waiting, and gives its pid. Once begun it is finished or undone,
+    /// whether the caller still waits or not: a shim that was started must not be forgotten.
     pub(crate) async fn create(self: &Arc<Self>, creation: Creation) -> Result<u32> {
+        let tasks = self.clone();
+        trace::detached(async move { tasks.create_whole(creation).await }).await
+    }
+
+    async fn create_whole(self: &Arc<Self>, creation: Creation) -> Result<u32> {
         let container: Container =
             self.store.read()?.require(&key(&[creation.namespace.as_str(), &creation.id]), &creation.id)?;
         let claim = self.claim(&creation.namespace, &creation.id).await?;
@@ -52,20 +59,20 @@ impl Tasks {
         // From here on the shim's own clean-up must be run when something fails.
         let subject = OwnedSubject { namespace: creation.namespace.clone(), id: creation.id.clone(), program };
         let started = self.start_shim(&subject, &bundle.bundle, options.as_ref()).await;
-        let shim = match started {
-            Ok(shim) => shim,
+        let connection = match started {
+            Ok(connection) => connection,
             Err(error) => {
                 self.clean_up(&subject, &bundle.bundle).await;
                 return Err(error);
             }
         };
-        match create_in_shim(&shim, &creation, &bundle.bundle, options).await {
+        match create_in_shim(&connection.shim, &creation, &bundle.bundle, options).await {
             Ok(pid) => {
-                self.adopt(Task::new(subject, bundle.disarm(), shim, pid), claim);
+                self.adopt(Task::new(subject, bundle.disarm(), connection, pid), claim);
                 Ok(pid)
             }
             Err(error) => {
-                self.abandon(&subject, &bundle.bundle, &shim).await;
+                self.abandon(&subject, &bundle.bundle, &connection).await;
                 Err(error)
             }
         }
@@ -91,19 +98,16 @@ impl Tasks {
         }
     }
 
-    async fn start_shim(&self, subject: &OwnedSubject, bundle: &Bundle, options: Option<&Any>) -> Result<Shim> {
+    async fn start_shim(&self, subject: &OwnedSubject, bundle: &Bundle, options: Option<&Any>) -> Result<Connection> {
         let span = crate::span!("shim", "shim", subject.id);
         async {
             // Before it runs: who finds this bundle later must know whom to ask for cleaning up.
             bundle.record(&ShimRecord { program: subject.program.clone(), endpoint: None })?;
             watch::copy_log(bundle, &subject.id);
             let endpoint = self.launcher.start(&subject.borrow(bundle), options).await?;
-            let record = ShimRecord { program: subject.program.clone(), endpoint: Some(endpoint) };
-            bundle.record(&record)?;
-            match &record.endpoint {
-                Some(endpoint) => Shim::connect(endpoint, &subject.id).await,
-                None => Err(Error::ShimDied { id: subject.id.clone() }),
-            }
+            bundle.record(&ShimRecord { program: subject.program.clone(), endpoint: Some(endpoint.clone()) })?;
+            let shim = Shim::connect(&endpoint, &subject.id).await?;
+            Ok(Connection { endpoint, shim })
         }
         .instrument(span)
         .await
@@ -117,7 +121,8 @@ impl Tasks {
     }
 
     /// Undoes a start: the shim is there, its container is not.
-    async fn abandon(&self, subject: &OwnedSubject, bundle: &Bundle, shim: &Shim) {
+    async fn abandon(&self, subject: &OwnedSubject, bundle: &Bundle, connection: &Connection) {
+        let Connection { endpoint, shim } = connection;
         let request = proto_shim::task::DeleteRequest { id: subject.id.clone(), exec_id: String::new() };
         let limit = Some(super::SHUTDOWN_TIMEOUT);
         // A container that was never created is not found; that is well.
@@ -131,6 +136,7 @@ impl Tasks {
         if told.is_err() || tokio::time::timeout(super::SHUTDOWN_TIMEOUT, shim.closed()).await.is_err() {
             self.clean_up(subject, bundle).await;
         }
+        endpoint.remove_socket();
     }
 
     /// Has the shim's program clean up after a shim that is not there.
@@ -158,6 +164,12 @@ async fn create_in_shim(shim: &Shim, creation: &Creation, bundle: &Bundle, optio
     Ok(response.pid)
 }
 
+/// A shim, and where it was found.
+pub(super) struct Connection {
+    pub(super) endpoint: Endpoint,
+    pub(super) shim: Shim,
+}
+
 /// Whose shim it is, without borrows.
 pub(super) struct OwnedSubject {
     pub(super) namespace: Namespace,
@@ -172,17 +184,18 @@ impl OwnedSubject {
 }
 
 impl Task {
-    pub(super) fn new(subject: OwnedSubject, bundle: Bundle, shim: Shim, pid: u32) -> Task {
+    pub(super) fn new(subject: OwnedSubject, bundle: Bundle, connection: Connection, pid: u32) -> Task {
         Task {
             namespace: subject.namespace,
             id: subject.id,
             bundle,
             program: subject.program,
-            shim,
+            endpoint: connection.endpoint,
+            shim: connection.shim,
             pid: AtomicU32::new(pid),
             pidfd: Mutex::new(open_pidfd(pid)),
             leaving: AtomicBool::new(false),
-            death: channel::Sender::new(None),
+            end: channel::Sender::new(End::NotYet),
         }
     }
 }

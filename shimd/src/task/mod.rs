@@ -33,7 +33,8 @@ use crate::db::Store;
 use crate::error::{Chain, Error, Result};
 use crate::event::Events;
 use crate::name::Namespace;
-use crate::shim::{Launcher, Shim};
+use crate::shim::{Endpoint, Launcher, Shim};
+use crate::trace;
 use crate::trash::Trash;
 use bundle::Bundle;
 pub(crate) use bundle::directory as bundles;
@@ -42,6 +43,8 @@ pub(crate) use process::{Exec, State};
 
 /// How long a shim may take to end after it was told to.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long it may take after it has said that it will.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How a process ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -80,6 +83,7 @@ pub(crate) struct Task {
     pub(crate) id: String,
     bundle: Bundle,
     program: PathBuf,
+    endpoint: Endpoint,
     shim: Shim,
     /// The init process.
     pid: AtomicU32,
@@ -87,8 +91,19 @@ pub(crate) struct Task {
     pidfd: Mutex<Option<OwnedFd>>,
     /// Set once the task is being deleted: then the end of the shim is no accident.
     leaving: AtomicBool,
-    /// How it ended, when the shim died.
-    death: channel::Sender<Option<Exit>>,
+    /// What became of the shim.
+    end: channel::Sender<End>,
+}
+
+/// What became of a shim.
+#[derive(Clone, Debug)]
+enum End {
+    /// It lives.
+    NotYet,
+    /// It went because its task was deleted.
+    Dismissed,
+    /// It died; what was left of its container is cleaned up, and ended so.
+    Died(Exit),
 }
 
 impl Tasks {
@@ -135,18 +150,24 @@ impl Tasks {
         self.dismiss(&task)
     }
 
-    /// Deletes a task whose init process has ended, and lets its shim go.
+    /// Deletes a task whose init process has ended, and lets its shim go. Once begun it is finished, whether the caller
+    /// still waits or not.
     pub(crate) async fn delete(self: &Arc<Self>, namespace: &Namespace, id: &str) -> Result<Exit> {
         let task = self.find(namespace, id)?;
+        let tasks = self.clone();
+        trace::detached(async move { tasks.delete_found(&task).await }).await
+    }
+
+    async fn delete_found(self: &Arc<Self>, task: &Arc<Task>) -> Result<Exit> {
         let exit = match task.died() {
             Some(exit) => exit,
             None => match task.delete_process("").await {
-                Err(Error::ShimDied { .. }) => task.death().await,
+                Err(Error::ShimDied { .. }) => task.death().await?,
                 Err(error) => return Err(task.why_not_deleted(error).await),
                 Ok(exit) => exit,
             },
         };
-        self.dismiss(&task)?;
+        self.dismiss(task)?;
         Ok(exit)
     }
 
@@ -162,6 +183,7 @@ impl Tasks {
         let (tasks, task) = (self.clone(), task.clone());
         tokio::spawn(async move {
             task.shut_down().await;
+            task.end.send_replace(End::Dismissed);
             tasks.entries().remove(&key);
             drop(gone);
         });
@@ -181,30 +203,38 @@ impl Task {
 
     /// How the task ended, if its shim died.
     pub(crate) fn died(&self) -> Option<Exit> {
-        self.death.borrow().clone()
-    }
-
-    /// Waits until what is left of a dead shim's container is cleaned up.
-    pub(crate) async fn death(&self) -> Exit {
-        let mut death = self.death.subscribe();
-        match death.wait_for(Option::is_some).await.map(|exit| exit.clone()) {
-            Ok(Some(exit)) => exit,
-            // The sender lives in `self`; and what was waited for is there.
-            _ => watch::unknown_exit(self.pid()),
+        match &*self.end.borrow() {
+            End::Died(exit) => Some(exit.clone()),
+            End::NotYet | End::Dismissed => None,
         }
     }
 
-    /// Tells the shim to end, and waits for that within bounds.
+    /// After the connection to the shim ended: waits until what is left of a dead shim's container is cleaned up. The
+    /// error is that the task was deleted.
+    pub(crate) async fn death(&self) -> Result<Exit> {
+        let mut end = self.end.subscribe();
+        let seen = end.wait_for(|end| !matches!(end, End::NotYet)).await.map(|end| end.clone());
+        match seen {
+            Ok(End::Died(exit)) => Ok(exit),
+            // The sender lives in `self`: it does not go while this waits.
+            _ => Err(Error::not_found("task", &self.id)),
+        }
+    }
+
+    /// Tells the shim to end, and waits for that within bounds: until then its socket is not free for the next.
     async fn shut_down(&self) {
-        if self.shim.is_closed() {
-            return;
+        if !self.shim.is_closed() {
+            let request = proto_shim::task::ShutdownRequest { id: self.id.clone(), now: false };
+            let told = self.shim.call_within::<_, ()>(Some(SHUTDOWN_TIMEOUT), "report", "Shutdown", &request).await;
+            match told {
+                // A shim may end before it has answered.
+                Ok(()) | Err(Error::ShimDied { .. }) => {}
+                Err(error) => tracing::warn!(id = %self.id, error = %Chain(&error), "shut a shim down"),
+            }
         }
-        let request = proto_shim::task::ShutdownRequest { id: self.id.clone(), now: false };
-        let told = self.shim.call_within::<_, ()>(Some(SHUTDOWN_TIMEOUT), "report", "Shutdown", &request).await;
-        match told {
-            // A shim may end before it has answered.
-            Ok(()) | Err(Error::ShimDied { .. }) => {}
-            Err(error) => tracing::warn!(id = %self.id, error = %Chain(&error), "shut a shim down"),
+        // A shim of several containers answers and stays.
+        if tokio::time::timeout(END_TIMEOUT, self.shim.closed()).await.is_ok() {
+            self.endpoint.remove_socket();
         }
     }
 }

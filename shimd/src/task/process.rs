@@ -56,7 +56,7 @@ impl Task {
         let request = shim::StateRequest { id: self.id.clone(), exec_id: exec_id.to_owned() };
         match self.shim.call::<_, shim::StateResponse>("report", "State", &request).await {
             Ok(response) => Ok(State::of(response)),
-            Err(Error::ShimDied { .. }) if exec_id.is_empty() => Ok(State::of_dead(&self.death().await)),
+            Err(Error::ShimDied { .. }) if exec_id.is_empty() => Ok(State::of_dead(&self.death().await?)),
             Err(error) => Err(error),
         }
     }
@@ -74,7 +74,7 @@ impl Task {
                 at: response.exited_at.unwrap_or_else(clock::now),
                 shim_died: false,
             }),
-            Err(Error::ShimDied { .. }) => Ok(self.death().await),
+            Err(Error::ShimDied { .. }) => self.death().await,
             Err(error) => Err(error),
         }
     }

@@ -9,7 +9,7 @@ use proto_shim::task::{StateRequest, StateResponse};
 use tokio::task::JoinSet;
 
 use super::bundle::{self, Bundle};
-use super::create::{Claim, OwnedSubject};
+use super::create::{Claim, Connection, OwnedSubject};
 use super::{Task, Tasks, watch};
 use crate::db::record::Container;
 use crate::db::{Access, key};
@@ -41,20 +41,24 @@ impl Tasks {
         };
         let endpoint = record.endpoint.clone().or_else(|| bundle.left_address(&record.program));
         let subject = OwnedSubject { namespace, id, program: record.program.clone() };
-        match self.reach(&subject, endpoint).await {
-            Ok((shim, pid)) => {
+        match self.reach(&subject, endpoint.clone()).await {
+            Ok((connection, pid)) => {
                 watch::copy_log(&bundle, &subject.id);
-                self.adopt(Task::new(subject, bundle, shim, pid), claim);
+                self.adopt(Task::new(subject, bundle, connection, pid), claim);
             }
             Err(error) => {
                 tracing::warn!(id = %subject.id, error = %Chain(&error), "a container has no shim or no process");
-                tokio::spawn(async move { self.remove_rest(subject, bundle, claim).await });
+                tokio::spawn(async move {
+                    self.remove_rest(subject, bundle).await;
+                    endpoint.iter().for_each(Endpoint::remove_socket);
+                    drop(claim);
+                });
             }
         }
     }
 
     /// Connects to a shim and asks for its init process.
-    async fn reach(&self, subject: &OwnedSubject, endpoint: Option<Endpoint>) -> Result<(Shim, u32)> {
+    async fn reach(&self, subject: &OwnedSubject, endpoint: Option<Endpoint>) -> Result<(Connection, u32)> {
         let endpoint = endpoint.ok_or_else(|| Error::ShimDied { id: subject.id.clone() })?;
         let shim = Shim::connect(&endpoint, &subject.id).await?;
         let entry = key(&[subject.namespace.as_str(), &subject.id]);
@@ -62,20 +66,21 @@ impl Tasks {
         let request = StateRequest { id: subject.id.clone(), exec_id: String::new() };
         let answer = shim.call_within::<_, StateResponse>(Some(ANSWER_TIMEOUT), "report", "State", &request).await;
         match answer {
-            Ok(state) if has_record => Ok((shim, state.pid)),
+            Ok(state) if has_record => Ok((Connection { endpoint, shim }, state.pid)),
             Ok(_) => Err(Error::not_found("container", &subject.id)),
-            Err(Error::Shim(fault)) if fault.grpc == strata_fault::GrpcCode::DeadlineExceeded => Ok((shim, 0)),
+            Err(Error::Shim(fault)) if fault.grpc == strata_fault::GrpcCode::DeadlineExceeded => {
+                Ok((Connection { endpoint, shim }, 0))
+            }
             Err(error) => Err(error),
         }
     }
 
     /// Kills and removes what is left of a container.
-    async fn remove_rest(self: Arc<Self>, subject: OwnedSubject, bundle: Bundle, claim: Claim) {
+    async fn remove_rest(&self, subject: OwnedSubject, bundle: Bundle) {
         if let Err(error) = self.launcher.delete(&subject.borrow(&bundle)).await {
             tracing::warn!(id = %subject.id, error = %Chain(&error), "clean up what is left of a container");
         }
         self.discard(&bundle);
-        drop(claim);
     }
 
     fn discard(&self, bundle: &Bundle) {

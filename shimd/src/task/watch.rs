@@ -12,7 +12,7 @@ use tokio::net::unix::pipe;
 
 use super::bundle::Bundle;
 use super::create::OwnedSubject;
-use super::{Exit, Task, Tasks};
+use super::{End, Exit, Task, Tasks};
 use crate::clock;
 use crate::error::{Chain, Error};
 use crate::sys;
@@ -26,6 +26,7 @@ const LOG_LINE_MAX: usize = 8 << 10;
 pub(super) async fn watch(tasks: Arc<Tasks>, task: Arc<Task>) {
     task.shim.closed().await;
     if task.leaving.load(Ordering::Acquire) {
+        task.end.send_replace(End::Dismissed);
         return;
     }
     tracing::warn!(namespace = %task.namespace, id = %task.id, "the shim of a container died");
@@ -54,8 +55,9 @@ async fn bury(tasks: &Tasks, task: &Task) {
         (None, None) => (UNKNOWN_STATUS, None),
     };
     let exit = Exit { pid: task.pid(), status, at: at.unwrap_or_else(clock::now), shim_died: true };
+    task.endpoint.remove_socket();
     publish(tasks, task, &exit);
-    task.death.send_replace(Some(exit));
+    task.end.send_replace(End::Died(exit));
 }
 
 fn kill(task: &Task) {
@@ -75,11 +77,6 @@ fn publish(tasks: &Tasks, task: &Task, exit: &Exit) {
         exited_at: Some(exit.at),
     };
     tasks.events.publish(&task.namespace, topic::TASK_EXIT, &event);
-}
-
-/// The end of a process that nobody saw.
-pub(super) fn unknown_exit(pid: u32) -> Exit {
-    Exit { pid, status: UNKNOWN_STATUS, at: clock::now(), shim_died: true }
 }
 
 /// Passes what a shim writes to its log FIFO on to shimd's own log, until the shim is gone.

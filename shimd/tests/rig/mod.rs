@@ -202,6 +202,16 @@ impl Lab {
         data: &[u8],
         labels: HashMap<String, String>,
     ) -> Result<WriteContentResponse, Status> {
+        self.write_under(None, reference, data, labels).await
+    }
+
+    pub(crate) async fn write_under(
+        &self,
+        lease: Option<&str>,
+        reference: &str,
+        data: &[u8],
+        labels: HashMap<String, String>,
+    ) -> Result<WriteContentResponse, Status> {
         let expected = digest(data);
         let mut messages = vec![WriteContentRequest {
             action: WriteAction::Stat.into(),
@@ -228,13 +238,22 @@ impl Lab {
             expected,
             ..Default::default()
         });
-        self.send(messages).await
+        self.send_under(lease, messages).await
     }
 
     /// Sends a write stream and gives the last answer.
     pub(crate) async fn send(&self, messages: Vec<WriteContentRequest>) -> Result<WriteContentResponse, Status> {
+        self.send_under(None, messages).await
+    }
+
+    async fn send_under(
+        &self,
+        lease: Option<&str>,
+        messages: Vec<WriteContentRequest>,
+    ) -> Result<WriteContentResponse, Status> {
         let stream = tokio_stream::iter(messages);
-        let mut answers = self.content().await.write(stream).await?.into_inner();
+        let mut content = ContentClient::new(self.connect_as("default", lease).await);
+        let mut answers = content.write(stream).await?.into_inner();
         let mut last = None;
         while let Some(answer) = answers.message().await? {
             last = Some(answer);
