@@ -9,7 +9,9 @@ use std::io;
 use std::path::PathBuf;
 
 use rustix::fs::FlockOperation;
+use strata_trace::collect::{CollectLayer, TARGET};
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry};
@@ -150,15 +152,17 @@ fn lock(config: &Config) -> Result<File, DaemonError> {
 }
 
 fn start_messages(config: &Config) -> Result<(), DaemonError> {
-    let level = EnvFilter::try_new(&config.log_level)
+    // The steps of requests are gathered for those who ask, not written.
+    let level = EnvFilter::try_new(format!("{},{TARGET}=off", config.log_level))
         .map_err(|source| DaemonError::Level { text: config.log_level.clone(), source })?;
     let written = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     let written: Box<dyn Layer<Registry> + Send + Sync> = match config.log_format {
         LogFormat::Text => written.with_filter(level).boxed(),
         LogFormat::Json => written.json().with_filter(level).boxed(),
     };
-    // The spans of requests are gathered whatever is written.
-    let gathered = strata_trace::collect::CollectLayer::default();
+    // The spans of requests are gathered whatever is written, and nothing else: a layer without a filter would have every
+    // event of every library made.
+    let gathered = CollectLayer::default().with_filter(filter_fn(|metadata| metadata.target() == TARGET));
     tracing_subscriber::registry().with(written).with(gathered).init();
     Ok(())
 }

@@ -1,13 +1,15 @@
 //! The small logger that a stock shim starts for a container, in place of what our shim does itself.
 //!
-//! containerd's contract for logging programs: the container's stdout and stderr are descriptors 3 and 4; descriptor 5 is
-//! closed when the program is ready; the arguments are the keys and values of the address's query. What is written is
-//! the same log, with one difference to our shim's: a disk that is full is tried again from time to time.
+//! By containerd's contract for logging programs the container's stdout and stderr are descriptors 3 and 4; descriptor 5
+//! is closed when the program is ready; the arguments are the keys and values of the address's query. Started by the
+//! engine itself it is told the paths of two FIFOs instead. What is written is the same log, with one difference to our
+//! shim's: a disk that is full is tried again from time to time.
 //!
 //! It lives exactly as long as the container's output.
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -24,16 +26,27 @@ const READ_MAX: usize = 64 << 10;
 /// How often a log that cannot be written is tried again.
 const HELD_PAUSE: Duration = Duration::from_millis(50);
 
-/// The address of the log, if this program was started to write one.
-pub(crate) fn asked() -> Option<String> {
-    let mut arguments = std::env::args().skip(1);
-    let key = arguments.next()?;
-    (key == KEY).then(|| arguments.next().unwrap_or_default())
+/// What this program was started to write.
+pub(crate) struct Task {
+    target: String,
+    /// FIFOs of stdout and stderr; `None`: the descriptors that a shim passes.
+    fifos: Option<[PathBuf; 2]>,
+}
+
+/// The log that this program was started to write, if it was.
+pub(crate) fn asked() -> Option<Task> {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next()? != KEY {
+        return None;
+    }
+    let target = arguments.next().unwrap_or_default().to_string_lossy().into_owned();
+    let fifos = arguments.next().zip(arguments.next()).map(|(stdout, stderr)| [stdout.into(), stderr.into()]);
+    Some(Task { target, fifos })
 }
 
 /// Writes the log until both streams have ended.
-pub(crate) fn run(target: &str) -> ExitCode {
-    match copy_all(target) {
+pub(crate) fn run(task: &Task) -> ExitCode {
+    match copy_all(task) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("engined log-writer: {}", Chain(&*error));
@@ -42,12 +55,13 @@ pub(crate) fn run(target: &str) -> ExitCode {
     }
 }
 
-fn copy_all(target: &str) -> Result<(), Box<dyn std::error::Error>> {
-    let target = Target::parse(target)?;
+fn copy_all(task: &Task) -> Result<(), Box<dyn std::error::Error>> {
+    let target = Target::parse(&task.target)?;
     let mut writer = Writer::open(&target, now_ns())?;
-    let mut sources = vec![(Stream::Stdout, sys::inherited(3)), (Stream::Stderr, sys::inherited(4))];
-    // Closing it tells the shim that we are ready.
-    drop(sys::inherited(5));
+    let mut sources = match &task.fifos {
+        Some([stdout, stderr]) => vec![(Stream::Stdout, opened(stdout)?), (Stream::Stderr, opened(stderr)?)],
+        None => passed(),
+    };
     let mut buffer = vec![0; READ_MAX];
     while !sources.is_empty() {
         let readable = readable(&sources)?;
@@ -59,13 +73,26 @@ fn copy_all(target: &str) -> Result<(), Box<dyn std::error::Error>> {
                 Ok(0) => drop(sources.remove(index)),
                 Err(error) if error.raw_os_error() == Some(libc::EIO) => drop(sources.remove(index)),
                 Ok(length) => append(&mut writer, *stream, &buffer[..length]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
                 Err(error) => return Err(error.into()),
             }
         }
     }
     until_taken(|| writer.finish(now_ns()));
     Ok(())
+}
+
+fn passed() -> Vec<(Stream, File)> {
+    let sources = vec![(Stream::Stdout, sys::inherited(3)), (Stream::Stderr, sys::inherited(4))];
+    // Closing it tells the shim that we are ready.
+    drop(sys::inherited(5));
+    sources
+}
+
+/// Opens a FIFO whose writer may come later: polled, it is silent until one has come.
+fn opened(path: &Path) -> io::Result<File> {
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, rustix::fs::Mode::empty())?.into())
 }
 
 /// Which of the sources can be read without waiting, in order.

@@ -9,6 +9,8 @@
 //!
 //! The same program is also the small logger that a stock shim starts in place of ours; see [`log_writer`].
 
+#![expect(clippy::result_large_err, reason = "a fault is made once, where a request fails, and handed up whole")]
+
 mod api;
 mod config;
 mod containerd;
@@ -27,8 +29,8 @@ use crate::config::{Config, Flags};
 use crate::daemon::Chain;
 
 fn main() -> ExitCode {
-    if let Some(target) = log_writer::asked() {
-        return log_writer::run(&target);
+    if let Some(task) = log_writer::asked() {
+        return log_writer::run(&task);
     }
     let flags = Flags::parse();
     let config = match Config::load(&flags) {

@@ -48,14 +48,16 @@ fn unreachable(status: &Status, step: &str) -> Fault {
 fn phrase(words: &str) -> Option<(Layer, &'static str)> {
     let has = |part: &str| words.contains(part);
     let is_exec = has("exec: ") || has("exec ") || has("executable");
-    if has("executable file not found") || (has("executable file") && has("not found in $PATH")) {
+    let is_not_found = has("executable file not found")
+        || (has("executable file") && has("not found in $PATH"))
+        || (is_exec && (has("no such file or directory") || has("No such file or directory")));
+    let is_not_executable = has("exec format error")
+        || has("not a directory: unknown")
+        || (is_exec && (has("is a directory") || has("permission denied") || has("Permission denied")));
+    if is_not_found && !is_not_executable {
         Some((Layer::Runtime, code::COMMAND_NOT_FOUND))
-    } else if has("not a directory: unknown") || (is_exec && has("is a directory")) || has("exec format error") {
+    } else if is_not_executable {
         Some((Layer::Runtime, code::COMMAND_NOT_EXECUTABLE))
-    } else if is_exec && (has("permission denied") || has("Permission denied")) {
-        Some((Layer::Runtime, code::COMMAND_NOT_EXECUTABLE))
-    } else if is_exec && (has("no such file or directory") || has("No such file or directory")) {
-        Some((Layer::Runtime, code::COMMAND_NOT_FOUND))
     } else if has("no space left on device") || has("No space left on device") {
         Some((Layer::Kernel, code::NO_SPACE))
     } else {

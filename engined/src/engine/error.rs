@@ -181,7 +181,6 @@ impl Error {
 
     fn hint(&self) -> Option<String> {
         match self {
-            Error::Invalid { accepted, .. } => Some(format!("accepted: {accepted}")),
             Error::NameInUse { .. } => Some("remove or rename that container, or choose another name".to_owned()),
             Error::ImageNotLocal { .. } => Some("pull it first, or run with another pull policy".to_owned()),
             Error::Running { .. } => Some("stop the container first, or use force".to_owned()),
@@ -270,7 +269,6 @@ mod tests {
     fn an_invalid_value_names_the_field_and_what_is_accepted() {
         let fault = Fault::from(Error::invalid(Field::WorkingDir, "x", "an absolute path"));
         assert_eq!(fault.message, "working_dir = \"x\": expected an absolute path");
-        assert_eq!(fault.hint.as_deref(), Some("accepted: an absolute path"));
         assert_eq!(
             (fault.layer, fault.step.as_str(), fault.grpc),
             (Layer::Engine, "validate", GrpcCode::InvalidArgument)

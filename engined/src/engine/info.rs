@@ -64,7 +64,7 @@ fn kernel() -> String {
 
 fn memory() -> u64 {
     let info = rustix::system::sysinfo();
-    u64::from(info.totalram) * u64::from(info.mem_unit)
+    info.totalram * u64::from(info.mem_unit)
 }
 
 /// `PRETTY_NAME` of os-release(5).

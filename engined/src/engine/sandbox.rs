@@ -10,6 +10,7 @@ use strata_fault::Fault;
 
 use super::container::wanted::{Network as Wanted, NetworkMode, Port};
 use super::error::Error;
+use super::event::Kind;
 use super::means::Means;
 use crate::network::{Endpoint, EndpointId, Network, PortRequest};
 use crate::store::{Store, Table};
@@ -54,6 +55,12 @@ pub(crate) async fn disconnect(means: &Means, id: &str) -> Result<(), Fault> {
     let outcome = on_network(means, move |network| network.detach(&endpoint_id)).await;
     means.store.remove(Table::Sandboxes, id).map_err(|source| Error::Store { source })?;
     outcome
+}
+
+/// Tells everybody that a container came to the bridge, or left it.
+pub(crate) fn emit(means: &Means, action: &'static str, container: &str) {
+    let attributes = [("container".to_owned(), container.to_owned()), ("type".to_owned(), "bridge".to_owned())];
+    means.events.emit(Kind::Network, action, &means.settings.bridge, attributes.into_iter().collect());
 }
 
 fn endpoint_id(id: &str) -> Result<EndpointId, Fault> {

@@ -153,14 +153,16 @@ impl Program {
             Kind::Stdin(bytes) => self.write(&bytes).await?,
             Kind::CloseStdin(true) => self.close().await?,
             Kind::CloseStdin(false) => {}
-            Kind::Resize(size) => match wanted::size(Some(size))? {
-                Some(size) => self.resize(size).await?,
-                None => {}
-            },
-            Kind::Signal(text) => match wanted::signal(&text)? {
-                Some(signal) => self.signal(signal).await?,
-                None => {}
-            },
+            Kind::Resize(size) => {
+                if let Some(size) = wanted::size(Some(size))? {
+                    self.resize(size).await?;
+                }
+            }
+            Kind::Signal(text) => {
+                if let Some(signal) = wanted::signal(&text)? {
+                    self.signal(signal).await?;
+                }
+            }
         }
         Ok(())
     }

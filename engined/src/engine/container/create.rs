@@ -179,16 +179,18 @@ fn hostname(wanted: &Wanted, id: &ContainerId) -> String {
 
 /// Sources of bind mounts are there, or made where that was asked for.
 pub(super) fn ensure_sources(wanted: &Wanted) -> Result<(), Error> {
+    let mut to_make = Vec::new();
     for mount in &wanted.mounts {
         let MountKind::Bind { source, create_source, .. } = &mount.kind else { continue };
         match source.try_exists() {
             Ok(true) => {}
-            Ok(false) if *create_source => make_source(source)?,
+            Ok(false) if *create_source => to_make.push(source),
             Ok(false) => return Err(Error::MountSourceMissing { path: source.clone() }),
             Err(error) => return Err(Error::file("look at bind mount source", source, error)),
         }
     }
-    Ok(())
+    // Only when none is refused: a request that fails leaves nothing.
+    to_make.into_iter().try_for_each(|source| make_source(source))
 }
 
 /// A directory that everybody may enter: a container's user must.
@@ -243,5 +245,9 @@ fn instance_label(means: &Means) -> HashMap<String, String> {
 
 /// Step 6b: the container is on the network.
 pub(super) async fn connect(means: &Means, fixed: &Fixed) -> Result<Option<Arc<Endpoint>>, Fault> {
-    sandbox::connect(means, &fixed.sandbox, &fixed.wanted.network).instrument(step!("connect")).await
+    let endpoint = sandbox::connect(means, &fixed.sandbox, &fixed.wanted.network).instrument(step!("connect")).await?;
+    if endpoint.is_some() {
+        sandbox::emit(means, "connect", fixed.id.as_str());
+    }
+    Ok(endpoint)
 }

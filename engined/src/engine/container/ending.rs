@@ -38,7 +38,7 @@ impl Actor {
         self.keep_or_tell();
         self.publish();
         self.answer_stops();
-        self.container.stdin().reset(false).await;
+        self.container.stdin().shut().await;
         self.clear_run().await;
         if let Then::RestartIn(pause) = then {
             self.restart_at = Some(Instant::now() + pause);
@@ -84,7 +84,9 @@ impl Actor {
 
     /// Takes the container off the network.
     pub(super) async fn disconnect(&mut self) {
-        self.endpoint = None;
+        if self.endpoint.take().is_some() {
+            sandbox::emit(&self.means, "disconnect", self.fixed.id.as_str());
+        }
         if let Err(fault) = sandbox::disconnect(&self.means, &self.fixed.sandbox).await {
             tracing::warn!(container = %self.fixed.id, %fault, causes = ?fault.causes, "take it off the network");
         }

@@ -169,7 +169,7 @@ pub(crate) async fn exec(means: &Arc<Means>, container: &Container, wanted: Exec
         let container = container.id().short().to_owned();
         return Err(Error::NotRunning { attempt: "run a program", container }.into());
     };
-    let process = process(container, &wanted, pid).instrument(step!("configure")).await?;
+    let process = process(means, container, &wanted, pid).instrument(step!("configure")).await?;
     let id = new_id();
     let pipes = Pipes::make(&means.settings.state, &id, &wanted)?;
     let stdin = pipes.stdin.as_deref().map(open_writer).transpose()?;
@@ -229,7 +229,7 @@ async fn add_and_start(
 }
 
 /// The process as the runtime is told.
-async fn process(container: &Container, wanted: &ExecWanted, pid: u32) -> Result<Vec<u8>, Fault> {
+async fn process(means: &Means, container: &Container, wanted: &ExecWanted, pid: u32) -> Result<Vec<u8>, Fault> {
     let fixed = container.fixed();
     if wanted.command.first().is_none_or(String::is_empty) {
         return Err(Error::invalid(Field::Command, "", "a program and its arguments").into());
@@ -249,8 +249,11 @@ async fn process(container: &Container, wanted: &ExecWanted, pid: u32) -> Result
     };
     let mut like = fixed.wanted.clone();
     like.tty = wanted.tty;
-    let privileged = wanted.privileged || fixed.wanted.security.privileged;
-    Ok(spec::render_exec(&like, &program, wanted.size, privileged)?)
+    let caps = match wanted.privileged {
+        true => means.machine.bounding,
+        false => spec::capabilities(&fixed.wanted, &means.machine)?,
+    };
+    Ok(spec::render_exec(&like, &program, wanted.size, caps)?)
 }
 
 /// The user as the running container knows it: its files may have changed since it was made.

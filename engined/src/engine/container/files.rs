@@ -3,7 +3,7 @@
 //! ```text
 //! ROOT/containers/<id>/log/                          what lasts: the log
 //! STATE/containers/<id>/{hosts,hostname,resolv.conf} what every start writes anew
-//! STATE/containers/<id>/stdin                        a FIFO, where stdin is open
+//! STATE/containers/<id>/{stdin,stdout,stderr}        FIFOs, where they are needed
 //! STATE/execs/<exec id>/{stdin,stdout,stderr}        FIFOs
 //! ```
 //!
@@ -55,6 +55,15 @@ impl Files {
 
     pub(crate) fn stdin(&self) -> PathBuf {
         self.passing.join("stdin")
+    }
+
+    /// FIFOs for a logger that reads in a stock shim's place.
+    pub(crate) fn stdout(&self) -> PathBuf {
+        self.passing.join("stdout")
+    }
+
+    pub(crate) fn stderr(&self) -> PathBuf {
+        self.passing.join("stderr")
     }
 
     /// Makes what lasts.

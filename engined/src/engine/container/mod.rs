@@ -13,7 +13,7 @@
 //! | `actor` | the task: orders, ends, timers |
 //! | `start`, `ending`, `removal` | what the actor does, in phases |
 //! | `state`, `exit`, `record` | pure: states, ends, what is kept |
-//! | `output`, `stdin`, `exec` | streams |
+//! | `streams`, `output`, `stdin`, `exec` | what the program reads and writes |
 //! | `recovery` | what a start of the engine makes of what it finds |
 
 mod actor;
@@ -30,6 +30,7 @@ mod removal;
 mod start;
 pub(crate) mod state;
 pub(crate) mod stdin;
+mod streams;
 pub(crate) mod wanted;
 mod watch;
 

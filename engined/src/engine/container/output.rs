@@ -8,9 +8,11 @@
 //! that may block costs more than the read.
 
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::time::Duration;
 
 use strata_log::{Next, Reader, Record, Start, Stream};
+use tokio::sync::futures::Notified;
 use tokio::sync::{OwnedRwLockReadGuard, mpsc, watch};
 use tokio::time::Instant;
 
@@ -170,7 +172,7 @@ impl Follower {
                     }
                     let patience = progress.ended.map_or(LOOK_EVERY, |_| LAST_RECORD_PATIENCE);
                     tokio::select! {
-                        Some(()) = async { Some(woken.as_pin_mut()?.await) } => {}
+                        () = until_woken(woken.as_pin_mut()) => {}
                         changed = self.view.changed() => {
                             // The container is gone, and its log with it: read what this reader still holds.
                             if changed.is_err() { self.wish.until = Until::Now; }
@@ -230,6 +232,14 @@ impl Follower {
         }
         let since = *progress.ended.get_or_insert_with(Instant::now);
         progress.is_complete || since.elapsed() >= LAST_RECORD_PATIENCE
+    }
+}
+
+/// Returns when the log grew; never when it is not watched.
+async fn until_woken(woken: Option<Pin<&mut Notified<'_>>>) {
+    match woken {
+        Some(woken) => woken.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -3,13 +3,11 @@
 //! Each phase says what undoes it before it is tried, so that a phase which failed half-way is undone too; the last one
 //! disarms them all. An undo that fails is told, and what it leaves is found by the recovery at the next start.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use proto_containerd::types::Mount;
 use strata_fault::{Fault, GrpcCode};
-use strata_log::Target;
 use tracing::Instrument;
 
 use super::News;
@@ -18,11 +16,11 @@ use super::create::{self, Birth};
 use super::exit::Exit;
 use super::record::Fixed;
 use super::state::{Event, Then};
+use super::streams::Streams;
 use super::watch::until_end;
 use crate::containerd::Client;
-use crate::containerd::tasks::Stdio;
 use crate::engine::error::Error;
-use crate::engine::means::{LogSettings, Means};
+use crate::engine::means::Means;
 use crate::engine::sandbox;
 use crate::engine::signal::Signal;
 use crate::engine::stamp::Stamp;
@@ -182,10 +180,14 @@ impl Actor {
             None => self.mounts().await?,
         };
         self.container.0.news.send_replace(News::default());
-        self.container.stdin().reset(wanted.open_stdin).await;
-        let stdio = stdio(&means.settings.log, &self.container.files().log(), self.stdin_path(), wanted.tty);
+        if wanted.open_stdin {
+            self.container.stdin().open().await?;
+        }
+        let streams = Streams::open(&means.settings.log, self.container.files(), wanted)?;
         undo.task = true;
-        means.client.create_task(id, mounts, stdio).instrument(step!("create")).await?;
+        means.client.create_task(id, mounts, streams.stdio()).instrument(step!("create")).await?;
+        // The shim has opened them.
+        drop(streams);
         self.set_size().await;
         // Before the start: an end that comes at once is not missed.
         self.watch_end();
@@ -197,10 +199,6 @@ impl Actor {
         files.make_passing(&self.fixed.hostname, wanted.network.mode, wanted.open_stdin)?;
         let address = self.endpoint.as_ref().map(|endpoint| endpoint.address.into());
         files.write_hosts(&self.fixed.hostname, address)
-    }
-
-    fn stdin_path(&self) -> Option<&Path> {
-        self.fixed.wanted.open_stdin.then(|| self.container.stdin().path())
     }
 
     /// The mounts of a snapshot that was prepared before.
@@ -254,54 +252,5 @@ impl Actor {
             self.keep_or_tell();
             self.publish();
         }
-    }
-}
-
-/// Where the program's streams go: output into the log, by our shim itself or by a program that a stock shim starts.
-fn stdio(settings: &LogSettings, directory: &Path, stdin: Option<&Path>, terminal: bool) -> Stdio {
-    let target = Target { directory: directory.to_owned(), limits: settings.limits }.to_string();
-    let output = match &settings.writer {
-        None => target,
-        Some(program) => binary_address(program, &target),
-    };
-    Stdio {
-        stdin: stdin.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
-        // A terminal has one stream.
-        stderr: if terminal { String::new() } else { output.clone() },
-        stdout: output,
-        terminal,
-    }
-}
-
-/// containerd's form of a logging program: each key and value of the query become arguments.
-fn binary_address(program: &Path, target: &str) -> String {
-    let mut address = format!("binary://{}?log-writer=", program.display());
-    for byte in target.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'/' | b'-' | b'.' | b'_' | b'~' => address.push(byte.into()),
-            _ => address.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    address
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use strata_log::Limits;
-
-    #[test]
-    fn output_goes_into_the_log_by_either_shim() {
-        let ours = LogSettings { limits: Limits { segment_bytes: 5, keep_bytes: 6 }, writer: None };
-        let streams = stdio(&ours, Path::new("/l/log"), None, false);
-        assert_eq!(streams.stdout, "strata-log:///l/log?segment_bytes=5&keep_bytes=6");
-        assert_eq!((streams.stderr.as_str(), streams.stdin.as_str()), (streams.stdout.as_str(), ""));
-        let stock = LogSettings { writer: Some("/bin/engined".into()), ..ours };
-        let streams = stdio(&stock, Path::new("/l/log"), Some(Path::new("/s/stdin")), true);
-        assert_eq!(
-            streams.stdout,
-            "binary:///bin/engined?log-writer=strata-log%3A///l/log%3Fsegment_bytes%3D5%26keep_bytes%3D6"
-        );
-        assert_eq!((streams.stderr.as_str(), streams.stdin.as_str()), ("", "/s/stdin"));
     }
 }

@@ -1,7 +1,7 @@
 //! A container's input: a FIFO that the shim reads.
 //!
 //! The engine opens it for reading too, so that opening never waits for the shim and writing never raises EPIPE. The shim
-//! holds the other end open, so the death of the engine ends no program's input: only [`Stdin::close`] does.
+//! holds both ends open, so the death of the engine ends no program's input: only [`Stdin::close`] does.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,14 +45,19 @@ impl Stdin {
         Stdin { container, path, writer: Mutex::new(None), is_closed: AtomicBool::new(!is_open) }
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
+    /// A run begins. The FIFO is open before the shim opens it: a stock shim reads at once, and a FIFO without a writer has
+    /// ended.
+    pub(crate) async fn open(&self) -> Result<(), Error> {
+        let mut slot = self.writer.lock().await;
+        *slot = Some(open_writer(&self.path)?);
+        self.is_closed.store(false, Ordering::Relaxed);
+        Ok(())
     }
 
-    /// A run begins, or has ended: what was written to the last one is gone.
-    pub(crate) async fn reset(&self, is_open: bool) {
+    /// A run has ended: what was not read is gone.
+    pub(crate) async fn shut(&self) {
+        self.is_closed.store(true, Ordering::Relaxed);
         self.writer.lock().await.take();
-        self.is_closed.store(!is_open, Ordering::Relaxed);
     }
 
     /// Writes, as fast as the program reads.

@@ -89,6 +89,12 @@ impl TryFrom<String> for CapabilityName {
     }
 }
 
+/// `CapBnd` of proc_pid_status(5).
+fn bounding_of(status: &str) -> Option<CapabilitySet> {
+    let text = status.lines().find_map(|line| line.strip_prefix("CapBnd:"))?;
+    u64::from_str_radix(text.trim(), 16).ok().map(|bits| CapabilitySet(bits & CapabilitySet::ALL.0))
+}
+
 /// A set of capabilities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct CapabilitySet(u64);
@@ -133,13 +139,23 @@ impl CapabilitySet {
         }
     }
 
-    /// Without those that the running kernel does not know: a runtime may refuse them.
-    pub(crate) fn known_to_kernel(self) -> CapabilitySet {
-        let last = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok();
-        match last.and_then(|text| text.trim().parse::<u32>().ok()) {
-            Some(last) if last < 63 => CapabilitySet(self.0 & ((1 << (last + 1)) - 1)),
-            _ => self,
-        }
+    /// What this process may hand down: nobody below it can have more, and a runtime fails when it tries. What the kernel
+    /// does not know is not in it either.
+    pub(crate) fn bounding() -> CapabilitySet {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        bounding_of(&status).unwrap_or(CapabilitySet::ALL)
+    }
+
+    /// What is in both.
+    pub(crate) fn and(self, other: CapabilitySet) -> CapabilitySet {
+        CapabilitySet(self.0 & other.0)
+    }
+
+    /// The first of these that is not in the set.
+    pub(crate) fn lacks(self, names: &[CapabilityName]) -> Option<CapabilityName> {
+        let is_missing =
+            |name: &&CapabilityName| matches!(name, CapabilityName::One(number) if self.0 & 1 << *number == 0);
+        names.iter().find(is_missing).copied()
     }
 
     pub(super) fn has_name(self, name: &str) -> bool {
@@ -195,6 +211,14 @@ mod tests {
         assert_eq!(of(&["SYS_TIME"], &["CHOWN"]).len(), 14);
         assert!(of(&["SYS_TIME"], &["SYS_TIME"]).contains(&"CAP_SYS_TIME"));
         assert_eq!(of(&["ALL"], &["ALL"]).len(), 41);
+    }
+
+    #[test]
+    fn the_bounding_set_is_read() {
+        let set = bounding_of("Name:\tx\nCapBnd:\t000001fffeffffff\nCapAmb:\t0\n").unwrap();
+        assert_eq!(set.lacks(&names(&["CHOWN", "ALL"])), None);
+        assert_eq!(set.lacks(&names(&["CHOWN", "SYS_RESOURCE"])), Some(CapabilityName::One(24)));
+        assert!(bounding_of("").is_none());
     }
 
     #[test]

@@ -23,7 +23,7 @@ use self::program::Program;
 use self::seccomp::DefaultProfile;
 use self::user::User;
 use super::container::wanted::{Mount, MountKind, NetworkMode, Resources, Seccomp, Ulimit, Wanted};
-use super::error::Error;
+use super::error::{Error, Field};
 
 /// The period of the processor's quota, in microseconds: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
@@ -65,6 +65,8 @@ const CHARACTER_DEVICES: [(i64, Option<i64>); 9] = [
 #[derive(Debug)]
 pub(crate) struct Machine {
     pub(crate) is_cgroup2: bool,
+    /// What a container can have at most.
+    pub(crate) bounding: CapabilitySet,
     /// `/sys/devices/system/cpu/cpu*/thermal_throttle`, where the machine has them.
     thermal: Vec<String>,
     /// `/strata-0`.
@@ -80,6 +82,7 @@ impl Machine {
         let is_there = |path: &String| Path::new(path).exists();
         Machine {
             is_cgroup2: magic.is_ok_and(|magic| magic == CGROUP2_SUPER_MAGIC),
+            bounding: CapabilitySet::bounding(),
             thermal: (0..).map(throttle).take_while(is_there).collect(),
             cgroup_parent,
             systemd_cgroup,
@@ -120,14 +123,15 @@ pub(crate) struct Ingredients<'a> {
 /// The spec as JSON.
 pub(crate) fn render(ingredients: &Ingredients<'_>) -> Result<Vec<u8>, Error> {
     let wanted = ingredients.wanted;
+    let caps = capabilities(wanted, ingredients.machine)?;
     let spec = oci::Spec {
         oci_version: oci::VERSION,
-        process: process(wanted, ingredients.program, None, false),
+        process: process(wanted, ingredients.program, None, caps),
         root: oci::Root { path: "rootfs", readonly: wanted.read_only_rootfs },
         hostname: ingredients.hostname,
         mounts: mounts(ingredients),
         annotations: BTreeMap::new(),
-        linux: linux(ingredients)?,
+        linux: linux(ingredients, caps)?,
     };
     serde_json::to_vec(&spec).map_err(|source| Error::Json { what: "the runtime spec", source })
 }
@@ -137,9 +141,9 @@ pub(crate) fn render_exec(
     wanted: &Wanted,
     program: &Program,
     size: Option<(u32, u32)>,
-    privileged: bool,
+    caps: CapabilitySet,
 ) -> Result<Vec<u8>, Error> {
-    let process = process(wanted, program, size, privileged);
+    let process = process(wanted, program, size, caps);
     serde_json::to_vec(&process).map_err(|source| Error::Json { what: "the process of an exec", source })
 }
 
@@ -147,9 +151,8 @@ fn process<'a>(
     wanted: &'a Wanted,
     program: &'a Program,
     size: Option<(u32, u32)>,
-    privileged: bool,
+    caps: CapabilitySet,
 ) -> oci::Process<'a> {
-    let set = if privileged { CapabilitySet::ALL.known_to_kernel() } else { capabilities(wanted) };
     oci::Process {
         terminal: wanted.tty,
         console_size: size.map(|(width, height)| oci::ConsoleSize { width, height }),
@@ -157,7 +160,7 @@ fn process<'a>(
         args: &program.args,
         env: &program.env,
         cwd: &program.cwd,
-        capabilities: held(set, &program.user),
+        capabilities: held(caps, &program.user),
         rlimits: wanted.ulimits.iter().map(rlimit).collect(),
         no_new_privileges: wanted.security.no_new_privileges,
         // The shim's own is lower: it must not be inherited.
@@ -165,15 +168,16 @@ fn process<'a>(
     }
 }
 
-/// What the container may ever have.
-pub(crate) fn capabilities(wanted: &Wanted) -> CapabilitySet {
+/// What the container may ever have. What was asked for by name and cannot be had is refused; of everything it is left out.
+pub(crate) fn capabilities(wanted: &Wanted, machine: &Machine) -> Result<CapabilitySet, Error> {
     let security = &wanted.security;
-    let set = match security.privileged {
-        true => CapabilitySet::ALL,
-        false => CapabilitySet::adjusted(&security.cap_add, &security.cap_drop),
-    };
-    // Only what is beyond the default can be unknown to the kernel: the usual case reads no file.
-    if set == CapabilitySet::DEFAULT { set } else { set.known_to_kernel() }
+    if security.privileged {
+        return Ok(machine.bounding);
+    }
+    if let Some(name) = machine.bounding.lacks(&security.cap_add) {
+        return Err(Error::invalid(Field::CapAdd, name, "a capability that the engine itself has"));
+    }
+    Ok(CapabilitySet::adjusted(&security.cap_add, &security.cap_drop).and(machine.bounding))
 }
 
 /// Root has them; another user may gain them by a program's own capabilities only, as after execve(2). Nothing is
@@ -193,7 +197,7 @@ fn rlimit(ulimit: &Ulimit) -> oci::Rlimit {
     }
 }
 
-fn linux<'a>(ingredients: &Ingredients<'a>) -> Result<oci::Linux<'a>, Error> {
+fn linux<'a>(ingredients: &Ingredients<'a>, caps: CapabilitySet) -> Result<oci::Linux<'a>, Error> {
     let wanted = ingredients.wanted;
     let privileged = wanted.security.privileged;
     let mut masked: Vec<String> = MASKED.iter().map(|path| (*path).to_owned()).collect();
@@ -204,7 +208,7 @@ fn linux<'a>(ingredients: &Ingredients<'a>) -> Result<oci::Linux<'a>, Error> {
         cgroups_path: ingredients.machine.cgroups_path(ingredients.id),
         namespaces: namespaces(ingredients),
         devices: if privileged { devices::host() } else { Vec::new() },
-        seccomp: seccomp(wanted, ingredients.profiles)?,
+        seccomp: seccomp(wanted, caps, ingredients.profiles)?,
         masked_paths: if privileged { Vec::new() } else { masked },
         readonly_paths: if privileged { Vec::new() } else { READ_ONLY.to_vec() },
     })
@@ -221,8 +225,7 @@ fn sysctl(mode: NetworkMode) -> BTreeMap<&'static str, &'static str> {
     }
 }
 
-fn seccomp(wanted: &Wanted, profiles: &DefaultProfile) -> Result<Option<Arc<RawValue>>, Error> {
-    let caps = capabilities(wanted);
+fn seccomp(wanted: &Wanted, caps: CapabilitySet, profiles: &DefaultProfile) -> Result<Option<Arc<RawValue>>, Error> {
     match &wanted.security.seccomp {
         Seccomp::Unconfined => Ok(None),
         // A person's own profile holds for a privileged container too.
@@ -345,15 +348,21 @@ fn asked_mount(mount: &Mount) -> oci::Mount<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::capability::CapabilityName;
     use super::*;
     use crate::engine::container::wanted::tests::plain;
     use crate::engine::container::wanted::{ContainerPath, Propagation};
-    use crate::engine::error::Field;
     use crate::engine::signal::Signal;
     use serde_json::Value;
 
     fn machine() -> Machine {
-        Machine { is_cgroup2: false, thermal: Vec::new(), cgroup_parent: "/strata-t".to_owned(), systemd_cgroup: false }
+        Machine {
+            is_cgroup2: false,
+            bounding: CapabilitySet::ALL,
+            thermal: Vec::new(),
+            cgroup_parent: "/strata-t".to_owned(),
+            systemd_cgroup: false,
+        }
     }
 
     fn program(uid: u32) -> Program {
@@ -415,6 +424,19 @@ mod tests {
         assert_eq!(linux["resources"]["devices"][0]["allow"], true);
         assert!(linux["devices"].as_array().unwrap().iter().any(|device| device["path"] == "/dev/null"));
         assert!(spec["process"]["capabilities"]["effective"].as_array().unwrap().len() > 36);
+    }
+
+    #[test]
+    fn what_the_engine_lacks_nobody_gets() {
+        let machine = Machine { bounding: CapabilitySet::DEFAULT, ..machine() };
+        let mut wanted = plain("x");
+        wanted.security.privileged = true;
+        assert_eq!(capabilities(&wanted, &machine).unwrap(), CapabilitySet::DEFAULT);
+        wanted.security.privileged = false;
+        wanted.security.cap_add = vec![CapabilityName::All];
+        assert_eq!(capabilities(&wanted, &machine).unwrap(), CapabilitySet::DEFAULT);
+        wanted.security.cap_add = vec![CapabilityName::parse(Field::CapAdd, "SYS_ADMIN").unwrap()];
+        assert!(capabilities(&wanted, &machine).is_err());
     }
 
     #[test]
