@@ -27,9 +27,17 @@ use crate::{programs, wait};
 /// The images that every registry of a test holds.
 const IMAGES: [&str; 5] = ["busybox", "nginx", "noexec", "nouser", "stubborn"];
 
-/// The parents of what containers have in engined's and the runtime's state.
-const KEPT_DIRECTORIES: [&str; 4] =
-    ["run/engined/containers", "run/engined/execs", "run/engined/lowrun", "run/engined/lowrun/strata"];
+/// The parents of what containers have in the daemons' state.
+const KEPT_DIRECTORIES: [&str; 6] = [
+    "run/engined/containers",
+    "run/engined/execs",
+    "run/engined/lowrun",
+    "run/engined/lowrun/strata",
+    "run/shimd/io.containerd.runtime.v2.task",
+    "run/shimd/io.containerd.runtime.v2.task/strata",
+];
+/// lowrun's compiled seccomp profiles, for the containers to come.
+const SECCOMP_CACHE: &str = "run/engined/lowrun/strata/@seccomp";
 
 /// What `SUBJECT` says for Debian's dockerd over lowrun.
 const OVER_LOWRUN: &str = "theirs-over-lowrun";
@@ -108,6 +116,9 @@ fn on_stack(start: impl FnOnce(&Site, &Registry) -> Result<Backend, String>, tes
     }
     let mut stack = Stack::start(start);
     stack.run(&["pull", "-q", &stack.busybox.clone()]).ok();
+    // The first container brings what later ones find: caches, parent directories, a parent cgroup.
+    stack.run(&["run", "--rm", &stack.busybox.clone(), "true"]).ok();
+    stack.settle();
     stack.baseline = Some(stack.look());
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(&mut stack)));
     let leaks = match outcome {
@@ -309,6 +320,18 @@ impl Stack {
         leaks
     }
 
+    /// Waits until nothing changes any more: some things are taken apart off the reply path.
+    fn settle(&mut self) {
+        let mut before = self.look();
+        wait::poll(Duration::from_secs(2), || {
+            std::thread::sleep(Duration::from_millis(20));
+            let now = self.look();
+            let is_same = now == before;
+            before = now;
+            is_same.then_some(())
+        });
+    }
+
     /// In the middle of a test, with no container left: all is as it was at the test's begin.
     ///
     /// # Panics
@@ -342,11 +365,16 @@ impl Stack {
         let last = leak.what.rsplit('/').next().unwrap_or_default();
         match leak.kind {
             leak::Kind::Cgroup => last.ends_with(self.site().instance()),
-            leak::Kind::File => KEPT_DIRECTORIES.iter().any(|kept| self.site().path(kept) == Path::new(&leak.what)),
+            leak::Kind::File => self.is_kept(Path::new(&leak.what)),
             // Docker pins the host's own network namespace for the first container that uses it.
             leak::Kind::Mount => !self.is_ours() && leak.what.contains("/netns/default "),
             _ => false,
         }
+    }
+
+    fn is_kept(&self, path: &Path) -> bool {
+        let is_parent = KEPT_DIRECTORIES.iter().any(|kept| self.site().path(kept) == path);
+        is_parent || path.starts_with(self.site().path(SECCOMP_CACHE))
     }
 
     /// Docker leaves its bridge and its chains for the next dockerd.
