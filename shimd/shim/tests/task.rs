@@ -527,6 +527,8 @@ async fn a_terminal_exec_that_cannot_start_leaves_nothing() {
     shim.create(stage.create_request("", "")).await;
     shim.start("").await;
     let descriptors = || fs::read_dir(format!("/proc/{}/fd", shim.pid)).unwrap().count();
+    // By then the shim has opened what it keeps.
+    stage.events.wait_for("start").await;
     let before = descriptors();
     let (stdout, _output) = stage.fifo("out");
     shim.exec("bad", &["no-such-program"], |request| {
