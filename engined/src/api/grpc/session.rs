@@ -139,10 +139,13 @@ impl Program {
         }
     }
 
-    /// Whether its input ends with this client.
+    /// Whether its input ends with this client. A terminal stays, as in Docker: who detaches from it comes back.
     fn ends_with_client(&self) -> bool {
         match self {
-            Program::Container { container, .. } => container.fixed().wanted.stdin_once,
+            Program::Container { container, .. } => {
+                let wanted = &container.fixed().wanted;
+                wanted.stdin_once && !wanted.tty
+            }
             Program::Exec(_) => true,
         }
     }
