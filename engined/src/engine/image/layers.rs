@@ -20,7 +20,8 @@ use strata_trace::collect::TARGET;
 use tokio::sync::{OwnedMutexGuard, watch};
 use tracing::Instrument;
 
-use super::pull::{Job, Lease, unique};
+use super::lease::{Lease, unique};
+use super::pull::Job;
 use super::{Image, Images, Phase};
 use crate::containerd::leases::Resource;
 use crate::containerd::snapshots::NewLayer;

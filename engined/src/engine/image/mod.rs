@@ -15,6 +15,7 @@
 mod catalog;
 mod config;
 mod layers;
+mod lease;
 mod listing;
 mod memory;
 mod pull;
@@ -24,7 +25,6 @@ mod shared;
 mod tests;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use strata_fault::{Fault, Layer, code};
@@ -38,15 +38,13 @@ pub(crate) use remove::Removed;
 
 use crate::containerd::Client;
 use layers::Gates;
+use lease::Left;
 use memory::Memory;
-use pull::Left;
 use shared::Pulls;
 
 /// Most blobs that are downloaded at the same time, over all pulls. More connections than this are no faster, and each
 /// one costs memory here, in the supervisor and at the registry.
 const DOWNLOADS_MAX: usize = 6;
-/// How long after a start the traces of a pull that was killed are kept, for it to be resumed.
-const RESUME_TIME: Duration = Duration::from_secs(15 * 60);
 
 /// An image that is here, unpacked, ready to be run.
 #[derive(Clone, Debug)]
@@ -148,10 +146,10 @@ impl Images {
             gates: Gates::default(),
             downloads: Semaphore::new(DOWNLOADS_MAX),
             left: Left::default(),
-            life: pull::unique(),
+            life: lease::unique(),
         });
         tokio::spawn(memory::listen(Arc::downgrade(&images)));
-        tokio::spawn(pull::forget_killed_pulls(Arc::downgrade(&images), RESUME_TIME));
+        tokio::spawn(lease::forget_killed_pulls(Arc::downgrade(&images)));
         images
     }
 
