@@ -105,7 +105,7 @@ async fn copy_lines(log: pipe::Receiver, id: String, bundle: Bundle) {
                 tracing::info!(target: "shim", id, "{}", String::from_utf8_lossy(&line).trim_end());
             }
             // This side holds the FIFO open, so its end is that of the bundle.
-            () = gone(&bundle) => return,
+            () = bundle.gone() => return,
         }
     }
 }
@@ -120,15 +120,6 @@ async fn read_line(reader: &mut BufReader<pipe::Receiver>, line: &mut Vec<u8>) -
         reader.consume(count);
         if end.is_some() {
             return Ok(());
-        }
-    }
-}
-
-async fn gone(bundle: &Bundle) {
-    loop {
-        tokio::time::sleep(std::time::Duration::from_secs(30)).await;
-        if !bundle.log().exists() {
-            return;
         }
     }
 }
