@@ -52,6 +52,8 @@ use error::{Error, Result};
 const WORKERS: usize = 2;
 /// Threads for file work: as many writes of content can go on at once.
 const BLOCKING_THREADS: usize = 256;
+/// The transport's own words drown everything else: who wants them names their targets.
+const QUIET: &str = "h2=info,hyper=info,tower=info";
 /// How long a thread without work is kept.
 const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(2);
 
@@ -85,8 +87,8 @@ fn start(flags: &Flags) -> Result<()> {
 }
 
 fn start_log(flags: &Flags) -> Result<()> {
-    let filter =
-        EnvFilter::try_new(&flags.log_level).map_err(|error| Error::invalid("--log-level", error.to_string()))?;
+    let filter = EnvFilter::try_new(format!("{QUIET},{}", flags.log_level))
+        .map_err(|error| Error::invalid("--log-level", error.to_string()))?;
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
     let lines = match flags.log_format {
         LogFormat::Text => lines.with_ansi(false).boxed(),
