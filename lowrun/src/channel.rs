@@ -9,6 +9,7 @@
 //!   | <------------- Init { pid } ---------- |  only when a helper had to join namespaces first
 //!   | -------------- Mapped ---------------> |  only with a new user namespace: ids are mapped
 //!   | -------------- Cgroup ---------------> |  cgroups are made, limited, and the state is written
+//!   | ----- Network { descriptor } --------> |  only with a new network namespace made by the host side
 //!   | <------------- Hooks ----------------- |  only with prestart or createRuntime hooks: mounts are made
 //!   | -------------- Continue -------------> |
 //!   | <------------- Limits ---------------- |  only in a user namespace: rlimits need the host's privilege
@@ -19,10 +20,15 @@
 //!   | <------------- Fault ----------------- |  at any time, and then the end
 //! ```
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::fault::{Attempt, Code, Fault, Result};
@@ -37,6 +43,8 @@ pub enum ToInit {
     Mapped = 1,
     Cgroup = 2,
     Continue = 3,
+    /// With a descriptor of the namespace.
+    Network = 4,
 }
 
 /// What the container side says.
@@ -72,6 +80,11 @@ impl HostEnd {
         let _ = rustix::net::send(&self.0, &[message as u8], rustix::net::SendFlags::NOSIGNAL);
     }
 
+    /// As [`HostEnd::send`], with a descriptor.
+    pub fn send_descriptor(&self, message: ToInit, descriptor: BorrowedFd<'_>) {
+        let _ = send_descriptor(self.0.as_fd(), &[message as u8], descriptor);
+    }
+
     /// The next message; `None` when the container side has executed the program, or is gone.
     pub fn receive(&self) -> Result<Option<FromInit>> {
         // Room for the longest message, whose pages are touched by a long one only.
@@ -104,11 +117,47 @@ impl InitEnd {
         Err(Fault::new(Code::SystemError, "wait for the host side").cause("it is gone"))
     }
 
+    /// Waits for exactly this word and the descriptor that comes with it.
+    pub fn expect_descriptor(&self, message: ToInit) -> Result<OwnedFd> {
+        let mut word = [0; 1];
+        let (length, descriptor) =
+            receive_descriptor(self.0.as_fd(), &mut word).attempt(Code::SystemError, || "read the channel")?;
+        let gone = || Fault::new(Code::SystemError, "wait for the host side").cause("it is gone");
+        descriptor.filter(|_| length == 1 && word[0] == message as u8).ok_or_else(gone)
+    }
+
     /// Says something and waits to be let on.
     pub fn ask(&self, message: &FromInit) -> Result<()> {
         self.send(message)?;
         self.expect(ToInit::Continue)
     }
+}
+
+/// Sends one descriptor with some bytes.
+pub fn send_descriptor(socket: BorrowedFd<'_>, words: &[u8], descriptor: BorrowedFd<'_>) -> sys::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [descriptor];
+    control.push(SendAncillaryMessage::ScmRights(&descriptors));
+    rustix::net::sendmsg(socket, &[IoSlice::new(words)], &mut control, SendFlags::NOSIGNAL).call("sendmsg").map(drop)
+}
+
+/// Receives bytes (how many, is told) and, if one came with them, a descriptor.
+pub fn receive_descriptor(socket: BorrowedFd<'_>, words: &mut [u8]) -> sys::Result<(usize, Option<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut slices = [IoSliceMut::new(words)];
+    let length = loop {
+        match rustix::net::recvmsg(socket, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR | Errno::CONNRESET) => {}
+            result => break result.call("recvmsg")?.bytes,
+        }
+    };
+    let descriptor = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    Ok((length, descriptor))
 }
 
 fn read(socket: &OwnedFd, buffer: &mut Vec<u8>) -> sys::Result<usize> {

@@ -1,5 +1,7 @@
 //! The program; all of it is in the library, so that tests and fuzzers reach the parts.
 
 fn main() {
-    std::process::exit(lowrun::cli::main(std::env::args_os().collect()));
+    let status = lowrun::cli::main(std::env::args_os().collect());
+    // All output is written by now; nothing is left to do that `exit(3)` would do.
+    lowrun::sys::process::exit_now(status);
 }

@@ -51,9 +51,22 @@ impl Root {
     /// A handle of the directory `path`; what is missing of it is made, also where a symlink points to.
     pub fn make_dirs(&self, path: &Path, mode: u32) -> sys::Result<OwnedFd> {
         match self.open(path, OFlags::PATH | OFlags::DIRECTORY) {
-            Err(failure) if failure.errno == Errno::NOENT => Walk::new(self, path).make_dirs(mode),
+            Err(failure) if failure.errno == Errno::NOENT => self.make_missing_dirs(path, mode),
             result => result,
         }
+    }
+
+    /// As [`Root::make_dirs`], of a path that was just found missing.
+    pub fn make_missing_dirs(&self, path: &Path, mode: u32) -> sys::Result<OwnedFd> {
+        // Mostly it is the last name that is missing; a symlink there, or more, is for the walk.
+        if let (Some(parent), Some(name)) = (path.parent(), path.file_name())
+            && let Ok(dir) = self.open(parent, OFlags::PATH | OFlags::DIRECTORY)
+            && rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(mode)).is_ok()
+        {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            return rustix::fs::openat(&dir, name, flags, Mode::empty()).call("openat");
+        }
+        Walk::new(self, path).make_dirs(mode)
     }
 
     /// A handle of the directory of `path` (made if missing) and the last name of `path`.

@@ -181,7 +181,9 @@ fn overview() -> String {
 
 /// Writes to stdout.
 pub(crate) fn print(text: &str) -> Result<()> {
-    std::io::stdout().write_all(text.as_bytes()).call("write").attempt(Code::SystemError, || "write to stdout")
+    let mut stdout = std::io::stdout();
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    written.call("write").attempt(Code::SystemError, || "write to stdout")
 }
 
 /// Writes a document to stdout, indented by two.

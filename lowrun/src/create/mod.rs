@@ -122,6 +122,7 @@ pub fn create(request: Request<'_>) -> Result<Created> {
         extra_fds: request.extra_fds,
         no_pivot: request.no_pivot,
         no_new_keyring: request.no_new_keyring,
+        host_makes_network: host_makes_network(plan),
         host_moves: plan.namespaces.has(Kind::User),
     };
     let (host, init_pid, pidfd, born_in_cgroup) = span("clone", || clone(&setup)).step("create:clone")?;
@@ -137,6 +138,9 @@ pub fn create(request: Request<'_>) -> Result<Created> {
     dir.save(&running).step("create:state")?;
     host.send(ToInit::Cgroup);
     // The container side has work to do: now there is time. It has closed its own copy long ago.
+    if setup.host_makes_network {
+        span("network-create", || make_network(&host)).step("create:network")?;
+    }
     drop(setup.program.take());
     meeting.converse(&running)?;
     drop(setup);
@@ -191,7 +195,28 @@ fn is_staged(plan: &Plan) -> bool {
 /// What `clone3` makes. A cgroup namespace is made later, when the child is in its cgroup; a time namespace earlier,
 /// because its offsets are fixed once somebody is in it.
 fn clone_flags(plan: &Plan) -> u64 {
-    plan.namespaces.new_flags() & !(Kind::Cgroup.flag() | Kind::Time.flag())
+    let network = if host_makes_network(plan) { Kind::Network.flag() } else { 0 };
+    plan.namespaces.new_flags() & !(Kind::Cgroup.flag() | Kind::Time.flag() | network)
+}
+
+/// A network namespace takes the kernel longer to make than all others together: it is made by the host side while the
+/// container side mounts. One that is to belong to a user namespace is made with it.
+fn host_makes_network(plan: &Plan) -> bool {
+    plan.namespaces.is_new(Kind::Network) && !plan.namespaces.has(Kind::User)
+}
+
+/// Makes the namespace with its loopback interface up, hands it over, and returns to the own: hooks run there.
+fn make_network(host: &HostEnd) -> Result<()> {
+    const OWN: &str = "/proc/self/ns/net";
+    let attempted = || "make a network namespace";
+    let own = open_namespace(Kind::Network, Path::new(OWN))?;
+    sys::process::unshare(Kind::Network.flag()).attempt(Code::NamespaceFailed, attempted)?;
+    let made = sys::net::loopback_up()
+        .attempt(Code::NamespaceFailed, || "bring the loopback interface up")
+        .and_then(|()| open_namespace(Kind::Network, Path::new(OWN)));
+    sys::process::setns(own.as_fd(), Kind::Network.flag()).attempt(Code::NamespaceFailed, attempted)?;
+    host.send_descriptor(ToInit::Network, made?.as_fd());
+    Ok(())
 }
 
 type Cloned = (HostEnd, Option<Pid>, OwnedFd, bool);
@@ -389,7 +414,7 @@ pub fn pass_listener(
         "state": inner,
     });
     let socket = socket::connect(Path::new(&listener.path))?;
-    init::console::send_descriptor(socket.as_fd(), document.to_string().as_bytes(), taken.as_fd())
+    channel::send_descriptor(socket.as_fd(), document.to_string().as_bytes(), taken.as_fd())
         .attempt(Code::SeccompFailed, || format!("send the seccomp listener to {}", listener.path))
 }
 

@@ -5,10 +5,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::termios::{OptionalActions, Termios};
 
 use super::wait;
+use crate::channel::receive_descriptor;
 use crate::fault::{Attempt, Code, Fault, Result};
 use crate::sys::{self, Call};
 
@@ -27,7 +27,10 @@ pub struct Terminal {
 impl Terminal {
     /// Takes the master from the socket that the container side sent it through, and makes the caller's terminal raw.
     pub fn receive(socket: &OwnedFd) -> Result<Terminal> {
-        let master = receive_descriptor(socket)?;
+        let attempted = || "receive the terminal";
+        let (_, master) = receive_descriptor(socket.as_fd(), &mut [0; 64]).attempt(Code::SystemError, attempted)?;
+        let missing = || Fault::new(Code::SystemError, attempted()).cause("no descriptor came");
+        let master = master.ok_or_else(missing)?;
         let stdin = rustix::stdio::stdin();
         let saved = rustix::termios::tcgetattr(stdin).ok();
         if let Some(saved) = &saved {
@@ -171,20 +174,4 @@ fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> bool {
         }
     }
     true
-}
-
-fn receive_descriptor(socket: &OwnedFd) -> Result<OwnedFd> {
-    let attempted = || "receive the terminal";
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut name = [0; 64];
-    let mut words = [std::io::IoSliceMut::new(&mut name)];
-    rustix::net::recvmsg(socket, &mut words, &mut control, RecvFlags::CMSG_CLOEXEC)
-        .call("recvmsg")
-        .attempt(Code::SystemError, attempted)?;
-    let received = control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
-    });
-    received.ok_or_else(|| Fault::new(Code::SystemError, attempted()).cause("no descriptor came"))
 }

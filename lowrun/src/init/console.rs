@@ -8,9 +8,9 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, makedev};
 use rustix::io::Errno;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use rustix::pty::OpenptFlags;
 
+use crate::channel::send_descriptor;
 use crate::fault::{Attempt, Code, Fault, Result};
 use crate::path::{self, Root};
 use crate::spec::ConsoleSize;
@@ -82,15 +82,4 @@ fn take(slave: BorrowedFd<'_>) -> sys::Result<()> {
     rustix::stdio::dup2_stdout(slave).call("dup3")?;
     rustix::stdio::dup2_stderr(slave).call("dup3")?;
     rustix::process::ioctl_tiocsctty(slave).call("ioctl(TIOCSCTTY)")
-}
-
-/// Sends one descriptor with some bytes.
-pub fn send_descriptor(socket: BorrowedFd<'_>, words: &[u8], descriptor: BorrowedFd<'_>) -> sys::Result<()> {
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors = [descriptor.as_fd()];
-    control.push(SendAncillaryMessage::ScmRights(&descriptors));
-    rustix::net::sendmsg(socket, &[std::io::IoSlice::new(words)], &mut control, SendFlags::NOSIGNAL)
-        .call("sendmsg")
-        .map(drop)
 }

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use crate::cgroup::Cgroup;
-use crate::channel::{FromInit, InitEnd, ToInit};
+use crate::channel::{FromInit, InitEnd, ToInit, send_descriptor};
 use crate::create::hooks;
 use crate::create::seccomp::Filter;
 use crate::fault::{Attempt, Code, Fault, Result, Step};
@@ -56,6 +56,9 @@ pub struct Setup<'a> {
     pub extra_fds: u32,
     pub no_pivot: bool,
     pub no_new_keyring: bool,
+    /// Whether the host side makes the network namespace while the container side works: it takes the kernel as long
+    /// as most of the rest.
+    pub host_makes_network: bool,
     /// Whether the host side moves the process into its cgroups.
     pub host_moves: bool,
 }
@@ -138,15 +141,17 @@ fn container(setup: &Setup<'_>, channel: &InitEnd) -> Result<std::convert::Infal
     if !setup.no_new_keyring {
         join_session(&setup.state.id, user_namespace).step("create:process")?;
     }
-    if plan.namespaces.is_new(Kind::Network) {
+    if plan.namespaces.is_new(Kind::Network) && !setup.host_makes_network {
         let up = || sys::net::loopback_up().attempt(Code::NamespaceFailed, || "bring the loopback interface up");
         span("network", up).step("create:network")?;
     }
     set_names(plan).step("create:namespaces")?;
 
     let mut root = span("mounts", || rootfs::Rootfs::build(setup, channel, sources)).step("create:mounts")?;
-    // Cgroup mounts want the process in its cgroups, so that may have happened; at the latest it happens here.
+    // Some mounts want the process in its cgroups and its network, so that may have happened; at the latest it
+    // happens here.
     root.enter_cgroup(setup, channel).step("create:cgroup")?;
+    root.enter_network(setup, channel).step("create:network")?;
     span("devices", || root.populate_dev(setup)).step("create:devices")?;
     // The old root is still there for hooks, and the mounts are made: as the spec wants it.
     if !plan.hooks.prestart.is_empty() || !plan.hooks.create_runtime.is_empty() {
@@ -243,6 +248,13 @@ fn enter_cgroup(setup: &Setup<'_>, channel: &InitEnd) -> Result<()> {
     Ok(())
 }
 
+/// Enters the network namespace that the host side has made meanwhile.
+fn enter_network(channel: &InitEnd) -> Result<()> {
+    let namespace = channel.expect_descriptor(ToInit::Network)?;
+    sys::process::setns(namespace.as_fd(), Kind::Network.flag())
+        .attempt(Code::NamespaceFailed, || "enter the new network namespace")
+}
+
 fn set_sysctl(setup: &Setup<'_>) -> Result<()> {
     // The handle is of the host's procfs, but what is below sys/net, sys/kernel and the like follows the writer.
     for (path, value) in &setup.plan.sysctl {
@@ -257,7 +269,7 @@ fn send_pidfd(socket: &OwnedFd, words: &[u8]) -> Result<()> {
     let pidfd = rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty())
         .call("pidfd_open")
         .attempt(Code::SystemError, attempted)?;
-    console::send_descriptor(socket.as_fd(), words, pidfd.as_fd()).attempt(Code::SystemError, attempted)
+    send_descriptor(socket.as_fd(), words, pidfd.as_fd()).attempt(Code::SystemError, attempted)
 }
 
 /// A handle of the root directory of the joined mount namespace.

@@ -70,6 +70,7 @@ pub(super) struct Rootfs {
     late_readonly: Vec<OwnedFd>,
     sources: Sources,
     in_cgroup: bool,
+    in_network: bool,
     /// `/dev/null` of the host, verified: what masked files become.
     null: Option<OwnedFd>,
 }
@@ -79,7 +80,7 @@ impl Rootfs {
     pub(super) fn build(setup: &Setup<'_>, channel: &InitEnd, mut sources: Sources) -> Result<Rootfs> {
         let root = prepare_root(setup.plan, sources.rootfs.take())?;
         let null = clone_null(setup.plan)?;
-        let mut rootfs = Rootfs { root, late_readonly: Vec::new(), sources, in_cgroup: false, null };
+        let mut rootfs = Rootfs { root, late_readonly: Vec::new(), sources, in_cgroup: false, in_network: false, null };
         for mount in &setup.plan.mounts {
             rootfs.mount(setup, channel, mount)?;
         }
@@ -94,10 +95,23 @@ impl Rootfs {
         Ok(())
     }
 
+    /// Enters the network namespace, unless a mount has needed it before or it was there from the start.
+    pub(super) fn enter_network(&mut self, setup: &Setup<'_>, channel: &InitEnd) -> Result<()> {
+        if setup.host_makes_network && !std::mem::replace(&mut self.in_network, true) {
+            span("network", || super::enter_network(channel))?;
+        }
+        Ok(())
+    }
+
     fn mount(&mut self, setup: &Setup<'_>, channel: &InitEnd, mount: &MountPlan) -> Result<()> {
         match &mount.kind {
             MountKind::Bind { source, recursive } => self.bind(mount, source, *recursive),
             MountKind::Filesystem { fstype, source, options, copy_up } => {
+                if fstype == "sysfs" {
+                    // It shows the interfaces of the namespace that it is mounted in. The cgroups are ready earlier.
+                    self.enter_cgroup(setup, channel)?;
+                    self.enter_network(setup, channel)?;
+                }
                 self.filesystem(setup, mount, (fstype, source), options, *copy_up)
             }
             MountKind::Cgroup { options } => {
@@ -174,7 +188,9 @@ impl Rootfs {
     /// A handle of the mount point, made if it is missing.
     fn target(&self, mount: &MountPlan, is_dir: bool) -> Result<OwnedFd> {
         let made = match self.root.resolve(&mount.destination) {
-            Err(failure) if failure.errno == Errno::NOENT && is_dir => self.root.make_dirs(&mount.destination, 0o755),
+            Err(failure) if failure.errno == Errno::NOENT && is_dir => {
+                self.root.make_missing_dirs(&mount.destination, 0o755)
+            }
             Err(failure) if failure.errno == Errno::NOENT => self.root.make_file(&mount.destination),
             result => result,
         };
@@ -195,7 +211,7 @@ impl Rootfs {
         };
         match open() {
             Err(failure) if failure.errno == Errno::NOENT => {
-                self.root.make_dirs(&mount.destination, 0o755).map_err(unsafe_target)?;
+                self.root.make_missing_dirs(&mount.destination, 0o755).map_err(unsafe_target)?;
                 open().map_err(unsafe_target)
             }
             result => result.map_err(unsafe_target),
