@@ -9,7 +9,7 @@ use super::run::detach_keys;
 use crate::engine::credentials::Config;
 use crate::engine::{Engine, told};
 use crate::error::Error;
-use crate::session::{Attached, Options, Session, exit};
+use crate::session::{Attached, Options, Program, Session, exit};
 use crate::terminal::raw;
 
 /// The flags.
@@ -41,7 +41,7 @@ pub(super) async fn run(matches: ArgMatches, call: Call) -> Result<u8, Error> {
     let mut session = Session::new(options);
     let open = AttachOpen { container: id.clone(), offset: 0, from_start: false, no_stdin: !stdin };
     let events = engine.attach(open, session.inputs()).await?;
-    session.begin(&engine, Some(id))?;
+    session.begin(&engine, Program::Started(id))?;
     session.send_size();
     let outcome = session.follow(&mut engine, events, &mut |_, _, _| Ok(())).await?;
     exit::code(&outcome, "attach")

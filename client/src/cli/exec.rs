@@ -10,7 +10,7 @@ use crate::engine::Engine;
 use crate::engine::credentials::Config;
 use crate::engine::stream::Event;
 use crate::error::Error;
-use crate::session::{Attached, Options, Outcome, Session, exit};
+use crate::session::{Attached, Options, Outcome, Program, Session, exit};
 use crate::terminal::detach::DetachKeys;
 use crate::terminal::raw;
 
@@ -79,7 +79,7 @@ async fn through(engine: &mut Engine, mut open: ExecOpen, stdin: bool, keys: Det
     let outcome = session
         .follow(engine, stream, &mut |session, engine, event| {
             started |= matches!(event, Event::Started);
-            if started && attached { session.begin(engine, None) } else { Ok(()) }
+            if started && attached { session.begin(engine, Program::Exec) } else { Ok(()) }
         })
         .await?;
     match outcome {

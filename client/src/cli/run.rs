@@ -10,11 +10,12 @@ use super::container::{self, Meant};
 use super::{Call, auth, tracing};
 use crate::engine::Engine;
 use crate::engine::credentials::Config;
+use crate::engine::reconnect::may_pass;
 use crate::engine::stream::Event;
 use crate::error::Error;
 use crate::output::progress::{Display, Target};
 use crate::output::{self, image};
-use crate::session::{Attached, Options, Outcome, Session, exit};
+use crate::session::{Attached, Options, Outcome, Program, Session, exit, finish_start};
 use crate::terminal::detach::DetachKeys;
 use crate::terminal::raw;
 
@@ -86,16 +87,22 @@ async fn through(
     spec.stdin_once &= !way.detach;
     let attached = if way.detach { Attached { stdin: false, stdout: false, stderr: false } } else { attached };
     let tty = spec.tty;
-    let mut events = Events { cid_file, ..Events::new(&spec.image, pull, quiet, way.detach) };
+    let mut events = Events { cid_file, detach: way.detach, ..Events::new(&spec.image, pull, quiet) };
     let options = Options { attached, tty, proxy_signals: way.proxy_signals, detach_keys: way.detach_keys };
     let mut session = Session::new(options);
     let open = RunOpen { spec: Some(spec), pull: pull.into(), auth, detach: way.detach, size: session.window() };
     let stream = engine.run(open, session.inputs()).await?;
     let outcome =
-        session.follow(engine, stream, &mut |session, engine, event| events.take(session, engine, event)).await?;
+        session.follow(engine, stream, &mut |session, engine, event| events.take(session, engine, event)).await;
     match outcome {
-        Outcome::Ended if events.started => Ok(0),
-        outcome => exit::code(&outcome, "run"),
+        Ok(Outcome::Ended) if events.started => Ok(0),
+        Ok(outcome) => exit::code(&outcome, "run"),
+        Err(error) if events.is_starting_detached() && may_pass(&error) => {
+            finish_start(engine, &events.id, error).await?;
+            output::print_line(&events.id)?;
+            Ok(0)
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -111,11 +118,11 @@ struct Events {
 }
 
 impl Events {
-    fn new(image: &str, pull: PullPolicy, quiet: bool, detach: bool) -> Events {
+    fn new(image: &str, pull: PullPolicy, quiet: bool) -> Events {
         let missing = (pull == PullPolicy::Missing && !quiet)
             .then(|| format!("Unable to find image '{}' locally", with_tag(image)));
         let display = Display::new(if quiet { Target::Nowhere } else { Target::Stderr });
-        Events { detach, display, missing, cid_file: None, id: String::new(), started: false }
+        Events { detach: false, display, missing, cid_file: None, id: String::new(), started: false }
     }
 
     fn take(&mut self, session: &mut Session, engine: &Engine, event: Event) -> Result<(), Error> {
@@ -136,13 +143,18 @@ impl Events {
         }
     }
 
+    /// There is a container in the background, and nobody has said yet that it runs.
+    fn is_starting_detached(&self) -> bool {
+        self.detach && !self.id.is_empty() && !self.started
+    }
+
     fn created(&mut self, session: &mut Session, engine: &Engine, created: CreateResponse) -> Result<(), Error> {
         created.warnings.iter().for_each(|warning| warn(warning));
         if let Some(file) = self.cid_file.take() {
             file.write(&created.id)?;
         }
         self.id.clone_from(&created.id);
-        if self.detach { Ok(()) } else { session.begin(engine, Some(created.id)) }
+        if self.detach { Ok(()) } else { session.begin(engine, Program::Starting(created.id)) }
     }
 }
 

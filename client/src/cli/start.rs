@@ -10,7 +10,7 @@ use crate::engine::credentials::Config;
 use crate::engine::{Engine, told};
 use crate::error::{EXIT_FAILURE, Error, report};
 use crate::output::print_line;
-use crate::session::{Attached, Options, Session, exit};
+use crate::session::{Attached, Options, Program, Session, exit};
 use crate::terminal::detach::DetachKeys;
 use crate::terminal::raw;
 
@@ -102,7 +102,7 @@ async fn attached(engine: &mut Engine, name: &str, way: Way) -> Result<u8, Error
     session.set_position(offset);
     let open = AttachOpen { container: summary.id.clone(), offset, from_start: offset == 0, no_stdin: !stdin };
     let events = engine.attach(open, session.inputs()).await?;
-    session.begin(engine, Some(summary.id))?;
+    session.begin(engine, Program::Started(summary.id))?;
     session.send_size();
     let outcome = session.follow(engine, events, &mut |_, _, _| Ok(())).await?;
     exit::code(&outcome, "start")

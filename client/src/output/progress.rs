@@ -36,6 +36,7 @@ pub(crate) struct Display {
     target: Target,
     on_terminal: bool,
     columns: usize,
+    rows: usize,
     named: bool,
     layers: Vec<Layer>,
     /// Lines drawn, which the next drawing overwrites.
@@ -45,15 +46,16 @@ pub(crate) struct Display {
 
 impl Display {
     pub(crate) fn new(target: Target) -> Display {
-        let columns = match target {
-            Target::Stdout => size::columns(rustix::stdio::stdout()),
-            Target::Stderr => size::columns(rustix::stdio::stderr()),
-            Target::Nowhere => None,
+        let (columns, rows) = match target {
+            Target::Stdout => (size::columns(rustix::stdio::stdout()), size::rows(rustix::stdio::stdout())),
+            Target::Stderr => (size::columns(rustix::stdio::stderr()), size::rows(rustix::stdio::stderr())),
+            Target::Nowhere => (None, None),
         };
         Display {
             target,
             on_terminal: columns.is_some(),
             columns: columns.unwrap_or(0),
+            rows: rows.unwrap_or(24),
             named: false,
             layers: Vec::new(),
             drawn: 0,
@@ -114,11 +116,12 @@ impl Display {
         if self.drawn > 0 {
             text.push_str(&format!("\x1b[{}A", self.drawn));
         }
-        for layer in &self.layers {
+        let layers = visible(&self.layers, self.rows);
+        for layer in &layers {
             let line: String = layer_line(layer, self.columns).chars().take(self.columns.max(20)).collect();
             text.push_str(&format!("\x1b[2K\r{line}\n"));
         }
-        self.drawn = self.layers.len();
+        self.drawn = layers.len();
         self.last_drawing = Some(Instant::now());
         self.write(&text)
     }
@@ -134,6 +137,20 @@ impl Display {
             Target::Nowhere => Ok(()),
         }
     }
+}
+
+/// The layers that a terminal of so many rows has room for (the cursor cannot go back beyond its top): all, else those
+/// that are under way before those that are done or wait.
+fn visible(layers: &[Layer], rows: usize) -> Vec<&Layer> {
+    let room = rows.saturating_sub(1).max(1);
+    if layers.len() <= room {
+        return layers.iter().collect();
+    }
+    let is_active = |layer: &&Layer| matches!(layer.phase, Phase::Downloading | Phase::Verifying | Phase::Extracting);
+    let mut chosen: Vec<&Layer> = layers.iter().filter(is_active).take(room).collect();
+    let others = layers.iter().rev().filter(|layer| !is_active(layer));
+    chosen.extend(others.take(room - chosen.len()));
+    chosen
 }
 
 /// `latest: Pulling from library/busybox`
@@ -190,6 +207,16 @@ mod tests {
         );
         assert_eq!(layer_line(&layer(Phase::Extracting, 1_234_567), 80), "abababababab: Extracting 1.235MB/10MB");
         assert_eq!(layer_line(&layer(Phase::Done, 0), 80), "abababababab: Pull complete");
+    }
+
+    #[test]
+    fn a_low_terminal_shows_what_is_under_way() {
+        let layers: Vec<Layer> =
+            [Phase::Done, Phase::Downloading, Phase::Waiting, Phase::Extracting].map(|phase| layer(phase, 0)).into();
+        let phases = |rows| visible(&layers, rows).iter().map(|layer| layer.phase).collect::<Vec<_>>();
+        assert_eq!(phases(5).len(), 4);
+        assert_eq!(phases(4), [Phase::Downloading, Phase::Extracting, Phase::Waiting]);
+        assert_eq!(phases(1), [Phase::Downloading]);
     }
 
     #[test]

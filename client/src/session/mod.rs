@@ -16,14 +16,16 @@ mod input;
 use std::io;
 use std::time::Duration;
 
-use proto_engine::{AttachOpen, Exit, Output, Stream, WindowSize};
+use proto_engine::{
+    AttachOpen, Exit, InspectContainerRequest, Output, StartRequest, Stream, WindowSize, state::Status,
+};
 use strata_fault::code;
 use strata_trace::now_ns;
 use tokio::sync::mpsc;
 
-use crate::engine::Engine;
 use crate::engine::reconnect::{Patience, may_pass};
 use crate::engine::stream::{Event, Events, InputSender, Inputs, inputs};
+use crate::engine::{Engine, told};
 use crate::error::Error;
 use crate::terminal::detach::DetachKeys;
 use crate::terminal::raw::{self, RawMode};
@@ -64,6 +66,26 @@ pub(crate) enum Outcome {
     Ended,
 }
 
+/// The program of a session.
+#[derive(Clone, Debug)]
+pub(crate) enum Program {
+    /// A container's, which is being started; its id.
+    Starting(String),
+    /// A container's, which has been started; its id.
+    Started(String),
+    /// One more in a container; it cannot be found again after a break.
+    Exec,
+}
+
+impl Program {
+    fn container(&self) -> Option<&String> {
+        match self {
+            Program::Starting(id) | Program::Started(id) => Some(id),
+            Program::Exec => None,
+        }
+    }
+}
+
 /// Something that happened on this side.
 #[derive(Debug)]
 pub(crate) enum Local {
@@ -77,8 +99,8 @@ pub(crate) enum Local {
 /// The streams of one program.
 pub(crate) struct Session {
     options: Options,
-    /// The container, once it is known; what a break is mended by.
-    container: Option<String>,
+    /// Once it is known; what a break is mended by.
+    program: Option<Program>,
     /// Where the log goes on after what was written.
     next: u64,
     stdout: Sink,
@@ -97,7 +119,7 @@ impl Session {
         let (sender, inputs) = inputs();
         Session {
             options,
-            container: None,
+            program: None,
             next: 0,
             stdout: Sink::stdout(),
             stderr: Sink::stderr(),
@@ -136,7 +158,7 @@ impl Session {
     }
 
     /// The container is there: from now on keys, input and signals are for its program, and a break is mended.
-    pub(crate) fn begin(&mut self, engine: &Engine, container: Option<String>) -> Result<(), Error> {
+    pub(crate) fn begin(&mut self, engine: &Engine, program: Program) -> Result<(), Error> {
         if self.local.is_some() {
             return Ok(());
         }
@@ -147,7 +169,8 @@ impl Session {
         }
         let (tell, local) = mpsc::channel(4);
         self.local = Some(local);
-        self.container = container;
+        let container = program.container().cloned();
+        self.program = Some(program);
         let Some(sender) = self.sender.clone() else { return Ok(()) };
         if self.options.attached.stdin {
             let keys = interactive.then(|| self.options.detach_keys.clone());
@@ -155,11 +178,11 @@ impl Session {
             self.pumps.push(pump.map_err(failed("read standard input"))?);
         }
         let resize = self.options.tty.then_some(sender);
-        let pump = match (&self.container, resize) {
+        let pump = match (container, resize) {
             // With the terminal in raw mode keys reach the program; a signal is meant for the client.
             (_, Some(to)) if interactive => Some(input::pump_terminal_signals(to, tell)),
             (Some(id), resize) if self.options.proxy_signals => {
-                Some(input::pump_signals(engine.control(), id.clone(), resize, tell))
+                Some(input::pump_signals(engine.control(), id, resize, tell))
             }
             (_, Some(to)) => Some(input::pump_size(to)),
             (_, None) => None,
@@ -195,7 +218,7 @@ impl Session {
                 Ok(Some(Event::Exited(exit))) => return self.end(engine, events, exit).await,
                 Ok(Some(event)) => {
                     if matches!(event, Event::Started) {
-                        self.started_ns = now_ns();
+                        self.started();
                     }
                     first(self, engine, event)?;
                 }
@@ -241,6 +264,13 @@ impl Session {
         Ok(None)
     }
 
+    fn started(&mut self) {
+        self.started_ns = now_ns();
+        if let Some(Program::Starting(id)) = &self.program {
+            self.program = Some(Program::Started(id.clone()));
+        }
+    }
+
     fn act(&mut self, local: Local) -> Result<Option<Outcome>, Error> {
         over(&local, &self.raw)
     }
@@ -277,7 +307,8 @@ impl Session {
     /// After a break: connects again and goes on where the output stopped. Other errors, and breaks of what cannot be
     /// found again, come back.
     async fn mend(&mut self, engine: &mut Engine, error: Error) -> Result<Mended, Error> {
-        let Some(container) = self.container.clone().filter(|_| may_pass(&error)) else {
+        let Some(program) = self.program.clone().filter(|program| program.container().is_some() && may_pass(&error))
+        else {
             self.stop_input();
             // The error that ended it matters more than one of writing what was left.
             let _ = self.finish().await;
@@ -285,13 +316,14 @@ impl Session {
         };
         self.say_lost();
         let open = AttachOpen {
-            container,
+            container: program.container().cloned().unwrap_or_default(),
             offset: self.next,
             from_start: self.next == 0,
             no_stdin: !self.options.attached.stdin,
         };
         let resumed = {
-            let resuming = resume(engine, open, self.inputs.clone(), error);
+            let starting = matches!(program, Program::Starting(_));
+            let resuming = resume(engine, open, self.inputs.clone(), (error, starting));
             tokio::pin!(resuming);
             loop {
                 tokio::select! {
@@ -304,6 +336,9 @@ impl Session {
                 }
             }
         };
+        if matches!(self.program, Some(Program::Starting(_))) {
+            self.started();
+        }
         resumed.map(Mended::Events)
     }
 
@@ -327,20 +362,56 @@ enum Mended {
     Over(Outcome),
 }
 
-/// Connects and attaches until it succeeds or patience ends.
-async fn resume(engine: &mut Engine, open: AttachOpen, inputs: Inputs, broken: Error) -> Result<Events, Error> {
+/// Connects and attaches until it succeeds or patience ends. A container that was being started when engined died may
+/// never have come to it; then it is started now, else the attachment would wait for ever.
+async fn resume(
+    engine: &mut Engine,
+    open: AttachOpen,
+    inputs: Inputs,
+    (broken, starting): (Error, bool),
+) -> Result<Events, Error> {
     let mut patience = Patience::new();
     let mut last = broken;
     loop {
         patience.wait(last).await?;
         engine.reconnect(&mut patience).await?;
-        match engine.attach(open.clone(), inputs.clone()).await {
+        let started = if starting { start_if_created(engine, &open.container).await } else { Ok(()) };
+        let attached = match started {
+            Ok(()) => engine.attach(open.clone(), inputs.clone()).await,
+            Err(error) => Err(error),
+        };
+        match attached {
             Ok(events) => return Ok(events),
             Err(error) if may_pass(&error) => last = error,
             Err(error) if error.code() == code::CONTAINER_NOT_FOUND => return Err(gone(&open.container)),
             Err(error) => return Err(error),
         }
     }
+}
+
+/// After a break during a detached start: connects again and makes sure that the container is started.
+pub(crate) async fn finish_start(engine: &mut Engine, container: &str, broken: Error) -> Result<(), Error> {
+    let mut patience = Patience::new();
+    let mut last = broken;
+    loop {
+        patience.wait(last).await?;
+        engine.reconnect(&mut patience).await?;
+        match start_if_created(engine, container).await {
+            Err(error) if may_pass(&error) => last = error,
+            answer => return answer,
+        }
+    }
+}
+
+async fn start_if_created(engine: &Engine, container: &str) -> Result<(), Error> {
+    let request = InspectContainerRequest { container: container.to_owned() };
+    let detail = told("inspect", engine.containers().inspect(request).await)?.container.unwrap_or_default();
+    let state = detail.summary.and_then(|summary| summary.state).unwrap_or_default();
+    if state.status() != Status::Created {
+        return Ok(());
+    }
+    let request = StartRequest { container: container.to_owned() };
+    told("start", engine.containers().start(request).await).map(drop)
 }
 
 /// The next thing that happens on this side; never, before the session has begun or after its pumps ended.

@@ -14,6 +14,12 @@ pub(crate) fn columns(fd: BorrowedFd<'_>) -> Option<usize> {
     Some(if columns == 0 { 80 } else { columns.into() })
 }
 
+/// The lines of the terminal on `fd`, when it says.
+pub(crate) fn rows(fd: BorrowedFd<'_>) -> Option<usize> {
+    let rows = termios::tcgetwinsize(fd).map_or(0, |size| size.ws_row);
+    (rows > 0).then_some(rows.into())
+}
+
 /// The size of the terminal on standard output (where the program's screen is); `None` when there is none or it does
 /// not say.
 pub(crate) fn window() -> Option<WindowSize> {

@@ -19,8 +19,8 @@ pub(super) const STEPS: [(&str, &str); 11] = [
     ("10", "report"),
 ];
 
-/// Clocks are one, but a caller's span may end some microseconds before its callee's is closed.
-const SLACK_NS: u64 = 50_000;
+/// The clock is one, but spans of asynchronous code are opened and closed a little beside what they enclose.
+const SLACK_NS: u64 = 3_000;
 
 /// A span in its place.
 pub(super) struct Row {

@@ -2,6 +2,7 @@
 
 use super::Trace;
 use super::steps::{Row, STEPS, rows};
+use crate::output::quote;
 
 /// Below this a gap between steps is not worth a word.
 const GAP_NS: u64 = 50_000;
@@ -36,9 +37,21 @@ fn line(trace: &Trace, row: &Row, name_width: usize) -> String {
     let took = ms(row.span.duration_ns);
     let line = format!(
         "{:>3}  {name:name_width$}  {:<11}  {at:>9}  {took:>9}  {}",
-        row.number, row.span.layer, row.span.detail
+        row.number,
+        row.span.layer,
+        short(&row.span.detail)
     );
     format!("{}\n", line.trim_end())
+}
+
+/// Ids and digests by their first digits; other words as they are.
+fn short(detail: &str) -> String {
+    let is_long = |word: &str| word.len() == 64 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let words = detail.split(' ').map(|word| {
+        let digits = word.strip_prefix("sha256:").unwrap_or(word);
+        if is_long(digits) { quote::short_id(digits) } else { word }
+    });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// The time in which no step was under way: on the wire, or waiting to be scheduled.
@@ -65,6 +78,12 @@ fn ms(ns: u64) -> String {
 mod tests {
     use super::super::tests::sample;
     use super::*;
+
+    #[test]
+    fn ids_are_shortened() {
+        let id = "0123456789abcdef".repeat(4);
+        assert_eq!(short(&format!("extract {id} sha256:{id} nginx")), "extract 0123456789ab 0123456789ab nginx");
+    }
 
     #[test]
     fn the_ten_steps_with_their_times() {

@@ -52,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) traceparents: Vec<String>,
     /// Break the connection after so many pieces of output, once.
     pub(crate) break_after: Option<usize>,
+    /// Break the connection between `created` and `started`, once.
+    pub(crate) break_before_start: bool,
     /// Answers of lists and inspections.
     pub(crate) containers: Vec<ContainerSummary>,
     pub(crate) details: HashMap<String, ContainerDetail>,
@@ -409,6 +411,10 @@ impl Containers for Service {
             if let Some(fault) = fault_of(&spec.image) {
                 let _ = sender.send(Err(fault.into())).await;
                 return;
+            }
+            if std::mem::take(&mut service.shared().break_before_start) {
+                service.broke.notify_one();
+                std::future::pending::<()>().await;
             }
             tokio::spawn(play(service.clone(), spec.image.clone(), spec.command.clone(), spec.tty));
             let _ = sender.send(event(run_event::Kind::Started(StartResponse { id: ID.to_owned() }))).await;

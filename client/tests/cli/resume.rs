@@ -3,6 +3,8 @@
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use proto_engine::{ContainerDetail, ContainerSummary, State, state::Status};
+
 use crate::fake::{Fake, ID};
 use crate::support::{Ended, run, strata};
 
@@ -53,6 +55,31 @@ fn two_breaks_are_told_once() {
     let ended = ended(child);
     assert_eq!((ended.code, ended.err.as_str()), (0, LOST));
     assert!(ended.bytes == pattern());
+}
+
+/// A container that was recorded and not started when engined died.
+fn created() -> ContainerDetail {
+    let state = Some(State { status: Status::Created.into(), ..State::default() });
+    let summary = ContainerSummary { id: ID.to_owned(), state, ..ContainerSummary::default() };
+    ContainerDetail { summary: Some(summary), ..ContainerDetail::default() }
+}
+
+#[test]
+fn a_start_that_was_cut_off_is_made_up_for() {
+    for (arguments, code, out) in
+        [(&["run", "echo"][..], 5, "started again\n".to_owned()), (&["run", "-d", "echo"], 0, format!("{ID}\n"))]
+    {
+        let mut fake = Fake::start();
+        fake.shared().break_before_start = true;
+        fake.shared().details.insert(ID.to_owned(), created());
+        let child = spawn(&fake, arguments);
+        fake.wait_for_break();
+        fake.die();
+        fake.live();
+        let ended = ended(child);
+        assert_eq!((ended.code, ended.out), (code, out), "{}", ended.err);
+        assert!(fake.shared().requests.iter().any(|(name, _)| *name == "start"));
+    }
 }
 
 #[test]

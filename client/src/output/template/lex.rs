@@ -39,7 +39,8 @@ pub(super) fn lex(source: &str) -> Result<Vec<Piece>, String> {
     while let Some(start) = rest.find("{{") {
         let (text, after) = (&rest[..start], &rest[start + 2..]);
         let (after, trim_before) = strip_left_trim(after);
-        pieces.push(Piece::Text(trimmed(text, trim_next, trim_before)));
+        let text = if trim_next { text.trim_start() } else { text };
+        pieces.push(Piece::Text(if trim_before { text.trim_end() } else { text }.to_owned()));
         let (inside, following) = action_text(after)?;
         let (inside, trim_after) = strip_right_trim(inside);
         if !inside.trim_start().starts_with("/*") {
@@ -47,7 +48,7 @@ pub(super) fn lex(source: &str) -> Result<Vec<Piece>, String> {
         }
         (rest, trim_next) = (following, trim_after);
     }
-    pieces.push(Piece::Text(trimmed(rest, trim_next, false)));
+    pieces.push(Piece::Text(if trim_next { rest.trim_start() } else { rest }.to_owned()));
     Ok(pieces)
 }
 
@@ -63,12 +64,6 @@ fn strip_right_trim(inside: &str) -> (&str, bool) {
         Some(cut) if cut.ends_with(char::is_whitespace) => (cut, true),
         _ => (inside, false),
     }
-}
-
-fn trimmed(text: &str, at_start: bool, at_end: bool) -> String {
-    let text = if at_start { text.trim_start() } else { text };
-    let text = if at_end { text.trim_end() } else { text };
-    text.to_owned()
 }
 
 /// What stands before the action's closing braces, and what follows them; braces within a string do not close.
