@@ -1,4 +1,5 @@
-//! Tasks under containerd's own shim and runc: started, found again, buried.
+//! Tasks: started, found again, buried. Under containerd's own shim and runc, or, with `STRATA_BIN` naming their
+//! directory, under ours.
 
 mod rig;
 
@@ -236,7 +237,9 @@ async fn a_program_that_is_not_there() {
     lab.busybox("busybox").await;
     let status = run(&lab, "c", &["/bin/nothing"]).await.unwrap_err();
     let fault = Fault::from_grpc(&status, Layer::Engine, "");
-    assert_eq!((fault.layer, fault.code.as_str()), (Layer::Runtime, code::COMMAND_NOT_FOUND), "{status:?}");
+    // runc says only that it failed; ours, that the kernel did not find the file.
+    assert!(matches!(fault.layer, Layer::Runtime | Layer::Kernel), "{status:?}");
+    assert_eq!(fault.code, code::COMMAND_NOT_FOUND);
     assert_nothing_left(&lab).await;
     lab.containers().await.delete(DeleteContainerRequest { id: "c".to_owned() }).await.unwrap();
 }
@@ -277,8 +280,10 @@ async fn a_traced_create_hands_its_spans_back() {
     let bytes = answer.metadata().get_bin(SPANS_TRAILER).unwrap().to_bytes().unwrap();
     let spans = prost::Message::decode(bytes).map(|spans: Spans| spans.spans).unwrap();
     let names: Vec<_> = spans.iter().map(|span| (span.name.as_str(), span.layer.as_str())).collect();
-    assert_eq!(names, [("shim", "shim"), ("create", "supervisor")]);
-    assert!(spans[1].duration_ns > spans[0].duration_ns && spans[0].duration_ns > 0);
+    // Our own shim and runtime hand theirs up, too; whatever was inside ended before.
+    assert_eq!((names[0], names[names.len() - 1]), (("shim", "shim"), ("create", "supervisor")));
+    assert!(spans.iter().all(|span| span.duration_ns > 0));
+    assert_eq!(rig::ours().is_some(), names.len() > 2, "{names:?}");
     let untraced = lab.tasks().await.get(GetRequest { container_id: "c".to_owned(), exec_id: String::new() }).await;
     assert!(untraced.unwrap().metadata().get_bin(SPANS_TRAILER).is_none());
     kill(&lab, "c").await.unwrap();

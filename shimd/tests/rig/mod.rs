@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -33,13 +34,22 @@ pub(crate) const GZIP_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip
 /// How long anything may take that is waited for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Directory of our own shim and runtime, if the tests shall use these instead of containerd's and runc.
+pub(crate) fn ours() -> Option<PathBuf> {
+    std::env::var_os("STRATA_BIN").map(PathBuf::from)
+}
+
 /// Whether tests of containers can run here; says so if not.
 pub(crate) fn can_run_containers() -> bool {
+    let (shim, runtime) = match ours() {
+        Some(directory) => (directory.join("containerd-shim-strata-v1"), directory.join("lowrun")),
+        None => ("/usr/bin/containerd-shim-runc-v2".into(), "/usr/sbin/runc".into()),
+    };
     let missing = [
         (!rustix::process::geteuid().is_root(), "root"),
         (!Path::new("/bin/busybox").exists(), "/bin/busybox"),
-        (!Path::new("/usr/bin/containerd-shim-runc-v2").exists(), "containerd-shim-runc-v2"),
-        (!Path::new("/usr/sbin/runc").exists(), "runc"),
+        (!shim.exists(), "a shim"),
+        (!runtime.exists(), "a runtime"),
     ];
     for (is_missing, what) in missing {
         if is_missing {
@@ -114,6 +124,7 @@ impl Lab {
             .arg("--address")
             .arg(self.socket())
             .args(["--log-level", "debug"])
+            .args(ours().iter().flat_map(|directory| [OsStr::new("--shim-path"), directory.as_os_str()]))
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()
@@ -309,7 +320,7 @@ impl Lab {
         let container = containers::Container {
             id: id.to_owned(),
             runtime: Some(containers::container::Runtime {
-                name: "io.containerd.runc.v2".to_owned(),
+                name: if ours().is_some() { "io.containerd.strata.v1" } else { "io.containerd.runc.v2" }.to_owned(),
                 options: Some(self.runtime_options()),
             }),
             spec: Some(spec(id, arguments)),
@@ -322,7 +333,7 @@ impl Lab {
         mounts
     }
 
-    /// runc keeps its state beside everything else of this test.
+    /// The runtime keeps its state beside everything else of this test.
     fn runtime_options(&self) -> Any {
         let options = proto_shim::runc::Options { root: self.path("runc").display().to_string(), ..Default::default() };
         proto_shim::any(&options)
