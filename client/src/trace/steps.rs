@@ -82,14 +82,18 @@ fn parents(trace: &Trace, steps: &[Vec<usize>]) -> Vec<Place> {
         if steps.iter().any(|pieces| pieces.contains(&child)) {
             return Place::Step;
         }
-        let around = (0..trace.spans.len()).filter(|&index| contains(trace, index, child));
-        let narrowest = around.min_by_key(|&index| trace.spans[index].duration_ns);
-        let named = || {
-            let name = trace.spans[child].name.replace(' ', "-");
-            let step = STEPS.iter().position(|(_, step)| *step == name)?;
-            steps[step].first().copied()
-        };
-        narrowest.or_else(named).map_or(Place::Nowhere, Place::In)
+        let around: Vec<usize> = (0..trace.spans.len()).filter(|&index| contains(trace, index, child)).collect();
+        let narrowest = around.iter().copied().min_by_key(|&index| trace.spans[index].duration_ns);
+        let name = trace.spans[child].name.replace(' ', "-");
+        let own = STEPS.iter().position(|(_, step)| *step == name).map_or(&[][..], |step| &steps[step]);
+        let is_step = |index: usize| steps.iter().any(|pieces| pieces.contains(&index));
+        // Steps that go on at the same time: a layer's share stands below the step of its name.
+        let own_around = own.iter().copied().find(|piece| around.contains(piece));
+        match narrowest {
+            Some(step) if is_step(step) => Place::In(own_around.unwrap_or(step)),
+            Some(span) => Place::In(span),
+            None => own.first().map_or(Place::Nowhere, |&piece| Place::In(piece)),
+        }
     };
     (0..trace.spans.len()).map(place).collect()
 }
@@ -156,6 +160,18 @@ mod tests {
         assert_eq!(rows[of("2")].span.duration_ns, 240_000);
         assert_eq!(rows[of("10") + 1].span.layer, "engine");
         assert_eq!((rows[of("10") + 1].depth, rows.len()), (1, trace.spans.len() - 1));
+    }
+
+    #[test]
+    fn of_steps_at_the_same_time_the_one_of_the_name_is_chosen() {
+        let mut trace = sample();
+        trace.spans[3].duration_ns = 1_100_000;
+        let share =
+            Span { layer: "shim".to_owned(), start_ns: 2_850_000, duration_ns: 10_000, ..trace.spans[4].clone() };
+        trace.spans.push(share);
+        let rows = rows(&trace);
+        let at = rows.iter().position(|row| row.span.layer == "shim" && row.span.name == "assemble").unwrap();
+        assert_eq!((rows[at - 1].number, rows[at].depth), ("6", 1));
     }
 
     #[test]
