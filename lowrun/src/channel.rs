@@ -20,6 +20,7 @@
 //!   | <------------- Fault ----------------- |  at any time, and then the end
 //! ```
 
+use std::cell::RefCell;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -64,14 +65,14 @@ pub struct HostEnd(OwnedFd);
 
 /// The container side's end.
 #[derive(Debug)]
-pub struct InitEnd(OwnedFd);
+pub struct InitEnd(RefCell<Option<OwnedFd>>);
 
 /// A new channel. Each side must drop the other's end after the clone.
 pub fn pair() -> Result<(HostEnd, InitEnd)> {
     let (host, init) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .call("socketpair")
         .attempt(Code::SystemError, || "make the channel")?;
-    Ok((HostEnd(host), InitEnd(init)))
+    Ok((HostEnd(host), InitEnd(RefCell::new(Some(init)))))
 }
 
 impl HostEnd {
@@ -99,18 +100,29 @@ impl HostEnd {
 }
 
 impl InitEnd {
+    /// Ends the conversation; what is said from here on is a fault of its own.
+    pub fn close(&self) {
+        self.0.take();
+    }
+
+    fn with<T>(&self, attempted: &'static str, act: impl FnOnce(&OwnedFd) -> sys::Result<T>) -> Result<T> {
+        let socket = self.0.borrow();
+        let closed = Failure { call: "channel", errno: Errno::PIPE };
+        socket.as_ref().ok_or(closed).and_then(act).attempt(Code::SystemError, || attempted)
+    }
+
     /// Says something. Only `write(2)`, which every seccomp profile allows.
     pub fn send(&self, message: &FromInit) -> Result<()> {
         let text = serde_json::to_vec(message)
             .map_err(|error| Fault::new(Code::SystemError, "write the channel").cause(error.to_string()))?;
         let text = &text[..text.len().min(MESSAGE_MAX)];
-        rustix::io::write(&self.0, text).call("write").attempt(Code::SystemError, || "write the channel").map(drop)
+        self.with("write the channel", |socket| rustix::io::write(socket, text).call("write").map(drop))
     }
 
     /// Waits for exactly this word.
     pub fn expect(&self, message: ToInit) -> Result<()> {
         let mut buffer = Vec::with_capacity(1);
-        let length = read(&self.0, &mut buffer).attempt(Code::SystemError, || "read the channel")?;
+        let length = self.with("read the channel", |socket| read(socket, &mut buffer))?;
         if length == 1 && buffer[0] == message as u8 {
             return Ok(());
         }
@@ -121,7 +133,7 @@ impl InitEnd {
     pub fn expect_descriptor(&self, message: ToInit) -> Result<OwnedFd> {
         let mut word = [0; 1];
         let (length, descriptor) =
-            receive_descriptor(self.0.as_fd(), &mut word).attempt(Code::SystemError, || "read the channel")?;
+            self.with("read the channel", |socket| receive_descriptor(socket.as_fd(), &mut word))?;
         let gone = || Fault::new(Code::SystemError, "wait for the host side").cause("it is gone");
         descriptor.filter(|_| length == 1 && word[0] == message as u8).ok_or_else(gone)
     }

@@ -5,7 +5,7 @@
 //! container side of one lowrun may write to the same file.
 
 use std::ffi::OsString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Mode, OFlags};
@@ -87,6 +87,11 @@ impl Log {
         if self.file.is_some() {
             put(self.file.as_ref(), lines);
         }
+    }
+
+    /// The log file's descriptor.
+    pub fn descriptor(&self) -> Option<RawFd> {
+        self.file.as_ref().map(AsRawFd::as_raw_fd)
     }
 
     fn write(&self, level: Level, message: &str, fault: Option<&Fault>) {

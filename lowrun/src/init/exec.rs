@@ -89,6 +89,6 @@ fn join(setup: &ExecSetup<'_>, channel: &InitEnd) -> Result<std::convert::Infall
         in_user_namespace,
         log: setup.log,
         channel,
-        gate: None,
+        first: None,
     })
 }

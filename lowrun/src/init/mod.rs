@@ -3,11 +3,14 @@
 //! It runs in a copy of lowrun's memory, with everything opened and decided by the host side in [`Setup`]; it reports
 //! over the channel and never returns. [`container`] is the order of things, and each step says why it stands there.
 
+mod cgroup_mounts;
 pub mod console;
 mod copy_up;
 mod dev;
 pub mod exec;
+mod masks;
 pub mod process;
+mod root;
 mod rootfs;
 
 use std::cell::Cell;
@@ -26,6 +29,8 @@ use crate::state::{Dir, State, Status, hook_state};
 use crate::sys::clone::{Forked, clone3};
 use crate::sys::{self, Call};
 use crate::trace::{self, span};
+use process::{Program, become_program};
+use rootfs::{Rootfs, Sources};
 
 /// All that the container side needs, made by the host side before the clone.
 pub struct Setup<'a> {
@@ -108,7 +113,8 @@ fn join(setup: &Setup<'_>) -> Result<()> {
     };
     // Those of the host go first, with the host's privilege; those that belong to the user namespace fail then and are
     // tried again from within it.
-    let (user, others): (Vec<_>, Vec<_>) = setup.joins.iter().partition(|(kind, _)| *kind == Kind::User);
+    let joins = setup.joins.iter().filter(|(kind, _)| *kind != Kind::Pid);
+    let (user, others): (Vec<_>, Vec<_>) = joins.partition(|(kind, _)| *kind == Kind::User);
     let mut later = Vec::new();
     for (kind, fd) in others {
         match join_one(*kind, fd) {
@@ -127,40 +133,17 @@ fn container(setup: &Setup<'_>, channel: &InitEnd) -> Result<std::convert::Infal
     let plan = setup.plan;
     // What is made has the mode that was asked for; the program gets its own mask at the end.
     rustix::process::umask(rustix::fs::Mode::empty());
-    let user_namespace = plan.namespaces.has(Kind::User);
-    if plan.namespaces.is_new(Kind::User) {
-        channel.expect(ToInit::Mapped).step("create:namespaces")?;
-    }
-    // As the host's root still: a mapped root may not even look at the sources of the mounts.
-    let sources = if user_namespace { rootfs::open_sources(plan)? } else { rootfs::Sources::default() };
-    if user_namespace {
-        become_root().step("create:namespaces")?;
-    }
-    // Its own session, before a terminal becomes the controlling one.
-    rustix::process::setsid().call("setsid").attempt(Code::SystemError, || "make a session").step("create:process")?;
-    if !setup.no_new_keyring {
-        join_session(&setup.state.id, user_namespace).step("create:process")?;
-    }
-    if plan.namespaces.is_new(Kind::Network) && !setup.host_makes_network {
-        let up = || sys::net::loopback_up().attempt(Code::NamespaceFailed, || "bring the loopback interface up");
-        span("network", up).step("create:network")?;
-    }
+    let sources = enter_user_namespace(plan, channel).step("create:namespaces")?;
+    make_session(setup).step("create:process")?;
     set_names(plan).step("create:namespaces")?;
-
-    let mut root = span("mounts", || rootfs::Rootfs::build(setup, channel, sources)).step("create:mounts")?;
+    let mut root = span("mounts", || Rootfs::build(setup, channel, sources)).step("create:mounts")?;
     // Some mounts want the process in its cgroups and its network, so that may have happened; at the latest it
     // happens here.
     root.enter_cgroup(setup, channel).step("create:cgroup")?;
     root.enter_network(setup, channel).step("create:network")?;
     span("devices", || root.populate_dev(setup)).step("create:devices")?;
     // The old root is still there for hooks, and the mounts are made: as the spec wants it.
-    if !plan.hooks.prestart.is_empty() || !plan.hooks.create_runtime.is_empty() {
-        channel.ask(&FromInit::Hooks).step("create:hooks")?;
-    }
-    let me = rustix::process::getpid().as_raw_nonzero().get();
-    hooks::run("createContainer", &plan.hooks.create_container, &hook_state(setup.state, Status::Creating, me), &[])
-        .step("create:hooks")?;
-
+    run_hooks(setup, channel).step("create:hooks")?;
     span("pivot", || root.pivot(setup)).step("create:pivot")?;
     if let Some(socket) = &setup.console {
         console::attach(&root.root, socket.as_fd(), plan.process.console_size, true).step("create:console")?;
@@ -171,19 +154,57 @@ fn container(setup: &Setup<'_>, channel: &InitEnd) -> Result<std::convert::Infal
     // Read-only and masks come last: everything above may have needed to write.
     span("sysctl", || set_sysctl(setup)).step("create:sysctl")?;
     span("masks", || root.finish(setup)).step("create:masks")?;
-
-    process::become_program(&process::Program {
+    become_program(&Program {
         process: &plan.process,
         personality: plan.personality,
         memory_policy: plan.memory_policy.as_ref(),
         filter: setup.filter.as_ref(),
         proc: setup.proc.as_fd(),
         extra_fds: setup.extra_fds,
-        in_user_namespace: user_namespace,
+        in_user_namespace: plan.namespaces.has(Kind::User),
         log: setup.log,
         channel,
-        gate: Some(process::Gate { setup }),
+        first: Some(setup),
     })
+}
+
+/// In a user namespace: waits until ids are mapped and becomes its root. The sources of mounts are opened before, as
+/// the host's root still: a mapped root may not even look at them.
+fn enter_user_namespace(plan: &Plan, channel: &InitEnd) -> Result<Sources> {
+    if !plan.namespaces.has(Kind::User) {
+        return Ok(Sources::default());
+    }
+    if plan.namespaces.is_new(Kind::User) {
+        channel.expect(ToInit::Mapped)?;
+    }
+    let sources = rootfs::open_sources(plan)?;
+    become_root()?;
+    if plan.namespaces.is_new(Kind::Network) {
+        sys::net::loopback_up().attempt(Code::NamespaceFailed, || "bring the loopback interface up")?;
+    }
+    Ok(sources)
+}
+
+/// A session of its own, before a terminal becomes the controlling one, and keys of its own.
+fn make_session(setup: &Setup<'_>) -> Result<()> {
+    rustix::process::setsid().call("setsid").attempt(Code::SystemError, || "make a session")?;
+    if setup.no_new_keyring {
+        return Ok(());
+    }
+    join_session(&setup.state.id, setup.plan.namespaces.has(Kind::User))
+}
+
+/// The hooks of the host side, then those of this side.
+fn run_hooks(setup: &Setup<'_>, channel: &InitEnd) -> Result<()> {
+    let hooks = &setup.plan.hooks;
+    if !hooks.prestart.is_empty() || !hooks.create_runtime.is_empty() {
+        channel.ask(&FromInit::Hooks)?;
+    }
+    if hooks.create_container.is_empty() {
+        return Ok(());
+    }
+    let me = rustix::process::getpid().as_raw_nonzero().get();
+    hooks::run("createContainer", &hooks.create_container, &hook_state(setup.state, Status::Creating, me), &[])
 }
 
 /// Root of the user namespace: without it, what is made belongs to an id that is not mapped.

@@ -43,13 +43,8 @@ pub struct Program<'a> {
     pub in_user_namespace: bool,
     pub log: &'a Log,
     pub channel: &'a InitEnd,
-    /// What the container's first process waits for.
-    pub gate: Option<Gate<'a>>,
-}
-
-/// Where the first process waits for `start`.
-pub struct Gate<'a> {
-    pub setup: &'a Setup<'a>,
+    /// Of the container's first process: what it may have to wait for, and its hooks.
+    pub first: Option<&'a Setup<'a>>,
 }
 
 /// Gives up what the program may not have, waits to be started, and becomes the program.
@@ -72,8 +67,9 @@ pub fn become_program(program: &Program<'_>) -> Result<std::convert::Infallible>
     }
     trace::flush(program.log);
     program.channel.send(&FromInit::Ready)?;
-    if let Some(gate) = &program.gate {
-        pass_gate(gate, &environment).step("start:hooks")?;
+    if let Some(setup) = program.first {
+        wait_for_start(program, setup).step("start")?;
+        run_start_hooks(setup, &environment).step("start:hooks")?;
     }
     rustix::process::umask(Mode::from_raw_mode(process.umask.unwrap_or(0o022)));
     kernel::close_on_exec_from(3 + program.extra_fds).attempt(Code::SystemError, || "close descriptors")?;
@@ -399,22 +395,29 @@ fn exec_fault(name: &str, failure: Failure) -> Box<Fault> {
     }
 }
 
-/// Waits for `start`, then runs the hooks of that point in the container.
-fn pass_gate(gate: &Gate<'_>, environment: &[String]) -> Result<()> {
-    if let Some(fifo) = &gate.setup.fifo {
-        let mut byte = [0; 1];
-        while let Err(errno) = rustix::io::read(fifo, &mut byte) {
-            if errno != Errno::INTR {
-                return Err(Fault::of(Code::SystemError, "wait to be started", Failure { call: "read", errno }));
-            }
+/// Waits at the FIFO for `start`. That may take for ever, so what leads to the host is given up before: all but the
+/// FIFO and the log.
+fn wait_for_start(program: &Program<'_>, setup: &Setup<'_>) -> Result<()> {
+    let Some(fifo) = &setup.fifo else { return Ok(()) };
+    program.channel.close();
+    let kept = [Some(fifo.as_raw_fd()), setup.log.descriptor()];
+    sys::process::close_from(3 + program.extra_fds, &kept).attempt(Code::SystemError, || "close descriptors")?;
+    let mut byte = [0; 1];
+    while let Err(errno) = rustix::io::read(fifo, &mut byte) {
+        if errno != Errno::INTR {
+            return Err(Fault::of(Code::SystemError, "wait to be started", Failure { call: "read", errno }));
         }
     }
-    let hooks = &gate.setup.plan.hooks.start_container;
+    Ok(())
+}
+
+fn run_start_hooks(setup: &Setup<'_>, environment: &[String]) -> Result<()> {
+    let hooks = &setup.plan.hooks.start_container;
     if hooks.is_empty() {
         return Ok(());
     }
     let me = rustix::process::getpid().as_raw_nonzero().get();
-    hooks::run("startContainer", hooks, &hook_state(gate.setup.state, Status::Created, me), environment)
+    hooks::run("startContainer", hooks, &hook_state(setup.state, Status::Created, me), environment)
 }
 
 fn strings(words: &[String]) -> Strings {

@@ -126,6 +126,28 @@ pub fn close_on_exec_from(first: u32) -> Result<()> {
     check("close_range", result).map(drop)
 }
 
+/// Closes every descriptor from `first` on but those of `kept`.
+///
+/// For a process that will only wait and then execute a program: owners of the descriptors must not be used any more,
+/// and none is dropped, because the process never returns from where it is.
+pub fn close_from(first: u32, kept: &[Option<i32>]) -> Result<()> {
+    let mut kept: Vec<u32> = kept.iter().flatten().map(|fd| *fd as u32).filter(|fd| *fd >= first).collect();
+    kept.sort_unstable();
+    let mut start = first;
+    for keep in kept {
+        if keep > start {
+            close_range(start, keep - 1)?;
+        }
+        start = keep + 1;
+    }
+    close_range(start, libc::c_uint::MAX)
+}
+
+fn close_range(first: u32, last: u32) -> Result<()> {
+    // SAFETY: see `close_from`.
+    check("close_range", unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
+}
+
 /// Strings laid out as `execve(2)` takes them. Made before privileges go.
 pub struct Strings {
     _owned: Vec<CString>,

@@ -1,0 +1,152 @@
+//! The clone, and the namespaces around it: which are made by it, which before, which meanwhile.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags};
+
+use super::wait;
+use crate::channel::{self, FromInit, HostEnd, ToInit};
+use crate::fault::{Attempt, Code, Fault, Result};
+use crate::init::{self, Setup};
+use crate::path;
+use crate::plan::Plan;
+use crate::plan::namespaces::Kind;
+use crate::sys::clone::{Forked, clone3};
+use crate::sys::{self, Call};
+
+/// The namespaces that are joined, opened. That of pids is joined by the parent: it counts for children.
+pub(super) fn open_joins(plan: &Plan) -> Result<Vec<(Kind, OwnedFd)>> {
+    plan.namespaces.joined().map(|(kind, path)| Ok((kind, open_namespace(kind, path)?))).collect()
+}
+
+fn open_namespace(kind: Kind, path: &Path) -> Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
+        .call("open")
+        .attempt(Code::NamespaceFailed, || format!("open {} namespace {}", kind.as_str(), path.display()))
+}
+
+/// A user namespace and others to join take a helper; see `init::enter`.
+pub(super) fn is_staged(plan: &Plan) -> bool {
+    plan.namespaces.has(Kind::User) && plan.namespaces.joined().next().is_some()
+}
+
+/// What `clone3` makes. A cgroup namespace is made later, when the child is in its cgroup; a time namespace earlier,
+/// because its offsets are fixed once somebody is in it.
+pub(super) fn clone_flags(plan: &Plan) -> u64 {
+    let network = if host_makes_network(plan) { Kind::Network.flag() } else { 0 };
+    plan.namespaces.new_flags() & !(Kind::Cgroup.flag() | Kind::Time.flag() | network)
+}
+
+/// A network namespace takes the kernel longer to make than all others together: it is made by the host side while the
+/// container side mounts. One that is to belong to a user namespace is made with it.
+pub(super) fn host_makes_network(plan: &Plan) -> bool {
+    plan.namespaces.is_new(Kind::Network) && !plan.namespaces.has(Kind::User)
+}
+
+/// Makes the namespace with its loopback interface up, hands it over, and returns to the own: hooks run there.
+pub(super) fn make_network(host: &HostEnd) -> Result<()> {
+    const OWN: &str = "/proc/self/ns/net";
+    let attempted = || "make a network namespace";
+    let own = open_namespace(Kind::Network, Path::new(OWN))?;
+    sys::process::unshare(Kind::Network.flag()).attempt(Code::NamespaceFailed, attempted)?;
+    let made = sys::net::loopback_up()
+        .attempt(Code::NamespaceFailed, || "bring the loopback interface up")
+        .and_then(|()| open_namespace(Kind::Network, Path::new(OWN)));
+    sys::process::setns(own.as_fd(), Kind::Network.flag()).attempt(Code::NamespaceFailed, attempted)?;
+    host.send_descriptor(ToInit::Network, made?.as_fd());
+    Ok(())
+}
+
+/// The container side, cloned.
+pub(super) struct Cloned {
+    pub(super) host: HostEnd,
+    pub(super) pid: Pid,
+    pub(super) pidfd: OwnedFd,
+    /// Whether it was born in its v2 cgroup.
+    pub(super) born_in_cgroup: bool,
+}
+
+/// Clones the container side.
+pub(super) fn clone(setup: &Setup<'_>) -> Result<Cloned> {
+    let (host, init) = channel::pair()?;
+    let restore = enter_before_clone(setup)?;
+    // A signal that a caller sends meanwhile is for the host side; the child gets its mask back at its start.
+    let born_in = setup.cgroup.unified().filter(|_| !setup.staged && !setup.host_moves);
+    let cgroup_fd = born_in.and_then(|hierarchy| {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open(&hierarchy.dir, flags, Mode::empty()).ok()
+    });
+    let flags = if setup.staged { 0 } else { setup.clone_flags };
+    let attempted = || "make the container's process";
+    let mut born = cgroup_fd.is_some();
+    let forked = match clone3(flags, cgroup_fd.as_ref().map(AsFd::as_fd)) {
+        // Before 5.7, or a cgroup that may not be entered so: the host side moves the process.
+        Err(_) if born => {
+            born = false;
+            clone3(flags, None)
+        }
+        result => result,
+    };
+    match forked.attempt(Code::NamespaceFailed, attempted)? {
+        Forked::Child => {
+            drop(host);
+            init::run(setup, init)
+        }
+        Forked::Parent { pid, pidfd } => {
+            restore_after_clone(restore)?;
+            if !setup.staged {
+                return Ok(Cloned { host, pid, pidfd, born_in_cgroup: born });
+            }
+            // The child is a helper, whose sibling is the container's process.
+            let pid = receive_sibling(&host, pidfd.as_fd())?;
+            Ok(Cloned { host, pid, pidfd: open_pid(pid)?, born_in_cgroup: false })
+        }
+    }
+}
+
+/// Namespaces that the parent must be in when it clones, and what brings it back.
+fn enter_before_clone(setup: &Setup<'_>) -> Result<Vec<(Kind, OwnedFd)>> {
+    let mut restore = Vec::new();
+    for (kind, fd) in setup.joins.iter().filter(|(kind, _)| *kind == Kind::Pid) {
+        restore.push((Kind::Pid, open_namespace(Kind::Pid, Path::new("/proc/self/ns/pid"))?));
+        sys::process::setns(fd.as_fd(), kind.flag()).attempt(Code::NamespaceFailed, || "join the pid namespace")?;
+    }
+    if setup.plan.namespaces.is_new(Kind::Time) {
+        let attempted = || "make a time namespace";
+        restore.push((Kind::Time, open_namespace(Kind::Time, Path::new("/proc/self/ns/time"))?));
+        sys::process::unshare(Kind::Time.flag()).attempt(Code::NamespaceFailed, attempted)?;
+        if !setup.plan.time_offsets.is_empty() {
+            path::write_in_proc(setup.proc.as_fd(), "self/timens_offsets", &setup.plan.time_offsets)
+                .attempt(Code::SpecInvalid, || "set linux.timeOffsets")?;
+        }
+    }
+    Ok(restore)
+}
+
+fn restore_after_clone(restore: Vec<(Kind, OwnedFd)>) -> Result<()> {
+    restore.iter().try_for_each(|(kind, fd)| {
+        sys::process::setns(fd.as_fd(), kind.flag())
+            .attempt(Code::NamespaceFailed, || format!("return to the {} namespace", kind.as_str()))
+    })
+}
+
+/// Waits for the helper to say who the container's process is, and for the helper's end.
+fn receive_sibling(host: &HostEnd, helper: BorrowedFd<'_>) -> Result<Pid> {
+    let said = host.receive();
+    let _ = wait::reap(helper);
+    match said? {
+        Some(FromInit::Init { pid }) => {
+            Pid::from_raw(pid).ok_or_else(|| Fault::new(Code::SystemError, "the helper named no process"))
+        }
+        Some(FromInit::Fault(fault)) => Err(fault),
+        _ => Err(Fault::new(Code::NamespaceFailed, "join the namespaces").cause("the helper died")),
+    }
+}
+
+fn open_pid(pid: Pid) -> Result<OwnedFd> {
+    rustix::process::pidfd_open(pid, PidfdFlags::empty())
+        .call("pidfd_open")
+        .attempt(Code::SystemError, || "keep the container's process")
+}

@@ -1,0 +1,136 @@
+//! Host side and container side of one creation, from the clone until the container waits for `start` or runs.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use rustix::process::Pid;
+
+use super::seccomp::Listener;
+use super::{hooks, socket, wait};
+use crate::channel::{self, FromInit, HostEnd, ToInit};
+use crate::fault::{Attempt, Code, Fault, Result, Step};
+use crate::init::{self, Setup};
+use crate::path;
+use crate::plan::namespaces::Kind;
+use crate::spec::IdMapping;
+use crate::state::{Identity, State, Status, hook_state};
+use crate::sys::Call;
+use crate::trace::span;
+
+/// Host side and container side of one creation, from the clone on.
+pub(super) struct Meeting<'a> {
+    pub(super) setup: &'a Setup<'a>,
+    pub(super) host: &'a HostEnd,
+    pub(super) pid: Pid,
+    pub(super) pidfd: BorrowedFd<'a>,
+    /// Whether the program runs at once.
+    pub(super) runs: bool,
+}
+
+impl Meeting<'_> {
+    /// Ids, cgroups and limits.
+    pub(super) fn prepare(&self, born_in_cgroup: bool) -> Result<Identity> {
+        let plan = self.setup.plan;
+        if plan.namespaces.is_new(Kind::User) {
+            self.map_ids().step("create:namespaces")?;
+            self.host.send(ToInit::Mapped);
+        }
+        let cgroup = self.setup.cgroup;
+        span("cgroup-create", || cgroup.create_v1(&plan.cgroup)).step("create:cgroup")?;
+        span("cgroup-limits", || cgroup.limit(&plan.cgroup)).step("create:limits")?;
+        if self.setup.host_moves {
+            cgroup.add(self.pid).step("create:cgroup")?;
+        } else if !born_in_cgroup {
+            cgroup.add_unified(self.pid).step("create:cgroup")?;
+        }
+        if let Some(score) = plan.process.oom_score_adj {
+            let file = format!("{}/oom_score_adj", self.pid.as_raw_nonzero());
+            path::write_in_proc(self.setup.proc.as_fd(), &file, &score.to_string())
+                .attempt(Code::LimitInvalid, || format!("set oom_score_adj to {score}"))
+                .step("create:limits")?;
+        }
+        Identity::of(self.pid).attempt(Code::SystemError, || "identify the container's process").step("create:clone")
+    }
+
+    fn map_ids(&self) -> Result<()> {
+        let plan = self.setup.plan;
+        for (file, mappings) in [("uid_map", &plan.uid_mappings), ("gid_map", &plan.gid_mappings)] {
+            let path = format!("{}/{file}", self.pid.as_raw_nonzero());
+            path::write_in_proc(self.setup.proc.as_fd(), &path, &map_text(mappings))
+                .attempt(Code::SpecInvalid, || format!("write the container's {file}"))?;
+        }
+        Ok(())
+    }
+
+    /// Answers the container side until it waits for `start`, or until the program runs.
+    pub(super) fn converse(&self, state: &State) -> Result<()> {
+        let mut ready = false;
+        loop {
+            match self.host.receive()? {
+                Some(FromInit::Hooks) => self.run_hooks(state).step("create:hooks")?,
+                Some(FromInit::Limits) => self.set_limits().step("create:limits")?,
+                Some(FromInit::Listener { fd }) => self.pass_listener(fd, state).step("create:seccomp")?,
+                Some(FromInit::Ready) if !self.runs => return Ok(()),
+                Some(FromInit::Ready) => {
+                    ready = true;
+                    continue;
+                }
+                Some(FromInit::Fault(fault)) => return Err(fault),
+                None if ready => return Ok(()),
+                Some(FromInit::Init { .. }) | None => return Err(self.died()),
+            }
+            self.host.send(ToInit::Continue);
+        }
+    }
+
+    fn run_hooks(&self, state: &State) -> Result<()> {
+        let document = hook_state(state, Status::Creating, self.pid.as_raw_nonzero().get());
+        hooks::run("prestart", &self.setup.plan.hooks.prestart, &document, &[])?;
+        hooks::run("createRuntime", &self.setup.plan.hooks.create_runtime, &document, &[])
+    }
+
+    fn set_limits(&self) -> Result<()> {
+        let limits = &self.setup.plan.process.rlimits;
+        limits.iter().try_for_each(|limit| init::process::set_limit(Some(self.pid), limit))
+    }
+
+    fn pass_listener(&self, fd: i32, state: &State) -> Result<()> {
+        let listener = state.seccomp_listener.as_ref();
+        let listener = listener.ok_or_else(|| Fault::new(Code::SeccompFailed, "a listener that nobody asked for"))?;
+        pass_listener(self.pidfd, fd, listener, state, self.pid)
+    }
+
+    fn died(&self) -> Box<Fault> {
+        let how = match wait::status(self.pidfd) {
+            Some(status) => format!("it ended with status {status}"),
+            None => "it is gone".to_owned(),
+        };
+        Fault::new(Code::SystemError, "make the container")
+            .cause("the container side died")
+            .cause(how)
+            .at("create:init")
+    }
+}
+
+/// Takes the listener of a filter out of the process and sends it to who asked for it.
+pub fn pass_listener(pidfd: BorrowedFd<'_>, fd: i32, listener: &Listener, state: &State, pid: Pid) -> Result<()> {
+    let taken = rustix::process::pidfd_getfd(pidfd, fd, rustix::process::PidfdGetfdFlags::empty())
+        .call("pidfd_getfd")
+        .attempt(Code::SeccompFailed, || "take the seccomp listener")?;
+    let inner: serde_json::Value =
+        serde_json::from_slice(&hook_state(state, Status::Creating, pid.as_raw_nonzero().get())).unwrap_or_default();
+    let document = serde_json::json!({
+        "ociVersion": crate::spec::OCI_VERSION,
+        "fds": ["seccompFd"],
+        "pid": pid.as_raw_nonzero().get(),
+        "metadata": listener.metadata,
+        "state": inner,
+    });
+    let socket = socket::connect(Path::new(&listener.path))?;
+    channel::send_descriptor(socket.as_fd(), document.to_string().as_bytes(), taken.as_fd())
+        .attempt(Code::SeccompFailed, || format!("send the seccomp listener to {}", listener.path))
+}
+
+fn map_text(mappings: &[IdMapping]) -> String {
+    mappings.iter().map(|map| format!("{} {} {}\n", map.container_id, map.host_id, map.size)).collect()
+}

@@ -1,0 +1,109 @@
+//! The last touches on the container's file system: what is read-only, and what is hidden.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::rootfs::{Rootfs, is_directory};
+use super::{Setup, dev};
+use crate::fault::{Attempt, Code, Fault, Result};
+use crate::path;
+use crate::plan::Plan;
+use crate::sys::Call;
+use crate::sys::mount::{self, FsOption, MOUNT_ATTR_RDONLY, MountAttr};
+
+impl Rootfs {
+    /// What can be done only when nothing is written any more: read-only mounts and root, protected and masked paths.
+    pub(super) fn finish(&mut self, setup: &Setup<'_>) -> Result<()> {
+        let readonly = MountAttr { set: MOUNT_ATTR_RDONLY, ..MountAttr::default() };
+        for late in self.late_readonly.drain(..) {
+            mount::mount_setattr(late.as_fd(), false, &readonly)
+                .attempt(Code::MountFailed, || "make a mount read-only")?;
+        }
+        if setup.plan.root_readonly {
+            mount::mount_setattr(self.root.fd(), false, &readonly)
+                .attempt(Code::MountFailed, || "make the root file system read-only")?;
+        }
+        for path in &setup.plan.readonly_paths {
+            self.protect(path, &readonly)
+                .attempt(Code::MountFailed, || format!("make {} read-only", path.display()))?;
+        }
+        self.mask(&setup.plan.masked_paths)
+    }
+
+    fn protect(&self, path: &Path, readonly: &MountAttr) -> crate::sys::Result<()> {
+        let Some(target) = self.existing(path)? else { return Ok(()) };
+        let tree = mount::clone_handle(target.as_fd(), true)?;
+        mount::mount_setattr(tree.as_fd(), false, readonly)?;
+        mount::attach(tree.as_fd(), target.as_fd())
+    }
+
+    fn existing(&self, path: &Path) -> crate::sys::Result<Option<OwnedFd>> {
+        match self.root.resolve(path) {
+            Err(failure) if matches!(failure.errno, Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            result => result.map(Some),
+        }
+    }
+
+    /// Covers files with the null device and directories with one empty read-only tmpfs, shared by all.
+    fn mask(&mut self, paths: &[PathBuf]) -> Result<()> {
+        let mut empty: Option<OwnedFd> = None;
+        for (index, path) in paths.iter().enumerate() {
+            if paths[..index].contains(path) {
+                continue;
+            }
+            let attempted = || format!("mask {}", path.display());
+            let Some(target) = self.existing(path).attempt(Code::MountFailed, attempted)? else { continue };
+            let shared = if is_directory(target.as_fd()).attempt(Code::MountFailed, attempted)? {
+                &mut empty
+            } else {
+                &mut self.null
+            };
+            cover(target.as_fd(), shared).attempt(Code::MountFailed, attempted)?;
+        }
+        Ok(())
+    }
+}
+
+/// Attaches a mask to `target`. The first mask of a kind is attached itself, later ones are copies of it: the kernel
+/// copies only what is attached in the own namespace (before Linux 6.15).
+fn cover(target: BorrowedFd<'_>, shared: &mut Option<OwnedFd>) -> crate::sys::Result<()> {
+    match shared {
+        None => {
+            let words = [FsOption::Value("nr_blocks", "1"), FsOption::Value("nr_inodes", "1")];
+            let tmpfs =
+                mount::new_filesystem("tmpfs", "tmpfs", &words, MOUNT_ATTR_RDONLY).map_err(|(failure, _)| failure)?;
+            mount::attach(tmpfs.as_fd(), target)?;
+            *shared = Some(tmpfs);
+            Ok(())
+        }
+        // A detached mask that was not used yet is attached; an attached one is copied.
+        Some(mask) => match mount::clone_handle(mask.as_fd(), false) {
+            Ok(copy) => mount::attach(copy.as_fd(), target),
+            Err(failure) if failure.errno == Errno::INVAL => mount::attach(mask.as_fd(), target),
+            Err(failure) => Err(failure),
+        },
+    }
+}
+
+/// A detached read-only mount of the host's null device, verified: in the container's own `/dev` something else could
+/// have taken its name, and through a writable mount a container's root could change the host's node.
+pub(super) fn clone_null(plan: &Plan) -> Result<Option<OwnedFd>> {
+    if plan.masked_paths.is_empty() {
+        return Ok(None);
+    }
+    let attempted = || "open /dev/null for masked paths";
+    let null = rustix::fs::open("/dev/null", OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        .call("open")
+        .attempt(Code::MountFailed, attempted)?;
+    let stat = path::stat(null.as_fd()).attempt(Code::MountFailed, attempted)?;
+    if !dev::is_null(&stat) {
+        return Err(Fault::new(Code::RootfsUnsafe, attempted()).cause("it is not the null device"));
+    }
+    let tree = mount::clone_handle(null.as_fd(), false).attempt(Code::MountFailed, attempted)?;
+    let attr = MountAttr { set: MOUNT_ATTR_RDONLY, ..MountAttr::default() };
+    mount::mount_setattr(tree.as_fd(), false, &attr).attempt(Code::MountFailed, attempted)?;
+    Ok(Some(tree))
+}
