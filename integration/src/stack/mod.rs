@@ -269,6 +269,16 @@ impl Stack {
         Terminal::start(command, 24, 80)
     }
 
+    /// Compiles `tests/programs/<name>.c` into a static program that a container can mount, and returns its path.
+    #[track_caller]
+    pub fn compiled(&self, name: &str) -> String {
+        let program = self.site().path("tmp").join(name).display().to_string();
+        let source = format!("{}/tests/programs/{name}.c", env!("CARGO_MANIFEST_DIR"));
+        let compiled = Command::new("cc").args(["-static", "-O1", "-o", &program, &source]).status().expect("run cc");
+        assert!(compiled.success(), "cc {source}: {compiled}");
+        program
+    }
+
     /// A command with the client's surroundings, for a script that calls it as `$CLI`.
     pub fn shell(&self, script: &str) -> Call {
         let client = self.backend.client(self.site());

@@ -138,7 +138,7 @@ fn a_port_that_another_program_has() {
 #[test]
 fn udp() {
     flow(|s| {
-        let echo = format!("{}:/echo", compiled(s, "udp-echo"));
+        let echo = format!("{}:/echo", s.compiled("udp-echo"));
         let port = free_port();
         s.detached(&["-v", &echo, "-p", &format!("127.0.0.1:{port}:99/udp"), s.busybox(), "/echo"]);
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
@@ -149,16 +149,6 @@ fn udp() {
             sent && socket.recv(&mut answer).is_ok_and(|count| &answer[..count] == b"hello")
         });
     });
-}
-
-/// Compiles `tests/programs/<name>.c` into a static program for a container.
-fn compiled(s: &Stack, name: &str) -> String {
-    let program = s.site().path("tmp").join(name).display().to_string();
-    let source = format!("{}/tests/programs/{name}.c", env!("CARGO_MANIFEST_DIR"));
-    let status =
-        std::process::Command::new("cc").args(["-static", "-O1", "-o", &program, &source]).status().expect("run cc");
-    assert!(status.success(), "cc {source}: {status}");
-    program
 }
 
 #[test]

@@ -18,6 +18,7 @@ use integration::{Call, http, wait};
 use nix::sys::signal::Signal;
 
 use crate::narrator::Narrator;
+use crate::screen;
 
 /// Shows everything.
 pub(crate) fn run() -> Result<(), String> {
@@ -128,7 +129,7 @@ impl Demo<'_> {
         let mut terminal = self.terminal(&arguments);
         let code = terminal.end();
         let screen = terminal.screen();
-        self.narrator.show(&last_frame(&screen));
+        self.narrator.show(&screen::last_frame(&screen));
         self.narrator.check("the client ended with 0", code == 0)?;
         let id = screen.lines().rev().map(str::trim).find(|line| line.len() == 64);
         self.narrator.check("it printed the container's id", id.is_some())?;
@@ -175,14 +176,16 @@ impl Demo<'_> {
         terminal.expect("# ");
         terminal.send("ps -o pid,args | head -4; stty size; exit 3\n");
         let code = terminal.end();
-        self.narrator.show(&terminal.screen());
+        self.narrator.show(&screen::last_frame(&terminal.screen()));
         let is_seen = terminal.screen().contains("nginx: master") && terminal.screen().contains("24 100");
         self.narrator
             .check("a shell in a terminal of our size sees nginx, and its exit code comes back", is_seen && code == 3)
     }
 
     fn events_of_a_life(&mut self) -> Result<(), String> {
-        let watching = self.strata(&["events", "--format", "{{.Action}} {{.Actor.Attributes.name}}"]).start();
+        let watching = self
+            .strata(&["events", "--filter", "type=container", "--format", "{{.Action}} {{.Actor.Attributes.name}}"])
+            .start();
         std::thread::sleep(Duration::from_millis(300));
         let busybox = self.image("busybox");
         self.narrator.run(
@@ -194,7 +197,8 @@ impl Demo<'_> {
         watching.expect("destroy short");
         watching.signal(Signal::SIGINT);
         let seen = watching.end().text();
-        self.narrator.command("strata events --format '{{.Action}} {{.Actor.Attributes.name}}'");
+        self.narrator
+            .command("strata events --filter type=container --format '{{.Action}} {{.Actor.Attributes.name}}'");
         self.narrator.show(&seen);
         let in_order = ["create short", "start short", "die short", "destroy short"];
         let places: Vec<_> = in_order.iter().map(|event| seen.lines().position(|line| line == *event)).collect();
@@ -234,7 +238,7 @@ impl Demo<'_> {
         terminal.expect("/ # ");
         terminal.send("exit 5\n");
         let code = terminal.end();
-        self.narrator.show(&terminal.screen());
+        self.narrator.show(&screen::last_frame(&terminal.screen()));
         self.narrator.check("the new size arrived, Ctrl-C ended sleep and not the shell, the code is 5", code == 5)?;
         self.narrator.check("our terminal is as it was", terminal.is_cooked())?;
         self.detach_keys(&busybox)?;
@@ -397,41 +401,4 @@ impl Visitor {
         let _ = self.thread.join();
         *self.counts.lock().expect("nobody panics with it")
     }
-}
-
-/// What a terminal shows at the end of `bytes`: progress bars draw themselves again and again over the same lines. Control
-/// sequences that move the cursor up begin a new frame.
-fn last_frame(bytes: &str) -> String {
-    let mut lines: Vec<String> = vec![String::new()];
-    let mut row = 0;
-    let mut rest = bytes.chars().peekable();
-    while let Some(character) = rest.next() {
-        match character {
-            '\n' => {
-                row += 1;
-                if row == lines.len() {
-                    lines.push(String::new());
-                }
-            }
-            '\r' => lines[row].clear(),
-            '\u{1b}' if rest.peek() == Some(&'[') => {
-                rest.next();
-                let mut digits = String::new();
-                let end = loop {
-                    match rest.next() {
-                        Some(digit) if !digit.is_ascii_alphabetic() => digits.push(digit),
-                        other => break other,
-                    }
-                };
-                match end {
-                    Some('A' | 'F') => row = row.saturating_sub(digits.parse().unwrap_or(1)),
-                    Some('K' | 'J') => lines[row].clear(),
-                    _ => {}
-                }
-            }
-            other => lines[row].push(other),
-        }
-    }
-    lines.retain(|line| !line.trim().is_empty());
-    lines.join("\n")
 }

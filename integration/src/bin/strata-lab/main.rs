@@ -6,6 +6,7 @@
 
 mod demo;
 mod narrator;
+mod screen;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
