@@ -63,8 +63,10 @@ pub(crate) enum Error {
 /// Which commands' exit codes tell apart why a program could not start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ExitRule {
-    /// `run` and `exec`: 125, 126, 127.
+    /// `run`: 127 and 126 for a program that is not there or cannot be executed, else 125.
     Run,
+    /// `exec`: the same two, else 1.
+    Exec,
     /// Whatever fails is 1.
     Plain,
 }
@@ -99,11 +101,10 @@ impl Error {
             Error::Arity { .. } | Error::NotTerminal => EXIT_FAILURE,
             Error::Reported(code) => *code,
             Error::Broken { .. } | Error::GaveUp { .. } => EXIT_ENGINE,
-            Error::Engine(fault) if rule == ExitRule::Run => match fault.code.as_str() {
-                code::COMMAND_NOT_FOUND => EXIT_NOT_FOUND,
-                code::COMMAND_NOT_EXECUTABLE => EXIT_CANNOT_INVOKE,
-                _ => EXIT_ENGINE,
-            },
+            Error::Engine(fault) if rule != ExitRule::Plain && fault.code == code::COMMAND_NOT_FOUND => EXIT_NOT_FOUND,
+            Error::Engine(fault) if rule != ExitRule::Plain && fault.code == code::COMMAND_NOT_EXECUTABLE => {
+                EXIT_CANNOT_INVOKE
+            }
             _ if rule == ExitRule::Run => EXIT_ENGINE,
             _ => EXIT_FAILURE,
         }
@@ -279,15 +280,16 @@ mod tests {
     #[test]
     fn exit_codes_are_dockers() {
         let engine = |word: &str| Error::Engine(Box::new(Fault::new(Layer::Runtime, "start", word, "x")));
-        for (error, run, plain) in [
-            (engine(code::COMMAND_NOT_FOUND), 127, 1),
-            (engine(code::COMMAND_NOT_EXECUTABLE), 126, 1),
-            (engine(code::IMAGE_NOT_FOUND), 125, 1),
-            (Error::Usage { message: String::new(), hint: None }, 125, 125),
-            (Error::Arity { message: String::new(), hint: String::new() }, 1, 1),
-            (Error::refused("x"), 125, 1),
+        for (error, codes) in [
+            (engine(code::COMMAND_NOT_FOUND), [127, 127, 1]),
+            (engine(code::COMMAND_NOT_EXECUTABLE), [126, 126, 1]),
+            (engine(code::IMAGE_NOT_FOUND), [125, 1, 1]),
+            (Error::Usage { message: String::new(), hint: None }, [125, 125, 125]),
+            (Error::Arity { message: String::new(), hint: String::new() }, [1, 1, 1]),
+            (Error::refused("x"), [125, 1, 1]),
         ] {
-            assert_eq!((error.exit_code(ExitRule::Run), error.exit_code(ExitRule::Plain)), (run, plain), "{error:?}");
+            let of = [ExitRule::Run, ExitRule::Exec, ExitRule::Plain].map(|rule| error.exit_code(rule));
+            assert_eq!(of, codes, "{error:?}");
         }
     }
 

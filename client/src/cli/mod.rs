@@ -85,7 +85,7 @@ macro_rules! entry {
 /// All commands, in the order of their help.
 const COMMANDS: [Entry; 21] = [
     entry!(run, Run, "[OPTIONS] IMAGE [COMMAND] [ARG...]", "Create and run a new container from an image"),
-    entry!(exec, Run, "[OPTIONS] CONTAINER COMMAND [ARG...]", "Execute a command in a running container"),
+    entry!(exec, Exec, "[OPTIONS] CONTAINER COMMAND [ARG...]", "Execute a command in a running container"),
     entry!(ps, Plain, "[OPTIONS]", "List containers"),
     entry!(pull, Plain, "[OPTIONS] NAME[:TAG|@DIGEST]", "Download an image from a registry"),
     entry!(images, Plain, "[OPTIONS] [REPOSITORY[:TAG]]", "List images"),

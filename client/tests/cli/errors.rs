@@ -9,7 +9,7 @@ use crate::support::{Ended, run, strata, strata_at};
 fn nobody_at_the_socket() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("none.sock");
-    for (line, code) in [("ps", 1), ("run busybox", 125), ("exec web sh", 125), ("stop web", 1)] {
+    for (line, code) in [("ps", 1), ("run busybox", 125), ("exec web sh", 1), ("stop web", 1)] {
         let ended = Ended::of(strata_at(&socket).args(line.split(' ')).output().unwrap());
         assert_eq!(ended.code, code, "{line}");
         let expected = format!(
