@@ -191,16 +191,7 @@ fn a_terminal_goes_through_the_console_socket() {
 }
 
 fn receive(socket: &OwnedFd) -> OwnedFd {
-    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut name = [0; 64];
-    recvmsg(socket, &mut [std::io::IoSliceMut::new(&mut name)], &mut control, RecvFlags::empty()).unwrap();
-    let fds = control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-        _ => None,
-    });
-    fds.unwrap()
+    receive_with(socket, &mut [0; 64]).1
 }
 
 #[test]
@@ -321,4 +312,93 @@ fn preserved_descriptors_reach_the_program_and_no_others() {
     // 0, 1, 2, 3 and the directory that ls reads.
     assert_eq!(stage.finish(shell).ok().out, "passed\n5\n");
     stage.call(&["run", "--preserve-fds", "9", stage.id()]).fails(1, "preserved-fd");
+}
+
+#[test]
+fn a_waiting_process_holds_nothing_of_the_host_and_can_be_ended() {
+    let Some(mut stage) = stage() else { return };
+    stage.script(LOOP);
+    stage.call(&["create", stage.id()]).ok();
+    let pid = stage.state()["pid"].to_string();
+    if stage.is_ours() {
+        let held: Vec<String> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+            .unwrap()
+            .map(|entry| std::fs::read_link(entry.unwrap().path()).unwrap().display().to_string())
+            .filter(|target| !target.starts_with("anon_inode:") && !target.ends_with("/exec.fifo"))
+            .collect();
+        // Stdio: the container's own null device and the test's two files.
+        assert_eq!(held.len(), 3, "{held:?}");
+    }
+    stage.call(&["kill", stage.id(), "TERM"]).ok();
+    eventually("stopped", || stage.status() == "stopped");
+    stage.call(&["start", stage.id()]).fails(1, "stopped");
+    stage.delete();
+}
+
+#[test]
+fn a_pidfd_of_the_process_goes_through_its_socket() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("needs runc 1.2") {
+        return;
+    }
+    stage.script(LOOP);
+    let path = stage.dir.path().join("pidfd.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    for words in [&["create"][..], &["exec", "-d"]] {
+        let mut line = words.to_vec();
+        line.extend(["--pidfd-socket", path.to_str().unwrap(), stage.id()]);
+        if words[0] == "exec" {
+            stage.call(&["start", stage.id()]).ok();
+            line.extend(["sleep", "60"]);
+        }
+        stage.call(&line).ok();
+        let (socket, _) = listener.accept().unwrap();
+        let pidfd = receive(&socket.into());
+        rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::CONT).unwrap();
+    }
+    stage.delete();
+}
+
+#[test]
+fn a_seccomp_listener_gets_its_descriptor_and_answers() {
+    let Some(mut stage) = stage() else { return };
+    let path = stage.dir.path().join("seccomp.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    stage.config["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "listenerPath": path,
+        "listenerMetadata": "words",
+        "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY" }],
+    });
+    let agent = std::thread::spawn(move || {
+        let (socket, _) = listener.accept().unwrap();
+        let mut document = vec![0; 65_536];
+        let (length, descriptor) = receive_with(&socket.into(), &mut document);
+        let document: Value = serde_json::from_slice(&document[..length]).unwrap();
+        assert_eq!(document["metadata"], "words");
+        assert_eq!(document["fds"][0], "seccompFd");
+        assert_eq!(document["state"]["status"], "creating");
+        use std::os::fd::AsRawFd;
+        let fd = descriptor.as_raw_fd();
+        let request = libseccomp::ScmpNotifReq::receive(fd).unwrap();
+        libseccomp::ScmpNotifResp::new_error(request.id, -libc::ENOMEDIUM, libseccomp::ScmpNotifRespFlags::empty())
+            .respond(fd)
+            .unwrap();
+    });
+    stage.script("mkdir /tmp/x");
+    let outcome = stage.run();
+    assert!(outcome.err.contains("No medium found"), "{outcome:?}");
+    agent.join().unwrap();
+}
+
+fn receive_with(socket: &OwnedFd, words: &mut [u8]) -> (usize, OwnedFd) {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(socket, &mut [std::io::IoSliceMut::new(words)], &mut control, RecvFlags::empty()).unwrap();
+    let descriptor = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    (received.bytes, descriptor.unwrap())
 }

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Access, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -24,6 +25,7 @@ use crate::plan::process::{ProcessPlan, Rlimit};
 use crate::state::{Status, hook_state};
 use crate::sys::caps::{self, Sets};
 use crate::sys::process::{self as kernel, Strings};
+use crate::sys::signal::SignalSet;
 use crate::sys::{self, Call, Failure};
 use crate::trace::{self, span};
 
@@ -402,13 +404,33 @@ fn wait_for_start(program: &Program<'_>, setup: &Setup<'_>) -> Result<()> {
     program.channel.close();
     let kept = [Some(fifo.as_raw_fd()), setup.log.descriptor()];
     sys::process::close_from(3 + program.extra_fds, &kept).attempt(Code::SystemError, || "close descriptors")?;
-    let mut byte = [0; 1];
-    while let Err(errno) = rustix::io::read(fifo, &mut byte) {
-        if errno != Errno::INTR {
-            return Err(Fault::of(Code::SystemError, "wait to be started", Failure { call: "read", errno }));
+    let attempted = || "wait to be started";
+    SignalSet::full().block().attempt(Code::SystemError, attempted)?;
+    let signals = SignalSet::full().descriptor().attempt(Code::SystemError, attempted)?;
+    loop {
+        let mut polled = [PollFd::new(fifo, PollFlags::IN), PollFd::new(&signals, PollFlags::IN)];
+        match rustix::event::poll(&mut polled, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(Fault::of(Code::SystemError, attempted(), Failure { call: "poll", errno })),
         }
+        if polled[0].revents().contains(PollFlags::IN) {
+            break;
+        }
+        end_by_signal(&signals)?;
     }
-    Ok(())
+    SignalSet::empty().block().attempt(Code::SystemError, attempted)
+}
+
+/// The first process of a pid namespace is not ended by a signal that it does not handle. Until the program runs, which
+/// may handle it, a signal that would end any other process ends this one.
+fn end_by_signal(signals: &OwnedFd) -> Result<()> {
+    const HARMLESS: [i32; 7] =
+        [libc::SIGCHLD, libc::SIGCONT, libc::SIGURG, libc::SIGWINCH, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+    let signal = sys::signal::next(signals.as_fd()).attempt(Code::SystemError, || "wait to be started")?;
+    if HARMLESS.contains(&signal) {
+        return Ok(());
+    }
+    sys::process::exit_now(128 + signal)
 }
 
 fn run_start_hooks(setup: &Setup<'_>, environment: &[String]) -> Result<()> {
