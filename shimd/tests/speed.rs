@@ -13,29 +13,49 @@ use proto_containerd::services::snapshots::RemoveSnapshotRequest;
 use proto_containerd::services::tasks::{CreateTaskRequest, DeleteTaskRequest, StartRequest, WaitRequest};
 use proto_containerd::services::version::version_client::VersionClient;
 use rig::{Lab, SNAPSHOTTER, digest};
+use strata_trace::{SPANS_TRAILER, Spans, TRACEPARENT, TraceParent};
 
 const ROUNDS: usize = 50;
 
 #[derive(Default)]
-struct Readings(Vec<(&'static str, Vec<Duration>)>);
+struct Readings(Vec<(String, Vec<Duration>)>);
 
 impl Readings {
-    async fn take<T>(&mut self, name: &'static str, work: impl Future<Output = T>) -> T {
+    async fn take<T>(&mut self, name: &str, work: impl Future<Output = T>) -> T {
         let began = Instant::now();
         let outcome = work.await;
-        match self.0.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, all)) => all.push(began.elapsed()),
-            None => self.0.push((name, vec![began.elapsed()])),
-        }
+        self.add(name, began.elapsed());
         outcome
+    }
+
+    fn add(&mut self, name: &str, time: Duration) {
+        match self.0.iter_mut().find(|(known, _)| known == name) {
+            Some((_, all)) => all.push(time),
+            None => self.0.push((name.to_owned(), vec![time])),
+        }
+    }
+
+    fn add_spans<T>(&mut self, call: &str, answer: &tonic::Response<T>) {
+        let Some(bytes) = answer.metadata().get_bin(SPANS_TRAILER) else { return };
+        let spans: Spans = prost::Message::decode(bytes.to_bytes().unwrap()).unwrap();
+        for span in spans.spans {
+            let name = format!("  {call}: {} {}", span.layer, span.name);
+            self.add(&name, Duration::from_nanos(span.duration_ns));
+        }
     }
 
     fn print(mut self) {
         for (name, all) in &mut self.0 {
             all.sort();
-            println!("{name:24} median {:>10.1?}  worst {:>10.1?}", all[all.len() / 2], all[all.len() - 1]);
+            println!("{name:34} median {:>10.1?}  worst {:>10.1?}", all[all.len() / 2], all[all.len() - 1]);
         }
     }
+}
+
+fn traced<T>(message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.metadata_mut().insert(TRACEPARENT, TraceParent::sampled(1, 2).to_string().parse().unwrap());
+    request
 }
 
 fn pss_kib(pid: u32) -> u64 {
@@ -69,13 +89,16 @@ async fn a_run() {
         // Two calls on connections of their own.
         let rootfs = readings.take("prepare + container", lab.container(&id, "busybox", &["/bin/true"])).await;
         let create = CreateTaskRequest { container_id: id.clone(), rootfs, ..Default::default() };
-        readings.take("task create", tasks.create(create)).await.unwrap();
+        let answer = readings.take("task create", tasks.create(traced(create))).await.unwrap();
+        readings.add_spans("create", &answer);
         let start = StartRequest { container_id: id.clone(), exec_id: String::new() };
-        readings.take("task start", tasks.start(start)).await.unwrap();
+        let answer = readings.take("task start", tasks.start(traced(start))).await.unwrap();
+        readings.add_spans("start", &answer);
         let wait = WaitRequest { container_id: id.clone(), exec_id: String::new() };
         readings.take("task wait", tasks.wait(wait)).await.unwrap();
         let delete = DeleteTaskRequest { container_id: id.clone() };
-        readings.take("task delete", tasks.delete(delete)).await.unwrap();
+        let answer = readings.take("task delete", tasks.delete(traced(delete))).await.unwrap();
+        readings.add_spans("delete", &answer);
         readings.take("container delete", containers.delete(DeleteContainerRequest { id: id.clone() })).await.unwrap();
         let remove = RemoveSnapshotRequest { snapshotter: SNAPSHOTTER.to_owned(), key: id };
         readings.take("snapshot remove", snapshots.remove(remove)).await.unwrap();

@@ -348,6 +348,32 @@ impl Drop for Lab {
         }
         if std::thread::panicking() {
             eprintln!("the log of shimd:\n{}", self.log());
+            self.sweep();
+        }
+    }
+}
+
+impl Lab {
+    /// Removes what a failed test has left: containers with their shims, and mounts.
+    fn sweep(&self) {
+        use rustix::process::{Pid, Signal, kill_process};
+        let directory = self.directory.path().display().to_string();
+        let kill = |pid: i32| Pid::from_raw(pid).map(|pid| kill_process(pid, Signal::KILL));
+        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+            let line = std::fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
+            if pid as u32 == std::process::id() || !line.contains(&directory) {
+                continue;
+            }
+            let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+            children.split_whitespace().filter_map(|child| child.parse().ok()).for_each(|child| drop(kill(child)));
+            kill(pid);
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        for target in
+            mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|path| path.starts_with(&directory))
+        {
+            let _ = rustix::mount::unmount(target, rustix::mount::UnmountFlags::DETACH);
         }
     }
 }
@@ -403,7 +429,7 @@ fn spec(id: &str, arguments: &[&str]) -> Any {
         "process": process(arguments),
         "root": { "path": "rootfs" },
         "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
-        "linux": { "cgroupsPath": format!("/shimd-test-{}/{id}", std::process::id()), "namespaces": namespaces },
+        "linux": { "cgroupsPath": format!("/shimd-test-{}-{id}", std::process::id()), "namespaces": namespaces },
     });
     Any { type_url: json_type::SPEC.to_owned(), value: serde_json::to_vec(&spec).unwrap() }
 }
