@@ -386,7 +386,7 @@ fn exec_fault(name: &str, failure: Failure) -> Box<Fault> {
         Errno::NOENT if failure.call == "search" => {
             Fault::new(Code::CommandNotFound, message).cause("executable file not found in $PATH")
         }
-        Errno::NOENT | Errno::NOTDIR => Fault::of(Code::CommandNotFound, message, failure),
+        Errno::NOENT | Errno::NOTDIR => Fault::new(Code::CommandNotFound, message).cause(failure.to_string()),
         Errno::NOEXEC => Fault::of(Code::CommandNotExecutable, message, failure)
             .hint("the file is no program of this architecture, or a script without a first line that names its shell"),
         // Older callers know only the kernel's own word for it, which is EACCES.
