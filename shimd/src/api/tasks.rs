@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future;
 use proto_containerd::process::{Process, ProcessInfo};
@@ -25,6 +26,8 @@ use crate::task::{Creation, Exec, Exit, State, Task};
 
 /// Metadata of an answer about an end that the shim did not live to tell: the fault, as in a failed call.
 const FAULT_HEADER: &str = "strata-fault-bin";
+/// How long a list waits for one shim.
+const LIST_PATIENCE: Duration = Duration::from_secs(1);
 
 #[tonic::async_trait]
 impl Tasks for Api {
@@ -81,17 +84,18 @@ impl Tasks for Api {
         request: Request<wire::ListTasksRequest>,
     ) -> Result<Response<wire::ListTasksResponse>, Status> {
         let scope = Scope::of(&request).or_status("report")?;
-        // All at once: a shim that does not answer holds up this list, but for no longer than the slowest.
+        // All at once: shims that do not answer hold up the list for a moment, however many they are.
         let states = self.tasks.all(&scope.namespace).into_iter().map(|task| async move {
-            let state = task.state("").await;
+            let state = tokio::time::timeout(LIST_PATIENCE, task.state("")).await;
             (task, state)
         });
         let mut tasks = Vec::new();
         for (task, state) in future::join_all(states).await {
             match state {
-                Ok(state) => tasks.push(process(&task, "", state)),
+                Ok(Ok(state)) => tasks.push(process(&task, "", state)),
+                Err(_) => tasks.push(process(&task, "", State::unknown(task.pid()))),
                 // It went meanwhile.
-                Err(error) => tracing::debug!(id = %task.id, %error, "list a task"),
+                Ok(Err(error)) => tracing::debug!(id = %task.id, %error, "list a task"),
             }
         }
         Ok(Response::new(wire::ListTasksResponse { tasks }))
@@ -181,14 +185,15 @@ impl Tasks for Api {
         let filters = Filters::parse(&request.get_ref().filters).or_status("report")?;
         let tasks = self.tasks.all(&scope.namespace).into_iter().filter(|task| filters.matches(task.as_ref()));
         let stats = tasks.map(|task| async move {
-            let stats = task.stats().await;
+            let stats = tokio::time::timeout(LIST_PATIENCE, task.stats()).await;
             (task, stats)
         });
         let mut metrics = Vec::new();
         for (task, stats) in future::join_all(stats).await {
             match stats {
-                Ok(data) => metrics.push(Metric { timestamp: Some(clock::now()), id: task.id.clone(), data }),
-                Err(error) => tracing::debug!(id = %task.id, %error, "measure a task"),
+                Ok(Ok(data)) => metrics.push(Metric { timestamp: Some(clock::now()), id: task.id.clone(), data }),
+                Ok(Err(error)) => tracing::debug!(id = %task.id, %error, "measure a task"),
+                Err(_) => tracing::debug!(id = %task.id, "measure a task: its shim does not answer"),
             }
         }
         Ok(Response::new(wire::MetricsResponse { metrics }))

@@ -10,13 +10,10 @@
 //!     address, …    the shim's own files
 //! ```
 
-use std::sync::Arc;
-
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use tokio::sync::watch;
 
 use serde::{Deserialize, Serialize};
 
@@ -42,8 +39,6 @@ pub(crate) struct ShimRecord {
 #[derive(Clone, Debug)]
 pub(crate) struct Bundle {
     pub(crate) path: PathBuf,
-    /// Becomes true when the bundle is removed: who reads a file of it lets it go. Clones share it.
-    removed: Arc<watch::Sender<bool>>,
 }
 
 /// Where all bundles are.
@@ -54,14 +49,7 @@ pub(crate) fn directory(state: &Path) -> PathBuf {
 impl Bundle {
     /// The bundle at its place; whether it exists is not looked at.
     pub(crate) fn at(state: &Path, namespace: &Namespace, id: &str) -> Bundle {
-        let path = directory(state).join(namespace.as_str()).join(id);
-        Bundle { path, removed: Arc::new(watch::Sender::new(false)) }
-    }
-
-    /// Returns when the bundle is removed.
-    pub(crate) async fn gone(&self) {
-        // The sender lives as long as this bundle, so the only end is the wanted one.
-        let _ = self.removed.subscribe().wait_for(|removed| *removed).await;
+        Bundle { path: directory(state).join(namespace.as_str()).join(id) }
     }
 
     /// Makes a bundle with `spec` as its configuration.
@@ -127,7 +115,6 @@ impl Bundle {
                 Err(error) => return Err(Error::io(format!("unmount {}", rootfs.display()), error)),
             }
         }
-        self.removed.send_replace(true);
         trash.take(&self.path)
     }
 }

@@ -13,7 +13,8 @@ use tokio::sync::watch as channel;
 use tracing::Instrument;
 
 use super::bundle::{Bundle, ShimRecord};
-use super::{End, Entry, Key, Task, Tasks, watch};
+use super::watch::{self, LogCopy};
+use super::{End, Entry, Key, Task, Tasks};
 use crate::db::record::Container;
 use crate::db::{Access, key};
 use crate::error::{Chain, Error, Result};
@@ -103,11 +104,11 @@ impl Tasks {
         async {
             // Before it runs: who finds this bundle later must know whom to ask for cleaning up.
             bundle.record(&ShimRecord { program: subject.program.clone(), endpoint: None })?;
-            watch::copy_log(bundle, &subject.id);
+            let log = LogCopy::start(bundle, &subject.id);
             let endpoint = self.launcher.start(&subject.borrow(bundle), options).await?;
             bundle.record(&ShimRecord { program: subject.program.clone(), endpoint: Some(endpoint.clone()) })?;
             let shim = Shim::connect(&endpoint, &subject.id).await?;
-            Ok(Connection { endpoint, shim })
+            Ok(Connection { endpoint, shim, log })
         }
         .instrument(span)
         .await
@@ -122,7 +123,7 @@ impl Tasks {
 
     /// Undoes a start: the shim is there, its container is not.
     async fn abandon(&self, subject: &OwnedSubject, bundle: &Bundle, connection: &Connection) {
-        let Connection { endpoint, shim } = connection;
+        let Connection { endpoint, shim, .. } = connection;
         let request = proto_shim::task::DeleteRequest { id: subject.id.clone(), exec_id: String::new() };
         let limit = Some(super::SHUTDOWN_TIMEOUT);
         // A container that was never created is not found; that is well.
@@ -168,6 +169,7 @@ async fn create_in_shim(shim: &Shim, creation: &Creation, bundle: &Bundle, optio
 pub(super) struct Connection {
     pub(super) endpoint: Endpoint,
     pub(super) shim: Shim,
+    pub(super) log: Option<LogCopy>,
 }
 
 /// Whose shim it is, without borrows.
@@ -192,6 +194,7 @@ impl Task {
             program: subject.program,
             endpoint: connection.endpoint,
             shim: connection.shim,
+            _log: connection.log,
             pid: AtomicU32::new(pid),
             pidfd: Mutex::new(open_pidfd(pid)),
             leaving: AtomicBool::new(false),

@@ -40,6 +40,7 @@ use bundle::Bundle;
 pub(crate) use bundle::directory as bundles;
 pub(crate) use create::Creation;
 pub(crate) use process::{Exec, State};
+use watch::LogCopy;
 
 /// How long a shim may take to end after it was told to.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
@@ -85,6 +86,7 @@ pub(crate) struct Task {
     program: PathBuf,
     endpoint: Endpoint,
     shim: Shim,
+    _log: Option<LogCopy>,
     /// The init process.
     pid: AtomicU32,
     /// Tells how the init process ended even when nobody is left who could.

@@ -184,14 +184,24 @@ impl State {
 
     fn of_dead(exit: &Exit) -> State {
         State {
-            pid: exit.pid,
             status: Status::Stopped,
+            exit_status: exit.status,
+            exited_at: Some(exit.at),
+            ..State::unknown(exit.pid)
+        }
+    }
+
+    /// Of a task whose shim does not answer.
+    pub(crate) fn unknown(pid: u32) -> State {
+        State {
+            pid,
+            status: Status::Unknown,
             stdin: String::new(),
             stdout: String::new(),
             stderr: String::new(),
             terminal: false,
-            exit_status: exit.status,
-            exited_at: Some(exit.at),
+            exit_status: 0,
+            exited_at: None,
         }
     }
 }

@@ -10,7 +10,8 @@ use tokio::task::JoinSet;
 
 use super::bundle::{self, Bundle};
 use super::create::{Claim, Connection, OwnedSubject};
-use super::{Task, Tasks, watch};
+use super::watch::LogCopy;
+use super::{Task, Tasks};
 use crate::db::record::Container;
 use crate::db::{Access, key};
 use crate::error::{Chain, Error, Result};
@@ -41,9 +42,8 @@ impl Tasks {
         };
         let endpoint = record.endpoint.clone().or_else(|| bundle.left_address(&record.program));
         let subject = OwnedSubject { namespace, id, program: record.program.clone() };
-        match self.reach(&subject, endpoint.clone()).await {
+        match self.reach(&subject, &bundle, endpoint.clone()).await {
             Ok((connection, pid)) => {
-                watch::copy_log(&bundle, &subject.id);
                 self.adopt(Task::new(subject, bundle, connection, pid), claim);
             }
             Err(error) => {
@@ -58,18 +58,24 @@ impl Tasks {
     }
 
     /// Connects to a shim and asks for its init process.
-    async fn reach(&self, subject: &OwnedSubject, endpoint: Option<Endpoint>) -> Result<(Connection, u32)> {
+    async fn reach(
+        &self,
+        subject: &OwnedSubject,
+        bundle: &Bundle,
+        endpoint: Option<Endpoint>,
+    ) -> Result<(Connection, u32)> {
         let endpoint = endpoint.ok_or_else(|| Error::ShimDied { id: subject.id.clone() })?;
         let shim = Shim::connect(&endpoint, &subject.id).await?;
         let entry = key(&[subject.namespace.as_str(), &subject.id]);
         let has_record = self.store.read()?.get::<Container>(&entry)?.is_some();
         let request = StateRequest { id: subject.id.clone(), exec_id: String::new() };
         let answer = shim.call_within::<_, StateResponse>(Some(ANSWER_TIMEOUT), "report", "State", &request).await;
+        let log = LogCopy::start(bundle, &subject.id);
         match answer {
-            Ok(state) if has_record => Ok((Connection { endpoint, shim }, state.pid)),
+            Ok(state) if has_record => Ok((Connection { endpoint, shim, log }, state.pid)),
             Ok(_) => Err(Error::not_found("container", &subject.id)),
             Err(Error::Shim(fault)) if fault.grpc == strata_fault::GrpcCode::DeadlineExceeded => {
-                Ok((Connection { endpoint, shim }, 0))
+                Ok((Connection { endpoint, shim, log }, 0))
             }
             Err(error) => Err(error),
         }

@@ -7,8 +7,8 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use proto_shim::{events, topic};
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
+use tokio::task::AbortHandle;
 
 use super::bundle::Bundle;
 use super::create::OwnedSubject;
@@ -79,47 +79,53 @@ fn publish(tasks: &Tasks, task: &Task, exit: &Exit) {
     tasks.events.publish(&task.namespace, topic::TASK_EXIT, &event);
 }
 
-/// Passes what a shim writes to its log FIFO on to shimd's own log, until the shim is gone.
-pub(super) fn copy_log(bundle: &Bundle, id: &str) {
-    // Open for writing, too: then there is no end of file before the shim has opened it.
-    let opened = pipe::OpenOptions::new().read_write(true).open_receiver(bundle.log());
-    match opened {
-        Ok(log) => drop(tokio::spawn(copy_lines(log, id.to_owned(), bundle.clone()))),
-        Err(error) => {
-            let error = Error::io(format!("open {}", bundle.log().display()), error);
-            tracing::warn!(error = %Chain(&error), "read the log of a shim");
-        }
+/// Passes what a shim writes to its log FIFO on to shimd's own log, as long as it is held.
+pub(super) struct LogCopy(AbortHandle);
+
+impl Drop for LogCopy {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
-async fn copy_lines(log: pipe::Receiver, id: String, bundle: Bundle) {
-    let mut reader = BufReader::with_capacity(LOG_LINE_MAX, log);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        tokio::select! {
-            read = read_line(&mut reader, &mut line) => {
-                if read.is_err() {
-                    return;
-                }
-                tracing::info!(target: "shim", id, "{}", String::from_utf8_lossy(&line).trim_end());
+impl LogCopy {
+    /// Begins to read; a FIFO that cannot be opened is told in the log and is no reason to fail.
+    pub(super) fn start(bundle: &Bundle, id: &str) -> Option<LogCopy> {
+        // Open for writing, too: then there is no end of file before the shim has opened it.
+        match pipe::OpenOptions::new().read_write(true).open_receiver(bundle.log()) {
+            Ok(log) => Some(LogCopy(tokio::spawn(copy_lines(log, id.to_owned())).abort_handle())),
+            Err(error) => {
+                let error = Error::io(format!("open {}", bundle.log().display()), error);
+                tracing::warn!(error = %Chain(&error), "read the log of a shim");
+                None
             }
-            // This side holds the FIFO open, so its end is that of the bundle.
-            () = bundle.gone() => return,
         }
     }
 }
 
-async fn read_line(reader: &mut BufReader<pipe::Receiver>, line: &mut Vec<u8>) -> io::Result<()> {
-    loop {
-        let buffer = reader.fill_buf().await?;
-        let end = buffer.iter().position(|byte| *byte == b'\n');
-        let count = end.map_or(buffer.len(), |end| end + 1);
-        let room = LOG_LINE_MAX.saturating_sub(line.len());
-        line.extend_from_slice(&buffer[..count.min(room)]);
-        reader.consume(count);
-        if end.is_some() {
-            return Ok(());
+/// Between two lines nothing is kept: most shims never write any.
+async fn copy_lines(log: pipe::Receiver, id: String) {
+    let mut line = Vec::new();
+    while log.readable().await.is_ok() {
+        let mut chunk = [0; 1024];
+        match log.try_read(&mut chunk) {
+            Ok(count) => take_lines(&chunk[..count], &mut line, &id),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return,
         }
     }
+}
+
+fn take_lines(mut chunk: &[u8], line: &mut Vec<u8>, id: &str) {
+    while let Some(end) = chunk.iter().position(|byte| *byte == b'\n') {
+        add(line, &chunk[..end]);
+        tracing::info!(target: "shim", id, "{}", String::from_utf8_lossy(&std::mem::take(line)));
+        chunk = &chunk[end + 1..];
+    }
+    add(line, chunk);
+}
+
+fn add(line: &mut Vec<u8>, bytes: &[u8]) {
+    let room = LOG_LINE_MAX.saturating_sub(line.len());
+    line.extend_from_slice(&bytes[..bytes.len().min(room)]);
 }

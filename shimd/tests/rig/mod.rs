@@ -366,8 +366,9 @@ impl Lab {
                 continue;
             }
             let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-            children.split_whitespace().filter_map(|child| child.parse().ok()).for_each(|child| drop(kill(child)));
-            kill(pid);
+            for pid in children.split_whitespace().filter_map(|child| child.parse().ok()).chain([pid]) {
+                kill(pid);
+            }
         }
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         for target in
