@@ -29,7 +29,7 @@ async fn layers_stack_up() {
     if !rig::is_root() {
         return;
     }
-    let lab = Lab::start().await;
+    let lab = Lab::start_with_lease().await;
     let (base, top) = (layer(&[("a", b"1"), ("d/b", b"2")]), layer(&[("d/.wh.b", b""), ("d/c", b"3")]));
     for (name, plain, parent) in [("base", &base, ""), ("top", &top, "base")] {
         let blob = gzip(plain);
@@ -51,7 +51,7 @@ async fn a_layer_is_unpacked_as_it_arrives() {
     if !rig::is_root() {
         return;
     }
-    let lab = Lab::start().await;
+    let lab = Lab::start_with_lease().await;
     let big: Vec<u8> = (0..5_000_000u32).map(|n| (n * 7 % 255) as u8).collect();
     let plain = layer(&[("big", &big), ("d/e/f", b"deep")]);
     let blob = gzip(&plain);
@@ -75,7 +75,7 @@ async fn directories_that_no_entry_tells_of_look_like_those_below() {
     if !rig::is_root() {
         return;
     }
-    let lab = Lab::start().await;
+    let lab = Lab::start_with_lease().await;
     let mut builder = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(tar::EntryType::Directory);
@@ -107,7 +107,7 @@ async fn a_wrong_diff_id_leaves_nothing_and_hinders_nothing() {
     if !rig::is_root() {
         return;
     }
-    let lab = Lab::start().await;
+    let lab = Lab::start_with_lease().await;
     let plain = layer(&[("f", b"x")]);
     let blob = gzip(&plain);
     lab.write("r", &blob, diff_id_label(b"something else")).await.unwrap();
@@ -121,7 +121,7 @@ async fn what_is_no_layer_is_refused() {
     if !rig::is_root() {
         return;
     }
-    let lab = Lab::start().await;
+    let lab = Lab::start_with_lease().await;
     let mut truncated = gzip(&layer(&[("f", &[1; 100_000])]));
     truncated.truncate(truncated.len() / 2);
     let escaping = {
@@ -151,7 +151,7 @@ async fn nothing_provisional_survives_a_kill() {
     if !rig::is_root() {
         return;
     }
-    let mut lab = Lab::start().await;
+    let mut lab = Lab::start_with_lease().await;
     let plain = layer(&[("f", b"x")]);
     lab.write("r", &gzip(&plain), diff_id_label(&plain)).await.unwrap();
     lab.prepare("active", "").await;
@@ -169,7 +169,7 @@ async fn nobody_else_can_look() {
         return;
     }
     use std::os::unix::fs::PermissionsExt;
-    let lab = Lab::start().await;
+    let lab = Lab::start_with_lease().await;
     for path in ["lib", "run/shimd", "lib/content", "lib/snapshots", "lib/provisional", "lib/trash"] {
         assert_eq!(std::fs::metadata(lab.path(path)).unwrap().permissions().mode() & 0o7777, 0o700, "{path}");
     }

@@ -8,7 +8,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use proto_containerd::services::containers::DeleteContainerRequest;
-use proto_containerd::services::leases;
 use proto_containerd::services::snapshots::RemoveSnapshotRequest;
 use proto_containerd::services::tasks::{CreateTaskRequest, DeleteTaskRequest, StartRequest, WaitRequest};
 use proto_containerd::services::version::version_client::VersionClient;
@@ -76,7 +75,7 @@ async fn a_run() {
     if !rig::can_run_containers() {
         return;
     }
-    let lab = Lab::start().await;
+    let lab = Lab::start_with_lease().await;
     println!("Pss at rest {} KiB", pss_kib(lab.pid()));
     lab.busybox("busybox").await;
     let mut tasks = lab.tasks().await;
@@ -138,10 +137,7 @@ async fn a_pull() {
     let bytes: usize = layers.iter().map(|(blob, _)| blob.len()).sum();
     println!("{} layers, {} MB", layers.len(), bytes / 1_000_000);
     for as_it_arrives in [true, false] {
-        let lab = Lab::start().await;
-        // Without one the first collection would find nothing that holds the blobs.
-        let request = leases::CreateRequest { id: "pull".to_owned(), labels: HashMap::new() };
-        lab.leases().await.create(request).await.unwrap();
+        let lab = Lab::start_with_lease().await;
         let began = Instant::now();
         let writes = layers.iter().map(|(blob, diff_id)| {
             let mut labels = HashMap::new();
@@ -150,7 +146,7 @@ async fn a_pull() {
             }
             let reference = digest(blob);
             let lab = &lab;
-            async move { lab.write_under(Some("pull"), &reference, blob, labels).await.unwrap() }
+            async move { lab.write(&reference, blob, labels).await.unwrap() }
         });
         futures_util::future::join_all(writes).await;
         let written = began.elapsed();

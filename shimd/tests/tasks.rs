@@ -90,7 +90,7 @@ async fn a_container_lives_and_ends() {
     if !rig::can_run_containers() {
         return;
     }
-    let lab = Lab::start().await;
+    let lab = Lab::start_with_lease().await;
     lab.busybox("busybox").await;
     let mut events = lab
         .events()
@@ -126,7 +126,7 @@ async fn an_exec_beside_the_first_process() {
     if !rig::can_run_containers() {
         return;
     }
-    let lab = Lab::start().await;
+    let lab = Lab::start_with_lease().await;
     lab.busybox("busybox").await;
     run(&lab, "c", &["/bin/sleep", "100"]).await.unwrap();
     let mut tasks = lab.tasks().await;
@@ -156,7 +156,7 @@ async fn containers_go_on_while_shimd_is_killed() {
     if !rig::can_run_containers() {
         return;
     }
-    let mut lab = Lab::start().await;
+    let mut lab = Lab::start_with_lease().await;
     lab.busybox("busybox").await;
     let pid = run(&lab, "stays", &["/bin/sleep", "100"]).await.unwrap();
     run(&lab, "ends", &["/bin/sh", "-c", "sleep 0.5; exit 5"]).await.unwrap();
@@ -183,7 +183,7 @@ async fn a_shim_that_dies_takes_its_container_along() {
     if !rig::can_run_containers() {
         return;
     }
-    let lab = Lab::start().await;
+    let lab = Lab::start_with_lease().await;
     lab.busybox("busybox").await;
     let pid = run(&lab, "c", &["/bin/sleep", "100"]).await.unwrap();
     let other = run(&lab, "other", &["/bin/sleep", "100"]).await.unwrap();
@@ -215,7 +215,7 @@ async fn what_died_with_shimd_is_cleaned_up_at_the_next_start() {
     if !rig::can_run_containers() {
         return;
     }
-    let mut lab = Lab::start().await;
+    let mut lab = Lab::start_with_lease().await;
     lab.busybox("busybox").await;
     let pid = run(&lab, "c", &["/bin/sleep", "100"]).await.unwrap();
     let shim = shim_pid(&lab, "c");
@@ -233,7 +233,7 @@ async fn a_program_that_is_not_there() {
     if !rig::can_run_containers() {
         return;
     }
-    let lab = Lab::start().await;
+    let lab = Lab::start_with_lease().await;
     lab.busybox("busybox").await;
     let status = run(&lab, "c", &["/bin/nothing"]).await.unwrap_err();
     let fault = Fault::from_grpc(&status, Layer::Engine, "");
@@ -249,7 +249,7 @@ async fn a_runtime_that_is_not_installed() {
     if !rig::can_run_containers() {
         return;
     }
-    let lab = Lab::start().await;
+    let lab = Lab::start_with_lease().await;
     lab.busybox("busybox").await;
     lab.container("c", "busybox", &["/bin/true"]).await;
     let request = CreateTaskRequest {
@@ -269,7 +269,7 @@ async fn a_traced_create_hands_its_spans_back() {
     if !rig::can_run_containers() {
         return;
     }
-    let lab = Lab::start().await;
+    let lab = Lab::start_with_lease().await;
     lab.busybox("busybox").await;
     let rootfs = lab.container("c", "busybox", &["/bin/true"]).await;
     let message = CreateTaskRequest { container_id: "c".to_owned(), rootfs, ..Default::default() };

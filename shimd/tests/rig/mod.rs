@@ -20,7 +20,7 @@ use proto_containerd::services::leases::leases_client::LeasesClient;
 use proto_containerd::services::snapshots::snapshots_client::SnapshotsClient;
 use proto_containerd::services::snapshots::{CommitSnapshotRequest, PrepareSnapshotRequest};
 use proto_containerd::services::tasks::tasks_client::TasksClient;
-use proto_containerd::services::{containers, diff};
+use proto_containerd::services::{containers, diff, leases};
 use proto_containerd::types::{Descriptor, Mount};
 use proto_containerd::{LEASE_HEADER, NAMESPACE_HEADER, json_type};
 use sha2::{Digest, Sha256};
@@ -31,6 +31,8 @@ use tonic::{Request, Status};
 
 pub(crate) const SNAPSHOTTER: &str = "overlayfs";
 pub(crate) const GZIP_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+/// The lease of a lab that has one.
+const LEASE: &str = "lab";
 /// How long anything may take that is waited for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -90,13 +92,23 @@ pub(crate) type Connection = InterceptedService<Channel, Headers>;
 pub(crate) struct Lab {
     pub(crate) directory: tempfile::TempDir,
     child: Option<Child>,
+    lease: Option<&'static str>,
 }
 
 impl Lab {
     pub(crate) async fn start() -> Lab {
         let directory = tempfile::Builder::new().prefix("shimd-").tempdir().unwrap();
-        let mut lab = Lab { directory, child: None };
+        let mut lab = Lab { directory, child: None, lease: None };
         lab.up().await;
+        lab
+    }
+
+    /// A lab whose requests are made under a lease: what they make is not collected before it is linked to anything.
+    pub(crate) async fn start_with_lease() -> Lab {
+        let mut lab = Lab::start().await;
+        let request = leases::CreateRequest { id: LEASE.to_owned(), labels: HashMap::new() };
+        lab.leases().await.create(request).await.unwrap();
+        lab.lease = Some(LEASE);
         lab
     }
 
@@ -160,7 +172,7 @@ impl Lab {
     }
 
     pub(crate) async fn connect(&self) -> Connection {
-        self.connect_as("default", None).await
+        self.connect_as("default", self.lease).await
     }
 
     pub(crate) async fn connect_as(&self, namespace: &str, lease: Option<&str>) -> Connection {
@@ -213,16 +225,6 @@ impl Lab {
         data: &[u8],
         labels: HashMap<String, String>,
     ) -> Result<WriteContentResponse, Status> {
-        self.write_under(None, reference, data, labels).await
-    }
-
-    pub(crate) async fn write_under(
-        &self,
-        lease: Option<&str>,
-        reference: &str,
-        data: &[u8],
-        labels: HashMap<String, String>,
-    ) -> Result<WriteContentResponse, Status> {
         let expected = digest(data);
         let mut messages = vec![WriteContentRequest {
             action: WriteAction::Stat.into(),
@@ -249,22 +251,13 @@ impl Lab {
             expected,
             ..Default::default()
         });
-        self.send_under(lease, messages).await
+        self.send(messages).await
     }
 
     /// Sends a write stream and gives the last answer.
     pub(crate) async fn send(&self, messages: Vec<WriteContentRequest>) -> Result<WriteContentResponse, Status> {
-        self.send_under(None, messages).await
-    }
-
-    async fn send_under(
-        &self,
-        lease: Option<&str>,
-        messages: Vec<WriteContentRequest>,
-    ) -> Result<WriteContentResponse, Status> {
         let stream = tokio_stream::iter(messages);
-        let mut content = ContentClient::new(self.connect_as("default", lease).await);
-        let mut answers = content.write(stream).await?.into_inner();
+        let mut answers = self.content().await.write(stream).await?.into_inner();
         let mut last = None;
         while let Some(answer) = answers.message().await? {
             last = Some(answer);
