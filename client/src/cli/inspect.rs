@@ -53,6 +53,8 @@ pub(super) async fn run(matches: ArgMatches, call: Call) -> Result<u8, Error> {
     }
     match template {
         None => print(&format!("{}\n", json::pretty(&Value::List(objects))))?,
+        // As docker: one list on one line, also of one object.
+        Some("json") => print(&format!("{}\n", json::compact(&Value::List(objects))))?,
         Some(template) => {
             for object in &objects {
                 print(&format::object(template, object)?)?;

@@ -60,6 +60,8 @@ pub(crate) struct Shared {
     pub(crate) images: Vec<ImageSummary>,
     pub(crate) pull: Vec<PullProgress>,
     pub(crate) events: Vec<Event>,
+    /// Hold the stream of events open after the last one, once.
+    pub(crate) hold_events: bool,
 }
 
 #[derive(Clone)]
@@ -647,8 +649,13 @@ impl System for Service {
     async fn events(&self, request: Request<EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
         self.note("events", &request);
         let (sender, receiver) = mpsc::unbounded_channel();
-        for event in self.shared().events.clone() {
+        let mut shared = self.shared();
+        for event in shared.events.clone() {
             let _ = sender.send(Ok(event));
+        }
+        if std::mem::take(&mut shared.hold_events) {
+            tokio::spawn(async move { sender.closed().await });
+            self.broke.notify_one();
         }
         Ok(Response::new(UnboundedReceiverStream::new(receiver)))
     }

@@ -3,7 +3,7 @@
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use proto_engine::{ContainerDetail, ContainerSummary, State, state::Status};
+use proto_engine::{ContainerDetail, ContainerSummary, Event, State, state::Status};
 
 use crate::fake::{Fake, ID};
 use crate::support::{Ended, run, strata};
@@ -80,6 +80,28 @@ fn a_start_that_was_cut_off_is_made_up_for() {
         assert_eq!((ended.code, ended.out), (code, out), "{}", ended.err);
         assert!(fake.shared().requests.iter().any(|(name, _)| *name == "start"));
     }
+}
+
+#[test]
+fn events_go_on_and_none_is_told_twice() {
+    let mut fake = Fake::start();
+    let event = |action: &str, nanos| Event {
+        r#type: "container".to_owned(),
+        action: action.to_owned(),
+        at: Some(prost_types::Timestamp { seconds: 1, nanos }),
+        ..Event::default()
+    };
+    fake.shared().events = vec![event("create", 1), event("start", 2)];
+    fake.shared().hold_events = true;
+    let child = spawn(&fake, &["events", "--format", "{{.Action}}"]);
+    fake.wait_for_break();
+    std::thread::sleep(Duration::from_millis(100));
+    fake.die();
+    fake.shared().events = vec![event("start", 2), event("die", 2), event("destroy", 3)];
+    fake.live();
+    ended(child).is(0, "create\nstart\ndie\ndestroy\n", "");
+    let (_, request) = fake.shared().requests.last().cloned().unwrap();
+    assert!(request.contains("nanos: 2"), "{request}");
 }
 
 #[test]
