@@ -66,6 +66,7 @@ async fn assert_nothing_left(lab: &Lab) {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(lab.directory.path().to_str().unwrap()), "{mounts}");
     assert_eq!(count(&lab.path("runc/default")), 0);
+    rig::eventually("shims go", || lab.strays().is_empty()).await;
 }
 
 /// The shim of a container: the process that was started with its id and this shimd's address.
@@ -289,4 +290,109 @@ async fn a_traced_create_hands_its_spans_back() {
     kill(&lab, "c").await.unwrap();
     wait(&lab, "c").await;
     delete(&lab, "c").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_shim_that_is_stopped_stops_nobody_else() {
+    if !rig::can_run_containers() {
+        return;
+    }
+    let mut lab = Lab::start_with_lease().await;
+    lab.busybox("busybox").await;
+    run(&lab, "stopped", &["/bin/sleep", "100"]).await.unwrap();
+    let other = run(&lab, "other", &["/bin/sleep", "100"]).await.unwrap();
+    let shim = shim_pid(&lab, "stopped");
+    rustix::process::kill_process(shim, rustix::process::Signal::STOP).unwrap();
+    let hanging = {
+        let mut tasks = lab.tasks().await;
+        let request = GetRequest { container_id: "stopped".to_owned(), exec_id: String::new() };
+        tokio::spawn(async move { tasks.get(request).await })
+    };
+    for _ in 0..2 {
+        let began = std::time::Instant::now();
+        assert_eq!(status(&lab, "other").await.unwrap(), ProcessStatus::Running);
+        assert!(began.elapsed() < Duration::from_millis(500));
+        let listed = lab.tasks().await.list(ListTasksRequest::default()).await.unwrap().into_inner().tasks;
+        let listed: Vec<_> = listed.iter().map(|task| (task.id.as_str(), task.status())).collect();
+        assert_eq!(listed, [("other", ProcessStatus::Running), ("stopped", ProcessStatus::Unknown)]);
+        assert!(began.elapsed() < Duration::from_secs(3));
+        // The second time, shimd itself has to find it in that state.
+        lab.kill();
+        lab.up().await;
+    }
+    assert!(is_running(other));
+    rustix::process::kill_process(shim, rustix::process::Signal::CONT).unwrap();
+    assert!(hanging.await.unwrap().is_err());
+    assert_eq!(status(&lab, "stopped").await.unwrap(), ProcessStatus::Running);
+    for id in ["stopped", "other"] {
+        kill(&lab, id).await.unwrap();
+        assert_eq!(wait(&lab, id).await.into_inner().exit_status, 137);
+        delete(&lab, id).await.unwrap();
+    }
+    assert_nothing_left(&lab).await;
+}
+
+/// Whatever there is of a container is removed, as a client would after it has lost its supervisor.
+async fn remove(lab: &Lab, id: &str) {
+    if status(lab, id).await.is_ok() {
+        // It may never have been started; then there is nothing to kill, and deleting does it.
+        let _ = kill(lab, id).await;
+        let request = WaitRequest { container_id: id.to_owned(), exec_id: String::new() };
+        let _ = tokio::time::timeout(Duration::from_secs(5), lab.tasks().await.wait(request)).await;
+        lab.tasks().await.delete(DeleteTaskRequest { container_id: id.to_owned() }).await.unwrap();
+    }
+    rig::eventually("the id is free", || {
+        !lab.path("run/shimd/io.containerd.runtime.v2.task/default").join(id).exists()
+    })
+    .await;
+    lab.containers().await.delete(DeleteContainerRequest { id: id.to_owned() }).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_kill_at_any_moment_of_a_run_leaves_nothing() {
+    if !rig::can_run_containers() {
+        return;
+    }
+    let mut lab = Lab::start_with_lease().await;
+    lab.busybox("busybox").await;
+    for round in 0..16u64 {
+        let id = format!("c{round}");
+        let rootfs = lab.container(&id, "busybox", &["/bin/sleep", "100"]).await;
+        let mut tasks = lab.tasks().await;
+        let running = {
+            let id = id.clone();
+            tokio::spawn(async move {
+                let request = CreateTaskRequest { container_id: id.clone(), rootfs, ..Default::default() };
+                tasks.create(request).await?;
+                tasks.start(StartRequest { container_id: id, exec_id: String::new() }).await
+            })
+        };
+        tokio::time::sleep(Duration::from_millis(round * 5)).await;
+        lab.kill();
+        // Whether it came through or not.
+        let _ = running.await;
+        lab.up().await;
+        remove(&lab, &id).await;
+    }
+    assert_nothing_left(&lab).await;
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_leaves_no_half_made_task() {
+    if !rig::can_run_containers() {
+        return;
+    }
+    let lab = Lab::start_with_lease().await;
+    lab.busybox("busybox").await;
+    for round in 0..8u64 {
+        let id = format!("c{round}");
+        let rootfs = lab.container(&id, "busybox", &["/bin/sleep", "100"]).await;
+        let request = CreateTaskRequest { container_id: id.clone(), rootfs, ..Default::default() };
+        let patience = Duration::from_millis(round * 6);
+        let _ = tokio::time::timeout(patience, lab.tasks().await.create(request)).await;
+        // It is finished, whoever waits: the task is there or, if the request never arrived, not.
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        remove(&lab, &id).await;
+    }
+    assert_nothing_left(&lab).await;
 }

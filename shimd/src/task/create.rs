@@ -3,8 +3,8 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prost_types::Any;
 use proto_shim::task::{CreateTaskRequest, CreateTaskResponse};
@@ -115,10 +115,11 @@ impl Tasks {
     }
 
     /// Puts a task on the list, where its watcher owns it.
-    pub(super) fn adopt(self: &Arc<Self>, task: Task, claim: Claim) {
+    pub(super) fn adopt(self: &Arc<Self>, task: Task, claim: Claim) -> Arc<Task> {
         let task = Arc::new(task);
         claim.fulfil(Entry::Known(task.clone()));
-        tokio::spawn(watch::watch(self.clone(), task));
+        tokio::spawn(watch::watch(self.clone(), task.clone()));
+        task
     }
 
     /// Undoes a start: the shim is there, its container is not.
@@ -200,6 +201,14 @@ impl Task {
             leaving: AtomicBool::new(false),
             end: channel::Sender::new(End::NotYet),
         }
+    }
+}
+
+impl Task {
+    /// Notes the init process, found after the task.
+    pub(super) fn set_pid(&self, pid: u32) {
+        self.pid.store(pid, Ordering::Relaxed);
+        *self.pidfd.lock().unwrap_or_else(PoisonError::into_inner) = open_pidfd(pid);
     }
 }
 

@@ -17,6 +17,7 @@ mod bundle;
 mod create;
 mod process;
 mod recover;
+mod stray;
 mod watch;
 
 use std::collections::HashMap;

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto_shim::task::{StateRequest, StateResponse};
+use strata_fault::GrpcCode;
 use tokio::task::JoinSet;
 
 use super::bundle::{self, Bundle};
 use super::create::{Claim, Connection, OwnedSubject};
+use super::stray;
 use super::watch::LogCopy;
 use super::{Task, Tasks};
 use crate::db::record::Container;
@@ -44,7 +46,10 @@ impl Tasks {
         let subject = OwnedSubject { namespace, id, program: record.program.clone() };
         match self.reach(&subject, &bundle, endpoint.clone()).await {
             Ok((connection, pid)) => {
-                self.adopt(Task::new(subject, bundle, connection, pid), claim);
+                let task = self.adopt(Task::new(subject, bundle, connection, pid.unwrap_or_default()), claim);
+                if pid.is_none() {
+                    tokio::spawn(async move { self.settle(&task).await });
+                }
             }
             Err(error) => {
                 tracing::warn!(id = %subject.id, error = %Chain(&error), "a container has no shim or no process");
@@ -57,32 +62,46 @@ impl Tasks {
         }
     }
 
-    /// Connects to a shim and asks for its init process.
+    /// Connects to a shim and asks for its init process; its pid is not known yet where the shim does not answer soon.
     async fn reach(
         &self,
         subject: &OwnedSubject,
         bundle: &Bundle,
         endpoint: Option<Endpoint>,
-    ) -> Result<(Connection, u32)> {
-        let endpoint = endpoint.ok_or_else(|| Error::ShimDied { id: subject.id.clone() })?;
-        let shim = Shim::connect(&endpoint, &subject.id).await?;
+    ) -> Result<(Connection, Option<u32>)> {
         let entry = key(&[subject.namespace.as_str(), &subject.id]);
-        let has_record = self.store.read()?.get::<Container>(&entry)?.is_some();
+        self.store.read()?.require::<Container>(&entry, &subject.id)?;
+        let endpoint = endpoint.ok_or_else(|| Error::ShimDied { id: subject.id.clone() })?;
+        // Before it is asked anything: a shim may be waiting for somebody to read its log.
+        let log = LogCopy::start(bundle, &subject.id);
+        let shim = Shim::connect(&endpoint, &subject.id).await?;
         let request = StateRequest { id: subject.id.clone(), exec_id: String::new() };
         let answer = shim.call_within::<_, StateResponse>(Some(ANSWER_TIMEOUT), "report", "State", &request).await;
-        let log = LogCopy::start(bundle, &subject.id);
-        match answer {
-            Ok(state) if has_record => Ok((Connection { endpoint, shim, log }, state.pid)),
-            Ok(_) => Err(Error::not_found("container", &subject.id)),
-            Err(Error::Shim(fault)) if fault.grpc == strata_fault::GrpcCode::DeadlineExceeded => {
-                Ok((Connection { endpoint, shim, log }, 0))
+        let pid = match answer {
+            Ok(state) => Some(state.pid),
+            Err(Error::Shim(fault)) if fault.grpc == GrpcCode::DeadlineExceeded => None,
+            Err(error) => return Err(error),
+        };
+        Ok((Connection { endpoint, shim, log }, pid))
+    }
+
+    /// Finds out, however long it takes, whether a shim that did not answer has a container.
+    async fn settle(self: Arc<Self>, task: &Arc<Task>) {
+        match task.state("").await {
+            Ok(state) => task.set_pid(state.pid),
+            Err(Error::Shim(fault)) if fault.grpc == GrpcCode::NotFound => {
+                tracing::warn!(id = %task.id, "a shim has no container");
+                if let Err(error) = self.dismiss(task) {
+                    tracing::debug!(id = %task.id, error = %Chain(&error), "dismiss a shim without a container");
+                }
             }
-            Err(error) => Err(error),
+            Err(error) => tracing::warn!(id = %task.id, error = %Chain(&error), "ask a shim for its container"),
         }
     }
 
-    /// Kills and removes what is left of a container.
+    /// Kills and removes what is left of a container, its shim included.
     async fn remove_rest(&self, subject: OwnedSubject, bundle: Bundle) {
+        stray::kill(&bundle.path, &subject.id, &self.launcher.address).await;
         if let Err(error) = self.launcher.delete(&subject.borrow(&bundle)).await {
             tracing::warn!(id = %subject.id, error = %Chain(&error), "clean up what is left of a container");
         }

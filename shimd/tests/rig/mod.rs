@@ -347,26 +347,35 @@ impl Drop for Lab {
 }
 
 impl Lab {
+    /// Processes of this lab but for its shimd: their command lines name its directory.
+    pub(crate) fn strays(&self) -> Vec<i32> {
+        let directory = self.directory.path().display().to_string();
+        let own = [std::process::id(), self.child.as_ref().map_or(0, Child::id)];
+        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+            .filter(|pid| !own.contains(&(*pid as u32)))
+            .filter(|pid| {
+                let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                line.contains(&directory)
+            })
+            .collect()
+    }
+
     /// Removes what a failed test has left: containers with their shims, and mounts.
     fn sweep(&self) {
         use rustix::process::{Pid, Signal, kill_process};
-        let directory = self.directory.path().display().to_string();
         let kill = |pid: i32| Pid::from_raw(pid).map(|pid| kill_process(pid, Signal::KILL));
-        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-            let line = std::fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
-            if pid as u32 == std::process::id() || !line.contains(&directory) {
-                continue;
-            }
+        for pid in self.strays() {
             let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
             for pid in children.split_whitespace().filter_map(|child| child.parse().ok()).chain([pid]) {
                 kill(pid);
             }
         }
+        let directory = self.directory.path().display().to_string();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        for target in
-            mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|path| path.starts_with(&directory))
-        {
+        let targets = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+        for target in targets.filter(|path| path.starts_with(&directory)) {
             let _ = rustix::mount::unmount(target, rustix::mount::UnmountFlags::DETACH);
         }
     }
