@@ -66,8 +66,9 @@ fn devices_are_denied_unless_allowed() {
         json!([{ "allow": true, "type": "c", "major": 1, "minor": 5, "access": "r" }]);
     assert_eq!(stage.run().out.matches("Operation not permitted").count(), 2);
     stage.config["linux"]["resources"]["devices"] = json!([{ "allow": false, "access": "rwm" }, { "allow": true, "type": "c", "major": 10, "minor": 229, "access": "rwm" }]);
-    stage.script("mknod /dev/own c 10 229 && (: < /dev/own) && echo opened");
-    assert_eq!(stage.output(), "opened\n");
+    // Whether the kernel has the driver, or only knows the number, is another matter.
+    stage.script("mknod /dev/own c 10 229 && (: < /dev/own)");
+    assert!(!stage.run().err.contains("not permitted"));
 }
 
 #[test]

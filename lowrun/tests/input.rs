@@ -65,9 +65,11 @@ const CASES: &[Case] = &[
     ),
     (|c| c["hooks"] = json!({ "prestart": [{ "path": "relative" }] }), "SPEC_INVALID", "hooks.prestart[0]"),
     (|c| c["hooks"] = json!({ "prestart": [{ "path": "/no/such/hook" }] }), "HOOK_FAILED", "/no/such/hook"),
+    (|c| c["linux"]["netDevices"] = json!({ "eth7": {} }), "UNSUPPORTED", "linux.netDevices"),
+    (|c| c["linux"]["intelRdt"] = json!({}), "UNSUPPORTED", "linux.intelRdt"),
+    (|c| c["mounts"][0]["options"] = json!(["idmap"]), "SPEC_INVALID", "mounts[0]"),
     (|c| c["root"]["path"] = json!("missing"), "ROOTFS_INVALID", "missing"),
     (|c| c["root"]["path"] = json!("config.json"), "ROOTFS_INVALID", "config.json"),
-    (|c| c["process"]["apparmorProfile"] = json!("no-such-profile"), "UNSUPPORTED", "apparmor"),
 ];
 
 #[test]
@@ -226,4 +228,14 @@ fn a_sampled_trace_gets_the_spans() {
         assert_eq!(span["layer"], "runtime");
         assert!(span["start_ns"].as_u64().unwrap() > 0 && span["duration_ns"].is_u64());
     }
+}
+
+#[test]
+fn an_unknown_apparmor_profile_is_told() {
+    let Some(mut stage) = stage() else { return };
+    stage.config["process"]["apparmorProfile"] = json!("no-such-profile");
+    let outcome = stage.run();
+    assert_eq!(outcome.status, 1);
+    assert!(outcome.err.to_lowercase().contains("apparmor"), "{outcome:?}");
+    stage.is_clean();
 }

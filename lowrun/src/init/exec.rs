@@ -55,12 +55,14 @@ pub fn run(setup: &ExecSetup<'_>, channel: InitEnd) -> ! {
 fn join(setup: &ExecSetup<'_>, channel: &InitEnd) -> Result<std::convert::Infallible> {
     sys::signal::SignalSet::empty().block().attempt(Code::SystemError, || "unblock signals")?;
     rustix::process::umask(rustix::fs::Mode::empty());
+    set_affinity(setup.process.cpu_affinity.initial.as_deref())?;
     for entrance in &setup.entrances {
         rustix::io::write(entrance, b"0")
             .call("write")
             .attempt(Code::CgroupFailed, || "enter the container's cgroup")
             .step("exec:cgroup")?;
     }
+    set_affinity(setup.process.cpu_affinity.last.as_deref())?;
     // All at once (Linux 5.8): the kernel takes the user namespace first and checks the others with both privileges.
     span("namespaces", || sys::process::setns(setup.init.as_fd(), setup.namespaces))
         .attempt(Code::NamespaceFailed, || format!("join the namespaces of container {}", setup.id))
@@ -91,4 +93,9 @@ fn join(setup: &ExecSetup<'_>, channel: &InitEnd) -> Result<std::convert::Infall
         channel,
         first: None,
     })
+}
+
+fn set_affinity(mask: Option<&[u64]>) -> Result<()> {
+    let Some(mask) = mask else { return Ok(()) };
+    sys::process::set_affinity(mask).attempt(Code::LimitInvalid, || "set process.execCPUAffinity").step("exec:limits")
 }

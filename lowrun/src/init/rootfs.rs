@@ -124,9 +124,6 @@ impl Rootfs {
         };
         let attempted = || mount.describe();
         let is_dir = is_directory(tree.as_fd()).attempt(Code::MountFailed, attempted)?;
-        if mount.id_map.is_some() {
-            return Err(Fault::new(Code::Unsupported, attempted()).cause("id-mapped mounts are not supported yet"));
-        }
         apply_bind_attributes(tree.as_fd(), mount)?;
         let target = self.target(mount, is_dir)?;
         check_proc_target(mount, target.as_fd(), Some(tree.as_fd()))?;

@@ -86,6 +86,7 @@ pub fn plan(id: &str, bundle: &Path, spec: &Spec) -> Result<Plan> {
     let linux = spec.linux.clone().unwrap_or_default();
     let namespaces = Namespaces::parse(&linux.namespaces)?;
     check_namespaces(spec, &linux, &namespaces)?;
+    check_supported(&linux)?;
     let mounts = mounts(spec, bundle)?;
     let resources = linux.resources.clone().unwrap_or_default();
     Ok(Plan {
@@ -162,6 +163,18 @@ fn check_namespaces(spec: &Spec, linux: &spec::Linux, namespaces: &Namespaces) -
     Ok(())
 }
 
+/// What would otherwise be left out in silence.
+fn check_supported(linux: &spec::Linux) -> Result<()> {
+    let unsupported = |field: &str| Err(Fault::new(Code::Unsupported, field).cause("is not supported by this lowrun"));
+    if !linux.net_devices.is_empty() {
+        return unsupported("linux.netDevices");
+    }
+    if linux.intel_rdt.is_some() {
+        return unsupported("linux.intelRdt");
+    }
+    Ok(())
+}
+
 fn mounts(spec: &Spec, bundle: &Path) -> Result<Vec<MountPlan>> {
     let plans: Vec<MountPlan> = spec
         .mounts
@@ -169,6 +182,10 @@ fn mounts(spec: &Spec, bundle: &Path) -> Result<Vec<MountPlan>> {
         .enumerate()
         .map(|(index, mount)| MountPlan::parse(index, mount, bundle))
         .collect::<Result<_>>()?;
+    if let Some(plan) = plans.iter().find(|plan| plan.id_map.is_some()) {
+        let field = format!("mounts[{}]", plan.index);
+        return Err(Fault::new(Code::Unsupported, field).cause("id-mapped mounts are not supported by this lowrun"));
+    }
     if let Some(plan) = plans.iter().find(|plan| plan.destination == Path::new("/")) {
         let field = format!("mounts[{}].destination", plan.index);
         return Err(invalid(&field, "a mount may not be on top of the root file system"));

@@ -29,10 +29,18 @@ pub struct ProcessPlan {
     pub scheduler: Option<SchedAttr>,
     /// Class and level as `ioprio_set(2)` takes them.
     pub io_priority: Option<i32>,
+    pub cpu_affinity: CpuAffinity,
     pub terminal: bool,
     pub console_size: Option<spec::ConsoleSize>,
     /// What a person should know and that stops nothing.
     pub warnings: Vec<String>,
+}
+
+/// CPUs of an exec before and after it enters the cgroup, as bit masks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CpuAffinity {
+    pub initial: Option<Vec<u64>>,
+    pub last: Option<Vec<u64>>,
 }
 
 /// A limit as `prlimit(2)` takes it.
@@ -113,6 +121,7 @@ impl ProcessPlan {
             oom_score_adj: oom_score_adj(section.oom_score_adj)?,
             scheduler: section.scheduler.as_ref().map(scheduler).transpose()?,
             io_priority: section.io_priority.as_ref().map(io_priority).transpose()?,
+            cpu_affinity: cpu_affinity(section.exec_cpu_affinity.as_ref())?,
             terminal: section.terminal,
             console_size: section.console_size.filter(|size| size.width != 0 && size.height != 0),
             warnings,
@@ -185,6 +194,18 @@ fn rlimits(section: &[spec::Rlimit]) -> Result<Vec<Rlimit>> {
         limits.push(Rlimit { resource, soft: limit.soft, hard: limit.hard });
     }
     Ok(limits)
+}
+
+fn cpu_affinity(section: Option<&spec::CpuAffinity>) -> Result<CpuAffinity> {
+    let mask = |list: &str| match super::cpu_list(list) {
+        _ if list.is_empty() => Ok(None),
+        Some(mask) => Ok(Some(mask)),
+        None => Err(invalid("execCPUAffinity", format!("{list:?} is not a list of CPUs"))),
+    };
+    match section {
+        None => Ok(CpuAffinity::default()),
+        Some(section) => Ok(CpuAffinity { initial: mask(&section.initial)?, last: mask(&section.last)? }),
+    }
 }
 
 fn oom_score_adj(value: Option<i32>) -> Result<Option<i32>> {

@@ -118,6 +118,15 @@ pub fn set_memory_policy(mode: i32, nodes: &[u64]) -> Result<()> {
     check("set_mempolicy", unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, nodes.as_ptr(), bits) }).map(drop)
 }
 
+/// `sched_setaffinity(2)` of the calling thread; `mask` has a bit for each CPU.
+pub fn set_affinity(mask: &[u64]) -> Result<()> {
+    // SAFETY: pointer and size in bytes describe `mask`.
+    check("sched_setaffinity", unsafe {
+        libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(mask), mask.as_ptr())
+    })
+    .map(drop)
+}
+
 /// Marks every descriptor from `first` on as to be closed by `execve(2)`.
 pub fn close_on_exec_from(first: u32) -> Result<()> {
     const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;

@@ -2,7 +2,8 @@
 //! and a look at the machine afterwards.
 //!
 //! `SUBJECT_RUNTIME=/usr/sbin/runc` runs the same tests on runc: where lowrun's behaviour is meant to be runc's, that
-//! is how it is proven. What is lowrun's own asks [`Stage::is_ours`].
+//! is how it is proven. What is lowrun's own asks [`Stage::is_ours`]; a lowrun elsewhere, as in a guest that has not built
+//! it, is named by `SUBJECT_RUNTIME` and `SUBJECT_IS_LOWRUN=1`.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file is a program of its own and uses a part of this")]
 
@@ -106,7 +107,7 @@ fn config(cgroup: &str) -> Value {
 impl Stage {
     /// Whether lowrun itself is under test.
     pub fn is_ours(&self) -> bool {
-        std::env::var_os("SUBJECT_RUNTIME").is_none()
+        std::env::var_os("SUBJECT_RUNTIME").is_none() || std::env::var_os("SUBJECT_IS_LOWRUN").is_some()
     }
 
     /// Whether another runtime is under test that is known to do otherwise; says why.
