@@ -187,15 +187,6 @@ impl Program {
     }
 }
 
-/// A task that ends with its owner.
-struct Feeding(tokio::task::JoinHandle<()>);
-
-impl Drop for Feeding {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 // ---- run ----
 
 /// One `run`, whose first message was read.
@@ -238,13 +229,16 @@ impl Run {
             let gone = || Fault::from(Error::Gone { container: container.id().short().to_owned() });
             started.await.map_err(|_| gone())??;
         }
-        created?;
-        tell(to, run_event(Kind::Started(wire::StartResponse { id: container.id().to_string() }))).await?;
+        let started = run_event(Kind::Started(wire::StartResponse { id: container.id().to_string() }));
         if let Some(follower) = follower {
             let program = Program::Container { means: Arc::clone(means), container: container.clone() };
-            let _feeding = Feeding(tokio::spawn(program.feed(inbound)));
-            forward(follower, |piece| tell(to, run_event(Kind::Output(answer::output(piece))))).await?;
+            // It ends with the client, and then perhaps closes the program's input: also when this session has ended.
+            let feeding = tokio::spawn(program.feed(inbound));
+            created?;
+            tell(to, started).await?;
+            forward(follower, to, |piece| run_event(Kind::Output(answer::output(piece)))).await?;
             let exit = container.end_of_run(0).await;
+            feeding.abort();
             let report = async {
                 match exit {
                     Some(exit) => tell(to, run_event(Kind::Exited(answer::exit(&exit)))).await,
@@ -252,6 +246,9 @@ impl Run {
                 }
             };
             report.instrument(step!("report")).await?;
+        } else {
+            created?;
+            tell(to, started).await?;
         }
         if let Some(collector) = collect::current() {
             tell(to, run_event(Kind::Spans(trace::encoded(&collector)))).await?;
@@ -287,32 +284,26 @@ async fn image(
     }
 }
 
-/// Hands pieces on until the reader has read all that was wished for.
-async fn forward<F: Future<Output = Result<(), Unheard>>>(
-    follower: Follower,
-    mut hand_on: impl FnMut(Piece) -> F,
-) -> Result<(), Broken> {
-    let (to, mut pieces) = mpsc::channel(1);
-    let read = async move { follower.follow(&to).await };
+/// Hands pieces on until the reader has read all that was wished for, or the client has gone.
+async fn forward<T>(follower: Follower, to: &Events<T>, event: impl Fn(Piece) -> T) -> Result<(), Broken> {
+    let (from, mut pieces) = mpsc::channel(1);
+    let read = async move { follower.follow(&from).await };
     let hand = async {
         while let Some(piece) = pieces.recv().await {
-            hand_on(piece).await?;
+            tell(to, event(piece)).await?;
         }
-        pieces.close();
         Ok::<(), Unheard>(())
     };
-    tokio::pin!(read, hand);
+    let both = async { tokio::try_join!(async { Ok(read.await?) }, async { Ok::<(), Broken>(hand.await?) }) };
     tokio::select! {
-        // The reader ends first, with its end of the channel; what it sent is then handed on.
-        outcome = &mut read => {
-            if let Ended::Unheard = outcome? {
-                return Err(Broken::Unheard);
-            }
-            hand.await?;
-        }
-        outcome = &mut hand => outcome?,
+        // The reader's end closes the channel, and what it sent before is handed on.
+        outcome = both => match outcome? {
+            (Ended::Read, ()) => Ok(()),
+            (Ended::Unheard, ()) => Err(Broken::Unheard),
+        },
+        // A container that is silent would keep the reader, and its pin, for as long as it is.
+        () = to.closed() => Err(Broken::Unheard),
     }
-    Ok(())
 }
 
 // ---- attach ----
@@ -354,9 +345,12 @@ impl Attach {
         tell(to, attach_event(Kind::Opened(wire::AttachOpened { id: container.id().to_string(), tty }))).await?;
         container.emit_attach(means);
         let program = Program::Container { means: Arc::clone(means), container: container.clone() };
-        let _feeding = (!open.no_stdin).then(|| Feeding(tokio::spawn(program.feed(inbound))));
-        forward(follower, |piece| tell(to, attach_event(Kind::Output(answer::output(piece))))).await?;
+        let feeding = (!open.no_stdin).then(|| tokio::spawn(program.feed(inbound)));
+        forward(follower, to, |piece| attach_event(Kind::Output(answer::output(piece)))).await?;
         let exit = if is_over { view.life.exit } else { container.end_of_run(view.ends).await };
+        if let Some(feeding) = feeding {
+            feeding.abort();
+        }
         if let Some(exit) = exit {
             tell(to, attach_event(Kind::Exited(answer::exit(&exit)))).await?;
         }
@@ -391,14 +385,15 @@ impl ExecCall {
         let container = engine.find(&name)?;
         let detach = wanted.detach;
         let Exec { id, input, mut output, exit } = exec::exec(engine.means(), &container, wanted).await?;
+        let feeding = (!detach).then(|| tokio::spawn(Program::Exec(input).feed(inbound)));
         tell(to, exec_event(Kind::Started(wire::ExecStarted { exec_id: id }))).await?;
-        if !detach {
-            let _feeding = Feeding(tokio::spawn(Program::Exec(input).feed(inbound)));
+        if let Some(feeding) = feeding {
             while let Some(piece) = output.recv().await {
                 tell(to, exec_event(Kind::Output(answer::output(piece)))).await?;
             }
             let gone = || Fault::from(Error::Gone { container: container.id().short().to_owned() });
             let exit = exit.await.map_err(|_| gone())?;
+            feeding.abort();
             tell(to, exec_event(Kind::Exited(answer::exit(&exit)))).instrument(step!("report")).await?;
         }
         if let Some(collector) = collect::current() {
@@ -426,12 +421,12 @@ impl Logs {
     async fn phases(self, to: &Events<wire::LogsEvent>) -> Result<(), Broken> {
         let tty = self.tty;
         tell(to, wire::LogsEvent { tty, ..Default::default() }).await?;
-        forward(self.follower, |piece| {
+        forward(self.follower, to, |piece| {
             let at = match &piece {
                 Piece::Output { at, .. } => Some(answer::time(*at)),
                 Piece::Lost { .. } => None,
             };
-            tell(to, wire::LogsEvent { output: Some(answer::output(piece)), at, tty })
+            wire::LogsEvent { output: Some(answer::output(piece)), at, tty }
         })
         .await
     }

@@ -150,6 +150,7 @@ impl Actor {
         match self.happen(Event::Start)? {
             Then::Begin => {
                 self.restart_at = None;
+                self.keep_or_tell();
                 self.begin(Ahead::default()).await
             }
             _ => Ok(()),
@@ -158,9 +159,11 @@ impl Actor {
 
     async fn restart(&mut self) {
         self.restart_at = None;
-        if self.happen(Event::RestartDue).ok() == Some(Then::Begin)
-            && let Err(fault) = self.begin(Ahead::default()).await
-        {
+        if self.happen(Event::RestartDue).ok() != Some(Then::Begin) {
+            return;
+        }
+        self.keep_or_tell();
+        if let Err(fault) = self.begin(Ahead::default()).await {
             tracing::warn!(container = %self.fixed.id, %fault, causes = ?fault.causes, "start it again");
         }
     }

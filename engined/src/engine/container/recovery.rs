@@ -5,13 +5,16 @@
 //!
 //! | record | task | becomes |
 //! | --- | --- | --- |
-//! | any but removing | runs, or has ended | running, and its end is waited for: the shim kept it |
-//! | any but removing | set up, not started | as recorded; the start that was under way is undone |
+//! | any but removing | runs | running, and its end is waited for |
+//! | starting, running | has ended | the same: the shim kept its end |
+//! | created, exited, restarting | has ended | as recorded: its end was dealt with, and only the task is left |
+//! | any but removing | set up, not started | not started; what was under way is undone |
+//! | starting | none | the same |
 //! | running | none | ended, unknown how |
 //! | restarting | none | started again |
 //! | created, exited | none | as it is |
 //! | removing | any | removed |
-//! | none | any | removed |
+//! | none | any | removed, and taken off the network |
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -30,7 +33,7 @@ use super::state::{Life, Phase};
 use super::watch;
 use crate::containerd::tasks::{Now, Task};
 use crate::engine::means::{INSTANCE_LABEL, Means};
-use crate::engine::sandbox::Sandbox;
+use crate::engine::sandbox::{self, Sandbox};
 use crate::engine::stamp::Stamp;
 use crate::network::Endpoint;
 use crate::store::{Store, Table};
@@ -59,6 +62,7 @@ pub(crate) async fn recover(
     let known: HashSet<String> =
         loaded.records.iter().map(|record| record.fixed.id.to_string()).chain(loaded.unreadable).collect();
     remove_strangers(means, &known).await?;
+    disconnect_strangers(means, &known, sandboxes).await?;
     for record in loaded.records {
         let id = record.fixed.id.to_string();
         let endpoint = sandboxes.get(&record.fixed.sandbox).map(|sandbox| Arc::new(sandbox.endpoint.clone()));
@@ -88,6 +92,19 @@ async fn remove_strangers(means: &Means, known: &HashSet<String>) -> Result<(), 
     Ok(())
 }
 
+/// Places on the network of containers that were never wholly made: their sandbox was recorded first.
+async fn disconnect_strangers(
+    means: &Means,
+    known: &HashSet<String>,
+    sandboxes: &HashMap<String, Sandbox>,
+) -> Result<(), Fault> {
+    for id in sandboxes.keys().filter(|id| !known.contains(*id)) {
+        tracing::info!(sandbox = id, "disconnected: no container lives in it");
+        sandbox::disconnect(means, id).await?;
+    }
+    Ok(())
+}
+
 /// What one record and what was found of it come to.
 enum Verdict {
     /// It runs, or has ended while nobody watched: the supervisor tells which.
@@ -109,11 +126,12 @@ enum Verdict {
 fn verdict(life: &Life, task: Option<&Task>, boot_is_same: bool) -> Verdict {
     match (life.phase, task.map(|task| (&task.now, task.pid))) {
         (Phase::Removing, _) => Verdict::Remove,
-        (_, Some((Now::Created, _))) => Verdict::Undo,
-        (_, Some((Now::Running | Now::Paused | Now::Stopped(_) | Now::Unknown, pid))) => Verdict::Watch { pid },
-        (Phase::Running { .. } | Phase::Starting, None) => Verdict::Lost { boot_is_same },
-        (Phase::Restarting, None) => Verdict::Restart,
-        (Phase::Created | Phase::Exited, None) => Verdict::Leave,
+        (_, Some((Now::Created, _))) | (Phase::Starting, None) => Verdict::Undo,
+        (_, Some((Now::Running | Now::Paused | Now::Unknown, pid)))
+        | (Phase::Starting | Phase::Running { .. }, Some((Now::Stopped(_), pid))) => Verdict::Watch { pid },
+        (Phase::Running { .. }, None) => Verdict::Lost { boot_is_same },
+        (Phase::Restarting, None | Some((Now::Stopped(_), _))) => Verdict::Restart,
+        (Phase::Created | Phase::Exited, None | Some((Now::Stopped(_), _))) => Verdict::Leave,
     }
 }
 
@@ -129,6 +147,9 @@ async fn take_in(means: &Arc<Means>, record: Record, task: Option<Task>, endpoin
     let (container, mut actor) = unborn(means, record.fixed, life, None);
     if !matches!(verdict, Verdict::Remove) {
         means.roster.take_in(container);
+    }
+    if task.is_some() && matches!(verdict, Verdict::Restart | Verdict::Leave) {
+        actor.clear_run().await;
     }
     match verdict {
         Verdict::Watch { .. } => {
@@ -168,13 +189,8 @@ impl Actor {
             "START_INTERRUPTED",
             "the engine ended while the container was being started",
         );
-        self.life.exit = Some(Exit { code: 128, unknown: false, ..Exit::unseen(Stamp::now(), problem) });
-        if self.fixed.wanted.auto_remove {
-            self.life.phase = Phase::Removing;
-            self.means.roster.release(&self.fixed.id, &self.fixed.name);
-        }
-        self.keep_or_tell();
-        self.publish();
+        self.life.phase = Phase::Starting;
+        self.settle_refused(Exit { code: 128, unknown: false, ..Exit::unseen(Stamp::now(), problem) }).await;
     }
 
     /// The program is gone: its end is told like any other.
@@ -228,11 +244,17 @@ mod tests {
     fn the_table() {
         let stopped = Now::Stopped(Ended { status: 0, at: SystemTime::now(), fault: None });
         let running = Phase::Running { pid: 7 };
-        for now in [Now::Running, Now::Paused, Now::Unknown, stopped.clone()] {
-            for phase in [Phase::Created, running, Phase::Exited, Phase::Restarting] {
+        for now in [Now::Running, Now::Paused, Now::Unknown] {
+            for phase in [Phase::Created, Phase::Starting, running, Phase::Exited, Phase::Restarting] {
                 assert!(matches!(verdict(&life(phase), Some(&task(now.clone())), true), Verdict::Watch { pid: 7 }));
             }
         }
+        let of_ended = |phase| verdict(&life(phase), Some(&task(stopped.clone())), true);
+        assert!(matches!(of_ended(running), Verdict::Watch { .. }));
+        assert!(matches!(of_ended(Phase::Starting), Verdict::Watch { .. }));
+        assert!(matches!(of_ended(Phase::Exited), Verdict::Leave));
+        assert!(matches!(of_ended(Phase::Restarting), Verdict::Restart));
+        assert!(matches!(verdict(&life(Phase::Starting), None, true), Verdict::Undo));
         assert!(matches!(verdict(&life(Phase::Created), Some(&task(Now::Created)), true), Verdict::Undo));
         assert!(matches!(verdict(&life(running), None, false), Verdict::Lost { boot_is_same: false }));
         assert!(matches!(verdict(&life(Phase::Restarting), None, true), Verdict::Restart));

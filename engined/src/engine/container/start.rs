@@ -19,6 +19,7 @@ use super::state::{Event, Then};
 use super::streams::Streams;
 use super::watch::until_end;
 use crate::containerd::Client;
+use crate::containerd::tasks::Stdio;
 use crate::engine::error::Error;
 use crate::engine::means::Means;
 use crate::engine::sandbox;
@@ -95,10 +96,26 @@ pub(super) async fn clear_task(client: &Client, id: &str) -> Result<(), Fault> {
     client.delete_task(id).await
 }
 
+/// Has the runtime set the container up. A task of an earlier run that nobody deleted is in the way once.
+async fn create_task(client: &Client, id: &str, mounts: Vec<Mount>, stdio: Stdio) -> Result<u32, Fault> {
+    match client.create_task(id, mounts.clone(), stdio.clone()).await {
+        Err(fault) if fault.grpc == GrpcCode::AlreadyExists => {
+            tracing::debug!(container = id, "a task of an earlier run is deleted first");
+            clear_task(client, id).await?;
+            client.create_task(id, mounts, stdio).await
+        }
+        outcome => outcome,
+    }
+}
+
 impl Actor {
     /// Makes the container, and starts it if that is wanted. `false`: it was not made, and the caller was told why.
     pub(super) async fn be_born(&mut self, birth: Birth) -> bool {
         let Birth { spec, reservation, start, created, started, span } = birth;
+        if start {
+            // The first record says already that it is being started: should the engine die now, the next one undoes it.
+            let _ = self.happen(Event::Start);
+        }
         let ahead = match self.make(spec, start).instrument(span.clone()).await {
             Ok(ahead) => ahead,
             Err(fault) => {
@@ -112,7 +129,7 @@ impl Actor {
         self.emit("create", &[]);
         let _ = created.send(Ok(()));
         if start {
-            let outcome = self.begin_first(ahead).instrument(span).await;
+            let outcome = self.begin(ahead).instrument(span).await;
             let _ = started.send(outcome);
         }
         true
@@ -139,13 +156,6 @@ impl Actor {
         outcome
     }
 
-    async fn begin_first(&mut self, ahead: Ahead) -> Result<(), Fault> {
-        match self.happen(Event::Start) {
-            Ok(Then::Begin) => self.begin(ahead).await,
-            _ => Ok(()),
-        }
-    }
-
     /// Starts the program, and settles what follows from the outcome.
     pub(super) async fn begin(&mut self, ahead: Ahead) -> Result<(), Fault> {
         let mut undo = Undo::default();
@@ -159,7 +169,7 @@ impl Actor {
                 undo.run(&self.means, &self.fixed).await;
                 self.end = None;
                 self.endpoint = None;
-                self.settle_refused(&fault).await;
+                self.settle_refused(Exit::refused(&fault, Stamp::now())).await;
                 Err(fault)
             }
         }
@@ -185,7 +195,7 @@ impl Actor {
         }
         let streams = Streams::open(&means.settings.log, self.container.files(), wanted)?;
         undo.task = true;
-        means.client.create_task(id, mounts, streams.stdio()).instrument(step!("create")).await?;
+        create_task(&means.client, id, mounts, streams.stdio()).instrument(step!("create")).await?;
         // The shim has opened them.
         drop(streams);
         self.set_size().await;
@@ -242,8 +252,8 @@ impl Actor {
         }
     }
 
-    async fn settle_refused(&mut self, fault: &Fault) {
-        let exit = Exit::refused(fault, Stamp::now());
+    /// The program was not started: `exit` says why.
+    pub(super) async fn settle_refused(&mut self, exit: Exit) {
         let then = self.happen(Event::Refused(exit));
         self.ends += 1;
         if then == Ok(Then::Remove) {
