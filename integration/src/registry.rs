@@ -3,11 +3,15 @@
 //! Images come into it by placing the files of an OCI layout where the registry keeps its blobs and links (the layout of
 //! distribution's filesystem driver), which is what a push ends with, without a second copy.
 
+mod variants;
+
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+
+pub use variants::Variant;
 
 use crate::daemon::Daemon;
 use crate::site::Site;
@@ -90,10 +94,24 @@ impl Registry {
         for layer in document["layers"].as_array().ok_or("the manifest lists no layers")? {
             self.add_blob(layout, repository, digest_of(layer)?)?;
         }
+        self.link_manifest(repository, tag, &manifest)
+    }
+
+    fn link_manifest(&self, repository: &str, tag: &str, digest: &str) -> Result<(), String> {
         let manifests = self.repository(repository).join("_manifests");
-        link(&manifests.join("revisions/sha256").join(hex(&manifest)), &manifest)?;
-        link(&manifests.join("tags").join(tag).join("current"), &manifest)?;
-        link(&manifests.join("tags").join(tag).join("index/sha256").join(hex(&manifest)), &manifest)
+        link(&manifests.join("revisions/sha256").join(hex(digest)), digest)?;
+        link(&manifests.join("tags").join(tag).join("current"), digest)?;
+        link(&manifests.join("tags").join(tag).join("index/sha256").join(hex(digest)), digest)
+    }
+
+    fn link_layer(&self, repository: &str, digest: &str) -> Result<(), String> {
+        link(&self.repository(repository).join("_layers/sha256").join(hex(digest)), digest)
+    }
+
+    fn write_blob(&self, digest: &str, bytes: &[u8]) -> Result<(), String> {
+        let path = self.blob(digest);
+        make_parent(&path)?;
+        fs::write(&path, bytes).map_err(|error| format!("write {}: {error}", path.display()))
     }
 
     fn add_blob(&self, layout: &Path, repository: &str, digest: &str) -> Result<(), String> {
@@ -105,7 +123,7 @@ impl Registry {
             let placed = fs::hard_link(&source, &data).or_else(|_| fs::copy(&source, &data).map(drop));
             placed.map_err(|error| format!("place {}: {error}", source.display()))?;
         }
-        link(&self.repository(repository).join("_layers/sha256").join(hex(digest)), digest)
+        self.link_layer(repository, digest)
     }
 
     /// Changes one byte of the last layer of the image: its bytes then have another digest than the manifest says. The

@@ -1,6 +1,6 @@
 //! pull, images, rmi, and `run --pull`.
 
-use integration::registry::{Access, PASSWORD, Registry, USER};
+use integration::registry::{Access, PASSWORD, Registry, USER, Variant};
 use integration::{Stack, flow, programs};
 
 #[test]
@@ -192,5 +192,61 @@ fn several_pulls_at_once() {
             pull.end().ok();
         }
         assert_eq!(s.text(&["run", "--rm", &image, "test", "-x", "/usr/sbin/nginx"]), "");
+    });
+}
+
+/// Places a form of the image stubborn at the registry and returns its name.
+fn variant(s: &mut Stack, variant: Variant) -> String {
+    let name = format!("form-{variant:?}").to_lowercase();
+    s.registry().add_variant(&programs::images().join("stubborn"), &name, variant).expect("another form of the image");
+    s.image(&name)
+}
+
+#[test]
+fn images_come_in_several_forms() {
+    flow(|s| {
+        let mut forms = vec![Variant::Index, Variant::Docker, Variant::Plain];
+        if s.is_ours() {
+            // Docker 20.10 cannot read it.
+            forms.push(Variant::Zstd);
+        }
+        for form in forms {
+            let image = variant(s, form);
+            let text =
+                s.text(&["run", "--rm", &image, "sh", "-c", "cat /opt/new; ls /etc/motd 2>/dev/null || echo hidden"]);
+            assert_eq!(text, "new\nhidden", "{form:?}");
+            s.run(&["rmi", &image]).ok();
+        }
+    });
+}
+
+#[test]
+fn images_that_are_not_right_are_refused() {
+    flow(|s| {
+        for form in [Variant::ForeignIndex, Variant::WrongDiffId, Variant::Garbage] {
+            let image = variant(s, form);
+            let out = s.run(&["pull", "-q", &image]);
+            assert_eq!(out.code, 1, "{form:?}: {}", out.errors());
+            assert_eq!(s.text(&["images", "-q", &image]), "", "{form:?} is listed");
+        }
+        if s.is_ours() {
+            // Docker does not look at the sizes.
+            let image = variant(s, Variant::WrongSize);
+            s.run(&["pull", "-q", &image]).code(1);
+        }
+        s.run(&["run", "--rm", &s.image("stubborn"), "true"]).ok();
+    });
+}
+
+#[test]
+fn a_pull_without_a_terminal_draws_no_bars() {
+    flow(|s| {
+        let out = s.run(&["pull", &s.image("stubborn")]).ok();
+        let text = out.text() + &out.errors();
+        assert!(!text.contains('\u{1b}') && text.contains("Pull complete"), "{text}");
+        assert!(text.lines().count() < 40, "a line for each change of a layer's state: {text}");
+        let mut terminal = s.terminal(&["pull", &s.image("nginx")]);
+        assert_eq!(terminal.end(), 0);
+        assert!(terminal.screen().contains('\u{1b}'), "{}", terminal.screen());
     });
 }

@@ -1,6 +1,6 @@
 //! ps, inspect, events, info, version.
 
-use integration::flow;
+use integration::{flow, skip};
 use serde_json::Value;
 
 #[test]
@@ -126,6 +126,41 @@ fn version_and_info() {
         s.detached(&[s.busybox(), "sleep", "100"]);
         let text = s.text(&["info"]);
         assert!(text.contains("Containers: 1") && text.contains("Running: 1") && text.contains("Images: 1"), "{text}");
+    });
+}
+
+#[test]
+fn json_for_programs() {
+    flow(|s| {
+        if !s.is_ours() {
+            return skip("Docker 20.10 does not know --format json");
+        }
+        s.detached(&["--name", "told", s.busybox(), "sleep", "100"]);
+        let json = |arguments: &[&str]| -> Value {
+            let text = s.text(arguments);
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {text}"))
+        };
+        assert_eq!(json(&["ps", "--format", "json"])["Names"], "told");
+        assert_eq!(json(&["images", "--format", "json"])["Repository"], s.busybox());
+        assert_eq!(json(&["inspect", "--format", "json", "told"])[0]["Name"], "/told");
+        assert!(json(&["info", "--format", "json"]).is_object());
+        assert!(json(&["version", "--format", "json"])["Server"].is_object());
+        assert_eq!(json(&["explain", "--format", "json", "told"])["Status"], "running");
+    });
+}
+
+#[test]
+fn explain_says_how_a_container_is() {
+    flow(|s| {
+        if !s.is_ours() {
+            return skip("a command of ours alone");
+        }
+        s.detached(&["--name", "well", s.busybox(), "sleep", "100"]);
+        assert!(s.text(&["explain", "well"]).contains("running"));
+        s.run(&["run", "--name", "ended", s.busybox(), "sh", "-c", "exit 3"]).code(3);
+        let text = s.text(&["explain", "ended"]);
+        assert!(text.contains("code 3"), "{text}");
+        s.run(&["explain", "nowhere"]).code(1);
     });
 }
 
