@@ -40,10 +40,25 @@ impl Packages {
             return Ok(package);
         }
         fs::create_dir_all(&self.folder).map_err(|error| format!("create {}: {error}", self.folder.display()))?;
-        run(Command::new("apt-get")
-            .args(["-qq", "-o", "APT::Sandbox::User=root", "download", name])
-            .current_dir(&self.folder))?;
+        self.download(name).or_else(|_| {
+            // The lists are those of another day: what they name may be gone from the mirror.
+            run(Command::new("apt-get").args(["-qq", "update"]))?;
+            self.download(name)
+        })?;
         self.cached(name).ok_or_else(|| format!("apt-get downloaded no {name}"))
+    }
+
+    /// Downloads the newest version that a mirror has. By the bare name apt would want the version that is installed, which
+    /// no mirror need have any more.
+    fn download(&self, name: &str) -> Result<(), String> {
+        let versions = run(Command::new("apt-cache").args(["madison", name]))?;
+        let versions = String::from_utf8_lossy(&versions);
+        let newest = versions.lines().find_map(|line| line.split('|').nth(1)).ok_or(format!("no mirror has {name}"))?;
+        let wanted = format!("{name}={}", newest.trim());
+        run(Command::new("apt-get")
+            .args(["-qq", "-o", "APT::Sandbox::User=root", "download", &wanted])
+            .current_dir(&self.folder))
+        .map(drop)
     }
 
     fn cached(&self, name: &str) -> Option<PathBuf> {
