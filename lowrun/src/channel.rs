@@ -8,6 +8,7 @@
 //!   |  (clone3)                              |
 //!   | <------------- Init { pid } ---------- |  only when a helper had to join namespaces first
 //!   | -------------- Mapped ---------------> |  only with a new user namespace: ids are mapped
+//!   | ------ Source { descriptor } --------> |  only in a user namespace: a copy of each bind mount's source
 //!   | -------------- Cgroup ---------------> |  cgroups are made, limited, and the state is written
 //!   | ----- Network { descriptor } --------> |  only with a new network namespace made by the host side
 //!   | <------------- Hooks ----------------- |  only with prestart or createRuntime hooks: mounts are made
@@ -46,6 +47,8 @@ pub enum ToInit {
     Continue = 3,
     /// With a descriptor of the namespace.
     Network = 4,
+    /// With a copy of a mount.
+    Source = 5,
 }
 
 /// What the container side says.

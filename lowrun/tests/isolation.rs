@@ -303,7 +303,7 @@ fn a_user_namespace_maps_root_to_somebody_else() {
     let map = json!([{ "containerID": 0, "hostID": 200_000, "size": 65_536 }]);
     stage.config["linux"]["uidMappings"] = map.clone();
     stage.config["linux"]["gidMappings"] = map;
-    own_tree(&stage, 200_000);
+    stage.own_rootfs(200_000);
     stage.config["process"]["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "soft": 99, "hard": 99 }]);
     stage.script(
         "id -u; cat /proc/self/uid_map; touch /tmp/made; ulimit -n; echo x > /dev/null; hostname; ls -ln /dev/null",
@@ -330,7 +330,7 @@ fn a_user_namespace_can_be_joined_with_others() {
         stage.namespace("user", Some(""));
         stage.config["linux"]["uidMappings"] = map.clone();
         stage.config["linux"]["gidMappings"] = map.clone();
-        own_tree(stage, 200_000);
+        stage.own_rootfs(200_000);
     }
     first.script("while :; do sleep 0.05; done");
     first.detached();
@@ -345,15 +345,6 @@ fn a_user_namespace_can_be_joined_with_others() {
     let expected = |kind: &str| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap().display().to_string();
     assert_eq!(seen, format!("0\n{}\n{}\n{}\n", expected("user"), expected("net"), expected("ipc")));
     first.delete();
-}
-
-fn own_tree(stage: &Stage, id: u32) {
-    let mut command = std::process::Command::new("chown");
-    command.args(["-R", &format!("{id}:{id}")]).arg(stage.rootfs());
-    assert!(command.status().unwrap().success());
-    for dir in [stage.dir.path().to_owned(), stage.bundle()] {
-        std::fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    }
 }
 
 #[test]

@@ -6,13 +6,12 @@ use std::path::Path;
 use rustix::process::Pid;
 
 use super::seccomp::Listener;
-use super::{hooks, socket, wait};
+use super::{hooks, id_map, socket, sources, wait};
 use crate::channel::{self, FromInit, HostEnd, ToInit};
 use crate::fault::{Attempt, Code, Fault, Result, Step};
 use crate::init::{self, Setup};
 use crate::path;
 use crate::plan::namespaces::Kind;
-use crate::spec::IdMapping;
 use crate::state::{Identity, State, Status, hook_state};
 use crate::sys::Call;
 use crate::trace::span;
@@ -32,8 +31,13 @@ impl Meeting<'_> {
     pub(super) fn prepare(&self, born_in_cgroup: bool) -> Result<Identity> {
         let plan = self.setup.plan;
         if plan.namespaces.is_new(Kind::User) {
-            self.map_ids().step("create:namespaces")?;
+            id_map::write(self.setup.proc.as_fd(), self.pid, &plan.uid_mappings, &plan.gid_mappings)
+                .step("create:namespaces")?;
             self.host.send(ToInit::Mapped);
+        }
+        if self.setup.host_opens_sources {
+            span("sources", || sources::hand_over(self.setup, self.host, self.pid, self.pidfd))
+                .step("create:mounts")?;
         }
         let cgroup = self.setup.cgroup;
         span("cgroup-create", || cgroup.create_v1(&plan.cgroup)).step("create:cgroup")?;
@@ -50,16 +54,6 @@ impl Meeting<'_> {
                 .step("create:limits")?;
         }
         Identity::of(self.pid).attempt(Code::SystemError, || "identify the container's process").step("create:clone")
-    }
-
-    fn map_ids(&self) -> Result<()> {
-        let plan = self.setup.plan;
-        for (file, mappings) in [("uid_map", &plan.uid_mappings), ("gid_map", &plan.gid_mappings)] {
-            let path = format!("{}/{file}", self.pid.as_raw_nonzero());
-            path::write_in_proc(self.setup.proc.as_fd(), &path, &map_text(mappings))
-                .attempt(Code::SpecInvalid, || format!("write the container's {file}"))?;
-        }
-        Ok(())
     }
 
     /// Answers the container side until it waits for `start`, or until the program runs.
@@ -129,8 +123,4 @@ pub fn pass_listener(pidfd: BorrowedFd<'_>, fd: i32, listener: &Listener, state:
     let socket = socket::connect(Path::new(&listener.path))?;
     channel::send_descriptor(socket.as_fd(), document.to_string().as_bytes(), taken.as_fd())
         .attempt(Code::SeccompFailed, || format!("send the seccomp listener to {}", listener.path))
-}
-
-fn map_text(mappings: &[IdMapping]) -> String {
-    mappings.iter().map(|map| format!("{} {} {}\n", map.container_id, map.host_id, map.size)).collect()
 }

@@ -8,9 +8,11 @@
 mod clone;
 pub mod exec;
 pub mod hooks;
+mod id_map;
 mod meeting;
 pub mod seccomp;
 pub mod socket;
+mod sources;
 pub mod terminal;
 pub mod wait;
 
@@ -134,13 +136,15 @@ fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid,
 /// Opens and decides all that the container side will need.
 fn prepare<'a>(request: Request<'a>, dir: &'a Dir, state: &'a State, filter: Option<Filter>) -> Result<Setup<'a>> {
     let plan = request.plan;
+    let proc = path::open_proc().attempt(Code::RootfsUnsafe, || "open the host's /proc").step("create:clone")?;
+    let id_maps = id_map::namespaces(plan, proc.as_fd()).step("create:namespaces")?;
     Ok(Setup {
         plan,
         state,
         log: request.log,
         cgroup: &state.cgroup,
         dir,
-        proc: path::open_proc().attempt(Code::RootfsUnsafe, || "open the host's /proc").step("create:clone")?,
+        proc,
         joins: open_joins(plan).step("create:namespaces")?,
         staged: is_staged(plan),
         clone_flags: clone_flags(plan),
@@ -153,6 +157,8 @@ fn prepare<'a>(request: Request<'a>, dir: &'a Dir, state: &'a State, filter: Opt
         no_pivot: request.no_pivot,
         no_new_keyring: request.no_new_keyring,
         host_makes_network: host_makes_network(plan),
+        host_opens_sources: sources::are_opened_by_host(plan),
+        id_maps,
         host_moves: plan.namespaces.has(Kind::User),
     })
 }

@@ -12,8 +12,10 @@ mod masks;
 pub mod process;
 mod root;
 mod rootfs;
+mod sources;
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -30,7 +32,10 @@ use crate::sys::clone::{Forked, clone3};
 use crate::sys::{self, Call};
 use crate::trace::{self, span};
 use process::{Program, become_program};
-use rootfs::{Rootfs, Sources};
+use rootfs::Rootfs;
+use sources::Sources;
+
+pub use sources::open_source;
 
 /// All that the container side needs, made by the host side before the clone.
 pub struct Setup<'a> {
@@ -64,6 +69,10 @@ pub struct Setup<'a> {
     /// Whether the host side makes the network namespace while the container side works: it takes the kernel as long
     /// as most of the rest.
     pub host_makes_network: bool,
+    /// Whether the host side opens the sources of bind mounts.
+    pub host_opens_sources: bool,
+    /// The user namespaces of id-mapped mounts with mappings of their own, by the mount's place in the spec.
+    pub id_maps: BTreeMap<usize, OwnedFd>,
     /// Whether the host side moves the process into its cgroups.
     pub host_moves: bool,
 }
@@ -133,7 +142,7 @@ fn container(setup: &Setup<'_>, channel: &InitEnd) -> Result<std::convert::Infal
     let plan = setup.plan;
     // What is made has the mode that was asked for; the program gets its own mask at the end.
     rustix::process::umask(rustix::fs::Mode::empty());
-    let sources = enter_user_namespace(plan, channel).step("create:namespaces")?;
+    let sources = enter_user_namespace(setup, channel).step("create:namespaces")?;
     make_session(setup).step("create:process")?;
     set_names(plan).step("create:namespaces")?;
     let mut root = span("mounts", || Rootfs::build(setup, channel, sources)).step("create:mounts")?;
@@ -170,14 +179,15 @@ fn container(setup: &Setup<'_>, channel: &InitEnd) -> Result<std::convert::Infal
 
 /// In a user namespace: waits until ids are mapped and becomes its root. The sources of mounts are opened before, as
 /// the host's root still: a mapped root may not even look at them.
-fn enter_user_namespace(plan: &Plan, channel: &InitEnd) -> Result<Sources> {
+fn enter_user_namespace(setup: &Setup<'_>, channel: &InitEnd) -> Result<Sources> {
+    let plan = setup.plan;
     if !plan.namespaces.has(Kind::User) {
         return Ok(Sources::default());
     }
     if plan.namespaces.is_new(Kind::User) {
         channel.expect(ToInit::Mapped)?;
     }
-    let sources = rootfs::open_sources(plan)?;
+    let sources = Sources::open(setup, channel)?;
     become_root()?;
     if plan.namespaces.is_new(Kind::Network) {
         sys::net::loopback_up().attempt(Code::NamespaceFailed, || "bring the loopback interface up")?;

@@ -1,6 +1,6 @@
 //! The root directory: prepared as a mount of its own, and at last made the process's root.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
@@ -51,7 +51,7 @@ impl Rootfs {
 }
 
 /// Cuts the propagation of mounts to the host and makes the root file system a mount of its own.
-pub(super) fn prepare_root(plan: &Plan, tree: Option<OwnedFd>) -> Result<Root> {
+pub(super) fn prepare_root(plan: &Plan) -> Result<Root> {
     let attempted = || format!("prepare the root file system {}", plan.rootfs.display());
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let open =
@@ -65,10 +65,7 @@ pub(super) fn prepare_root(plan: &Plan, tree: Option<OwnedFd>) -> Result<Root> {
     if propagation & (libc::MS_SLAVE | libc::MS_PRIVATE) == 0 || !recursive {
         make_parent_private(&plan.rootfs).attempt(Code::MountFailed, attempted)?;
     }
-    let tree = match tree {
-        Some(tree) => tree,
-        None => mount::clone_path(&plan.rootfs, true).attempt(Code::RootfsInvalid, attempted)?,
-    };
+    let tree = mount::clone_path(&plan.rootfs, true).attempt(Code::RootfsInvalid, attempted)?;
     let place = open()?;
     mount::attach(tree.as_fd(), place.as_fd()).attempt(Code::MountFailed, attempted)?;
     Ok(Root::new(tree))

@@ -5,13 +5,13 @@
 //! root. So a symlink in the image, or one that is swapped in through a shared volume while this runs, leads nowhere
 //! but into the container.
 
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use super::sources::Sources;
 use super::{Setup, copy_up, dev, masks, root};
 use crate::channel::InitEnd;
 use crate::fault::{Attempt, Code, Fault, Result};
@@ -39,25 +39,6 @@ const PROC_MOUNTS: [&str; 10] = [
     "/proc/sys/crypto/fips_enabled",
 ];
 
-/// Copies of mounts of the host, opened before the process gave up the host's root: the root file system and the
-/// sources of bind mounts by their place in the spec.
-#[derive(Default)]
-pub(super) struct Sources {
-    rootfs: Option<OwnedFd>,
-    binds: BTreeMap<usize, OwnedFd>,
-}
-
-/// Opens what a mapped root might not reach.
-pub(super) fn open_sources(plan: &Plan) -> Result<Sources> {
-    let mut binds = BTreeMap::new();
-    for mount in &plan.mounts {
-        if let MountKind::Bind { source, recursive } = &mount.kind {
-            binds.insert(mount.index, clone_source(mount, source, *recursive)?);
-        }
-    }
-    Ok(Sources { rootfs: None, binds })
-}
-
 /// The file system under construction.
 pub(super) struct Rootfs {
     /// The container's root.
@@ -73,8 +54,8 @@ pub(super) struct Rootfs {
 
 impl Rootfs {
     /// Makes the root and all mounts of the plan.
-    pub(super) fn build(setup: &Setup<'_>, channel: &InitEnd, mut sources: Sources) -> Result<Rootfs> {
-        let root = root::prepare_root(setup.plan, sources.rootfs.take())?;
+    pub(super) fn build(setup: &Setup<'_>, channel: &InitEnd, sources: Sources) -> Result<Rootfs> {
+        let root = root::prepare_root(setup.plan)?;
         let null = masks::clone_null(setup.plan)?;
         let mut rootfs = Rootfs { root, late_readonly: Vec::new(), sources, in_cgroup: false, in_network: false, null };
         for mount in &setup.plan.mounts {
@@ -101,7 +82,7 @@ impl Rootfs {
 
     fn mount(&mut self, setup: &Setup<'_>, channel: &InitEnd, mount: &MountPlan) -> Result<()> {
         match &mount.kind {
-            MountKind::Bind { source, recursive } => self.bind(mount, source, *recursive),
+            MountKind::Bind { source, recursive } => self.bind(setup, mount, source, *recursive),
             MountKind::Filesystem { fstype, source, options, copy_up } => {
                 if fstype == "sysfs" {
                     // It shows the interfaces of the namespace that it is mounted in. The cgroups are ready earlier.
@@ -117,11 +98,8 @@ impl Rootfs {
         }
     }
 
-    fn bind(&mut self, mount: &MountPlan, source: &Path, recursive: bool) -> Result<()> {
-        let tree = match self.sources.binds.remove(&mount.index) {
-            Some(tree) => tree,
-            None => clone_source(mount, source, recursive)?,
-        };
+    fn bind(&mut self, setup: &Setup<'_>, mount: &MountPlan, source: &Path, recursive: bool) -> Result<()> {
+        let tree = self.sources.take(setup, mount, source, recursive)?;
         let attempted = || mount.describe();
         let is_dir = is_directory(tree.as_fd()).attempt(Code::MountFailed, attempted)?;
         apply_bind_attributes(tree.as_fd(), mount)?;
@@ -216,13 +194,6 @@ impl Rootfs {
     pub(super) fn populate_dev(&self, setup: &Setup<'_>) -> Result<()> {
         if setup.plan.fills_dev { dev::populate(&self.root, setup) } else { Ok(()) }
     }
-}
-
-fn clone_source(mount: &MountPlan, source: &Path, recursive: bool) -> Result<OwnedFd> {
-    mount::clone_path(source, recursive).map_err(|failure| {
-        let code = if failure.errno == Errno::NOENT { Code::MountSourceMissing } else { Code::MountFailed };
-        Fault::of(code, mount.describe(), failure)
-    })
 }
 
 /// The attributes asked for replace those of the source, as `mount --bind -o` does; a locked one (the source is of

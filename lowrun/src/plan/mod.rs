@@ -18,7 +18,7 @@ use crate::fault::{Code, Fault, Result};
 use crate::path::clean;
 use crate::spec::{self, Spec};
 use devices::{DeviceNode, DeviceRule};
-use mounts::{MountKind, MountPlan};
+use mounts::{IdMap, MountKind, MountPlan};
 use namespaces::{Kind, Namespaces};
 use process::ProcessPlan;
 
@@ -87,7 +87,7 @@ pub fn plan(id: &str, bundle: &Path, spec: &Spec) -> Result<Plan> {
     let namespaces = Namespaces::parse(&linux.namespaces)?;
     check_namespaces(spec, &linux, &namespaces)?;
     check_supported(&linux)?;
-    let mounts = mounts(spec, bundle)?;
+    let mounts = mounts(spec, bundle, &namespaces)?;
     let resources = linux.resources.clone().unwrap_or_default();
     Ok(Plan {
         rootfs: clean(&bundle.join(&root.path).to_string_lossy()),
@@ -175,16 +175,17 @@ fn check_supported(linux: &spec::Linux) -> Result<()> {
     Ok(())
 }
 
-fn mounts(spec: &Spec, bundle: &Path) -> Result<Vec<MountPlan>> {
+fn mounts(spec: &Spec, bundle: &Path, namespaces: &Namespaces) -> Result<Vec<MountPlan>> {
     let plans: Vec<MountPlan> = spec
         .mounts
         .iter()
         .enumerate()
         .map(|(index, mount)| MountPlan::parse(index, mount, bundle))
         .collect::<Result<_>>()?;
-    if let Some(plan) = plans.iter().find(|plan| plan.id_map.is_some()) {
-        let field = format!("mounts[{}]", plan.index);
-        return Err(Fault::new(Code::Unsupported, field).cause("id-mapped mounts are not supported by this lowrun"));
+    let implied = |plan: &&MountPlan| plan.id_map.as_ref().is_some_and(IdMap::is_implied);
+    if let Some(plan) = plans.iter().find(implied).filter(|_| !namespaces.has(Kind::User)) {
+        let cause = "id-mapped mounts need mappings of their own where the container has no user namespace";
+        return Err(invalid(&format!("mounts[{}]", plan.index), cause));
     }
     if let Some(plan) = plans.iter().find(|plan| plan.destination == Path::new("/")) {
         let field = format!("mounts[{}].destination", plan.index);

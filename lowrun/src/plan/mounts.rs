@@ -54,6 +54,18 @@ pub struct IdMap {
     pub recursive: bool,
 }
 
+impl IdMap {
+    /// Whether the mappings are those of the container's user namespace.
+    pub fn is_implied(&self) -> bool {
+        self.uids.is_empty()
+    }
+
+    /// Whether both map the same ids.
+    pub fn maps_as(&self, other: &IdMap) -> bool {
+        (&self.uids, &self.gids) == (&other.uids, &other.gids)
+    }
+}
+
 impl AttrChange {
     fn set(&mut self, attr: u64) {
         if attr & !MOUNT_ATTR_ATIME_MASK == 0 {
@@ -165,6 +177,9 @@ impl MountPlan {
         let id_map = words.id_map(mount);
         if id_map.is_some() && !matches!(kind, MountKind::Bind { .. }) {
             return Err(invalid("id-mapped mounts are only supported for bind-mounts"));
+        }
+        if id_map.as_ref().is_some_and(|map| map.uids.is_empty() != map.gids.is_empty()) {
+            return Err(invalid("id-mapped mounts must have both uid and gid mappings specified"));
         }
         Ok(MountPlan {
             index,

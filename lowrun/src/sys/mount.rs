@@ -63,6 +63,12 @@ fn setattr_at(dir: i32, path: &CStr, flags: i32, recursive: bool, attr: &MountAt
     check("mount_setattr", result).map(drop)
 }
 
+/// Maps the ids of a detached mount, and if `recursive` of all below, as the user namespace does (Linux 5.12).
+pub fn map_ids(mount: BorrowedFd<'_>, recursive: bool, namespace: BorrowedFd<'_>) -> Result<()> {
+    let userns_fd = namespace.as_raw_fd() as u64;
+    mount_setattr(mount, recursive, &MountAttr { set: MOUNT_ATTR_IDMAP, userns_fd, ..MountAttr::default() })
+}
+
 /// A detached copy of the mount at `path` (relative to `dir`, following a last symlink) with, if `recursive`, all below.
 pub fn clone_tree(dir: BorrowedFd<'_>, path: &Path, recursive: bool) -> Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;

@@ -118,6 +118,28 @@ impl Stage {
         !self.is_ours()
     }
 
+    /// Whether the runtime under test says by `features` that it cannot do something; says so.
+    pub fn lacks(&self, feature: &str) -> bool {
+        let mut command = self.command();
+        command.arg("features");
+        let features: Value = serde_json::from_str(&self.finish(command).out).unwrap_or_default();
+        let lacks = features.pointer(feature) != Some(&json!(true));
+        if lacks {
+            eprintln!("skipped: the runtime under test has no {feature}");
+        }
+        lacks
+    }
+
+    /// Gives the root file system to another user, and lets everybody reach it.
+    pub fn own_rootfs(&self, id: u32) {
+        let mut command = Command::new("chown");
+        command.args(["-R", &format!("{id}:{id}")]).arg(self.rootfs());
+        assert!(command.status().unwrap().success());
+        for dir in [self.dir.path().to_owned(), self.bundle()] {
+            std::fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        }
+    }
+
     /// The root file system of the bundle.
     pub fn rootfs(&self) -> PathBuf {
         self.dir.path().join("bundle/rootfs")
@@ -320,6 +342,31 @@ impl Drop for Stage {
         if !std::thread::panicking() {
             assert!(left.is_empty(), "left behind: {left:?}");
         }
+    }
+}
+
+/// A bind mount of the test's own, taken away when this goes.
+pub struct Bound(PathBuf);
+
+impl Bound {
+    /// Binds a directory.
+    pub fn new(source: &Path, target: &Path) -> Bound {
+        rustix::mount::mount_bind(source, target).unwrap();
+        Bound(target.to_owned())
+    }
+
+    /// As [`Bound::new`], read-only.
+    pub fn readonly(source: &Path, target: &Path) -> Bound {
+        let bound = Bound::new(source, target);
+        let flags = rustix::mount::MountFlags::BIND | rustix::mount::MountFlags::RDONLY;
+        rustix::mount::mount_remount(target, flags, c"").unwrap();
+        bound
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
     }
 }
 

@@ -1,0 +1,94 @@
+//! The sources of bind mounts of a container in a user namespace.
+//!
+//! The container side is then somebody on the host who may not reach them, and has no right to map their ids. So the
+//! host side opens them, but in the container's mount namespace: what is copied there is locked as the kernel locked
+//! the host's mounts when it copied them for a lesser user namespace, and propagates nothing back.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{CWD, Mode, OFlags};
+
+use super::id_map;
+use crate::channel::{HostEnd, ToInit};
+use crate::fault::{Attempt, Code, Result};
+use crate::init::{Setup, open_source};
+use crate::plan::Plan;
+use crate::plan::mounts::MountKind;
+use crate::plan::namespaces::Kind;
+use crate::sys::{self, Call};
+
+/// Whether the host side opens the sources: it must be allowed to enter the container's mount namespace.
+pub(super) fn are_opened_by_host(plan: &Plan) -> bool {
+    let binds = plan.mounts.iter().any(|mount| matches!(mount.kind, MountKind::Bind { .. }));
+    binds
+        && plan.namespaces.has(Kind::User)
+        && plan.namespaces.is_new(Kind::Mount)
+        && rustix::process::geteuid().is_root()
+}
+
+/// Opens the sources in the mount namespace of the container's process and hands them over, in their order.
+pub(super) fn hand_over(
+    setup: &Setup<'_>,
+    host: &HostEnd,
+    pid: rustix::process::Pid,
+    pidfd: BorrowedFd<'_>,
+) -> Result<()> {
+    let implied = implied_map(setup, pid)?;
+    let place = Place::leave()?;
+    let opened = sys::process::setns(pidfd, Kind::Mount.flag())
+        .attempt(Code::NamespaceFailed, || "enter the container's mount namespace")
+        .and_then(|()| open(setup, implied.as_ref()));
+    place.come_back()?;
+    opened?.iter().for_each(|tree| host.send_descriptor(ToInit::Source, tree.as_fd()));
+    Ok(())
+}
+
+/// The container's user namespace, for mounts that are mapped as it is.
+fn implied_map(setup: &Setup<'_>, pid: rustix::process::Pid) -> Result<Option<OwnedFd>> {
+    let is_implied = setup.plan.mounts.iter().any(|mount| mount.id_map.as_ref().is_some_and(|map| map.is_implied()));
+    is_implied.then(|| id_map::of_process(setup.proc.as_fd(), pid)).transpose()
+}
+
+fn open(setup: &Setup<'_>, implied: Option<&OwnedFd>) -> Result<Vec<OwnedFd>> {
+    let mut trees = Vec::new();
+    for mount in &setup.plan.mounts {
+        if let MountKind::Bind { source, recursive } = &mount.kind {
+            let map = setup.id_maps.get(&mount.index).or(implied);
+            trees.push(open_source(mount, source, *recursive, map.map(AsFd::as_fd))?);
+        }
+    }
+    Ok(trees)
+}
+
+/// Where this process is in its own mount namespace: joining another one changes root and working directory.
+struct Place {
+    namespace: OwnedFd,
+    root: OwnedFd,
+    dir: OwnedFd,
+}
+
+impl Place {
+    fn leave() -> Result<Place> {
+        let open = |path: &str, flags: OFlags| {
+            rustix::fs::openat(CWD, path, flags | OFlags::CLOEXEC, Mode::empty())
+                .call("open")
+                .attempt(Code::SystemError, || format!("open {path}"))
+        };
+        let directory = OFlags::PATH | OFlags::DIRECTORY;
+        Ok(Place {
+            namespace: open("/proc/self/ns/mnt", OFlags::RDONLY)?,
+            root: open("/", directory)?,
+            dir: open(".", directory)?,
+        })
+    }
+
+    fn come_back(&self) -> Result<()> {
+        let back = || -> sys::Result<()> {
+            sys::process::setns(self.namespace.as_fd(), Kind::Mount.flag())?;
+            rustix::process::fchdir(&self.root).call("fchdir")?;
+            rustix::process::chroot(".").call("chroot")?;
+            rustix::process::fchdir(&self.dir).call("fchdir")
+        };
+        back().attempt(Code::NamespaceFailed, || "return to the own mount namespace")
+    }
+}
