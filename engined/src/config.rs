@@ -148,7 +148,7 @@ impl Default for Config {
             state: "/run/strata/engined".into(),
             address: "/run/strata/engined.sock".into(),
             socket_gid: None,
-            containerd: "/run/strata/shimd.sock".into(),
+            containerd: "/run/shimd/shimd.sock".into(),
             namespace: "strata".to_owned(),
             instance: "0".to_owned(),
             snapshotter: "overlayfs".to_owned(),

@@ -67,11 +67,6 @@ impl Ipam {
         self.used.remove(&address);
     }
 
-    /// Whether waiting would free an address.
-    pub(super) fn is_draining(&self) -> bool {
-        self.used.values().any(|state| *state == Use::Draining)
-    }
-
     fn is_free(&self, address: Ipv4Addr) -> bool {
         self.subnet.has_host(address) && address != self.gateway && !self.used.contains_key(&address)
     }
@@ -119,9 +114,9 @@ mod tests {
         let mut ipam = ipam("10.88.0.0/30");
         let only = ipam.allocate().unwrap();
         ipam.drain(only);
-        assert_eq!((ipam.allocate(), ipam.is_draining()), (None, true));
+        assert_eq!(ipam.allocate(), None);
         ipam.release(only);
-        assert_eq!((ipam.allocate(), ipam.is_draining()), (Some(only), false));
+        assert_eq!(ipam.allocate(), Some(only));
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub(crate) use self::endpoint::{Endpoint, EndpointId, PortRequest, Protocol, Pub
 use self::error::Attempt;
 pub(crate) use self::error::Error;
 use self::ipam::Ipam;
-use self::namespace::{Namespace, Pins};
+use self::namespace::Pins;
 use self::nft::Nft;
 use self::ports::Reservation;
 pub(crate) use self::recovery::Recovery;
@@ -163,17 +163,6 @@ impl Network {
         self.worker.unpublished(&endpoint);
         self.worker.discard(Leftover::of_endpoint(&endpoint));
         outcome
-    }
-
-    /// A pinned namespace with nothing but its loopback, for `--network none`.
-    pub(crate) fn create_namespace(&self, id: &EndpointId) -> Result<PathBuf, Error> {
-        let namespace = Namespace::fresh()?;
-        self.shared.pins.pin(id, namespace.as_fd())
-    }
-
-    /// Removes what [`Network::create_namespace`] made; one that is gone is no error.
-    pub(crate) fn remove_namespace(&self, path: &std::path::Path) -> Result<(), Error> {
-        self.shared.pins.unpin(path)
     }
 
     /// The subnet that containers live in.

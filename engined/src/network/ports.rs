@@ -4,7 +4,7 @@
 //! same port and wonder why nothing comes. A bound socket that never listens keeps the port ours for as long as the
 //! process lives; after a restart it is bound anew.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
@@ -92,13 +92,10 @@ fn local_port(socket: &OwnedFd) -> Result<u16, Errno> {
     Ok(address.port())
 }
 
-/// The address that means every address.
-pub(crate) const EVERYWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket};
+    use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 
     fn request(host_port: u16, protocol: Protocol) -> PortRequest {
         PortRequest { host_ip: Ipv4Addr::LOCALHOST.into(), host_port, container_port: 80, protocol }

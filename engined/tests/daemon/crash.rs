@@ -58,7 +58,7 @@ above_both! {
         let requests = [
             wire::attach_request::Kind::Open(open),
             wire::attach_request::Kind::Input(wire::Input {
-                kind: Some(wire::input::Kind::Stdin(b"typed\n".to_vec().into())),
+                kind: Some(wire::input::Kind::Stdin(b"typed\n".to_vec())),
             }),
         ];
         let requests = requests.map(|kind| wire::AttachRequest { kind: Some(kind) });

@@ -18,7 +18,7 @@ fn open(container: &str, command: &[&str]) -> wire::ExecOpen {
 async fn exec(stack: &Stack, open: wire::ExecOpen, input: &[&[u8]]) -> Result<Ran, Status> {
     let mut kinds = vec![wire::exec_request::Kind::Open(open)];
     for part in input {
-        let kind = Some(wire::input::Kind::Stdin(part.to_vec().into()));
+        let kind = Some(wire::input::Kind::Stdin(part.to_vec()));
         kinds.push(wire::exec_request::Kind::Input(wire::Input { kind }));
     }
     if !input.is_empty() {

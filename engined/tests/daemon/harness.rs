@@ -267,10 +267,6 @@ impl Stack {
         kill(&mut self.supervisor);
     }
 
-    pub(crate) fn engine_pid(&self) -> u32 {
-        self.engine.as_ref().expect("the engine runs").id()
-    }
-
     pub(crate) fn connection(&self) -> Channel {
         self.channel.clone().expect("the engine answers")
     }

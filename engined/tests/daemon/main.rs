@@ -4,8 +4,6 @@
 //! Each test has network and mount namespaces of its own and a directory of its own; what it leaves there is a failure.
 //! They need root, busybox as a static program, and the supervisor's programs; each says what it misses and is skipped.
 
-#![expect(clippy::result_large_err, reason = "a status is what the calls under test end with")]
-
 mod crash;
 mod exec;
 mod faults;

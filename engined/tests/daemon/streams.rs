@@ -13,7 +13,7 @@ fn bytes(length: usize) -> Vec<u8> {
 }
 
 fn input(data: &[u8]) -> Vec<wire::input::Kind> {
-    let parts = data.chunks(60_000).map(|part| wire::input::Kind::Stdin(part.to_vec().into()));
+    let parts = data.chunks(60_000).map(|part| wire::input::Kind::Stdin(part.to_vec()));
     parts.chain([wire::input::Kind::CloseStdin(true)]).collect()
 }
 
@@ -116,7 +116,7 @@ above_both! {
                 is_typed = true;
                 for kind in [
                     wire::input::Kind::Resize(wire::WindowSize { width: 70, height: 30 }),
-                    wire::input::Kind::Stdin(b"hello\n".to_vec().into()),
+                    wire::input::Kind::Stdin(b"hello\n".to_vec()),
                 ] {
                     keys.send(send(wire::run_request::Kind::Input(wire::Input { kind: Some(kind) }))).await.unwrap();
                 }

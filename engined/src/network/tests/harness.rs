@@ -15,11 +15,13 @@ use rustix::mount::MountPropagationFlags;
 use crate::network::endpoint::Mac;
 use crate::network::namespace::Namespace;
 use crate::network::rtnl::{FarAddress, Rtnl, VethPair};
-use crate::network::{Config, Endpoint, EndpointId, Network, PortRequest, Protocol, Subnet, ports};
+use crate::network::{Config, Endpoint, EndpointId, Network, PortRequest, Protocol, Subnet};
 
 /// The host's address on the LAN, and the peer's.
 pub(super) const HOST_ON_LAN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub(super) const PEER_ON_LAN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+/// The address that means every address.
+pub(super) const EVERYWHERE: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 pub(super) const TABLE: &str = "strata-test";
 pub(super) const BRIDGE: &str = "strata-test";
 
@@ -126,13 +128,18 @@ pub(super) fn id(text: &str) -> EndpointId {
     text.parse().unwrap()
 }
 
+/// A pinned namespace with nothing but its loopback, which no endpoint record names.
+pub(super) fn pinned(network: &Network, name: &str) -> PathBuf {
+    network.shared.pins.pin(&id(name), Namespace::fresh().unwrap().as_fd()).unwrap()
+}
+
 /// Publishes container port 80 on `host_ip`, on a port of the kernel's choice.
 pub(super) fn publish(host_ip: impl Into<IpAddr>, protocol: Protocol) -> PortRequest {
     PortRequest { host_ip: host_ip.into(), host_port: 0, container_port: 80, protocol }
 }
 
 pub(super) fn publish_everywhere() -> PortRequest {
-    publish(ports::EVERYWHERE, Protocol::Tcp)
+    publish(EVERYWHERE, Protocol::Tcp)
 }
 
 /// Runs `work` in a network namespace.

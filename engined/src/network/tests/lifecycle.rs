@@ -78,7 +78,7 @@ fn removal_leaves_no_trace() {
         let before = link_names();
         let network = world.open();
         network.attach(&id("web"), &[publish_everywhere()]).unwrap();
-        network.create_namespace(&id("none")).unwrap();
+        pinned(&network, "none");
         drop(network);
         let failures = Network::remove_all(&world.config());
         assert!(failures.is_empty(), "{failures:?}");
@@ -97,7 +97,7 @@ fn after_a_restart_live_endpoints_go_on_and_the_rest_goes() {
         let network = world.open();
         let web = network.attach(&id("web"), &[publish_everywhere()]).unwrap();
         let dead = network.attach(&id("dead"), &[publish_everywhere()]).unwrap();
-        let pod = network.create_namespace(&id("pod")).unwrap();
+        let pod = pinned(&network, "pod");
         let _server = Server::start(&web);
         let port = web.ports[0].host_port;
         // As after SIGKILL: nothing is undone, but sockets and descriptors are closed.

@@ -68,7 +68,7 @@ fn a_port_on_one_address_is_not_on_the_others() {
 fn udp_is_published_too_and_old_conversations_follow() {
     in_a_world(|world| {
         let network = world.open();
-        let request = publish(crate::network::ports::EVERYWHERE, Protocol::Udp);
+        let request = publish(EVERYWHERE, Protocol::Udp);
         let first = network.attach(&id("first"), &[request]).unwrap();
         let port = first.ports[0].host_port;
         let server = Server::start(&first);
