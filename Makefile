@@ -71,7 +71,7 @@ bench: build images
 	@$(SETUP) test peers bench
 	@target/release/strata-images $(IMAGES) layers
 	@$(SUDO) target/release/strata-bench --bin $(BIN) --write docs/benchmarks.md \
-	    $$([ -e target/peers/crun ] && echo --peer crun=target/peers/crun=1.0) --peer runc=/usr/sbin/runc=0.25
+	    $$([ -e target/peers/crun ] && echo --peer crun=target/peers/crun) --peer runc=/usr/sbin/runc
 
 test-vm: build
 	@$(SETUP) vm test

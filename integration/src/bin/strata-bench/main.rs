@@ -1,6 +1,6 @@
 //! Compares Strata with its peers, interleaved in one run, and writes docs/benchmarks.md.
 //!
-//!   strata-bench --bin DIRECTORY [--peer NAME=PROGRAM=RATIO]… [--row NAME]… [--write FILE]
+//!   strata-bench --bin DIRECTORY [--peer NAME=PROGRAM]… [--row NAME]… [--write FILE]
 //!
 //! `make bench` calls it with what `make setup` has brought. A row's name is the task's in [`contestant`], or `runtimes`
 //! or `growth`; without `--row` all are measured.
@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 struct Arguments {
     bin: PathBuf,
-    peers: Vec<(String, PathBuf, f64)>,
+    peers: Vec<(String, PathBuf)>,
     rows: Vec<String>,
     write: Option<PathBuf>,
     /// Only on the benchmark's own behalf: be the contestant `ours` or `theirs`.
@@ -51,7 +51,7 @@ fn measure(arguments: &Arguments) -> Vec<report::Row> {
     if is_wanted(false) {
         rows.extend(stacks::rows(&arguments.rows));
     }
-    // Last: it leaves this process in a mount namespace without cgroup v2.
+    // Last: it leaves this process in a mount namespace of its own, without cgroup v2.
     if is_wanted(true) {
         let work = tempfile::Builder::new().prefix("strata-bench-").tempdir().expect("a temporary directory");
         rows.extend(runtimes::rows(&arguments.bin.join("lowrun"), &arguments.peers, work.path()));
@@ -80,11 +80,9 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
     }
 }
 
-fn peer(value: &str) -> Result<(String, PathBuf, f64), String> {
-    let parts: Vec<&str> = value.split('=').collect();
-    let [name, program, ratio] = parts[..] else { return Err(format!("{value}: NAME=PROGRAM=RATIO is wanted")) };
-    let ratio = ratio.parse().map_err(|error| format!("{ratio}: {error}"))?;
-    Ok((name.to_owned(), PathBuf::from(program), ratio))
+fn peer(value: &str) -> Result<(String, PathBuf), String> {
+    let (name, program) = value.split_once('=').ok_or_else(|| format!("{value}: NAME=PROGRAM is wanted"))?;
+    Ok((name.to_owned(), PathBuf::from(program)))
 }
 
 /// The machine and the kernel, as figures need them beside them.

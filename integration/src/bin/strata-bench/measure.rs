@@ -61,6 +61,12 @@ impl Pair {
         pair
     }
 
+    /// Figures that were taken in turn elsewhere.
+    pub(crate) fn of(figures: impl Iterator<Item = (f64, f64)>) -> Pair {
+        let (ours, theirs) = figures.unzip();
+        Pair { ours, theirs }
+    }
+
     pub(crate) fn ours(&self) -> f64 {
         median(&self.ours)
     }
