@@ -55,6 +55,8 @@ pub enum Code {
     LimitInvalid,
     /// The cgroup cannot be made, entered or removed.
     CgroupFailed,
+    /// The cgroup is there already, with processes of somebody else or frozen.
+    CgroupInUse,
     /// A namespace cannot be made or joined.
     NamespaceFailed,
     /// The seccomp profile or its filter.

@@ -66,13 +66,18 @@ impl Log {
         }
         let hint = fault.hint.as_ref().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
         if self.file.is_some() || self.format == Format::Text {
-            put(None, &format!("lowrun: {}: {line}{hint}\n", fault.step));
+            put(None, &format!("{}{hint}\n", spoken(fault, &line)));
         }
     }
 
     /// Something that a person should know and that stops nothing.
     pub fn warn(&self, message: &str) {
         self.write(Level::Warning, message, None);
+    }
+
+    /// Whether debug lines are wanted.
+    pub fn is_debug(&self) -> bool {
+        self.debug
     }
 
     /// What `--debug` shows.
@@ -115,6 +120,15 @@ fn open_append(path: &OsString) -> Result<OwnedFd> {
 fn text_line(level: Level, message: &str, time: &str) -> serde_json::Result<String> {
     let level = serde_json::to_string(&level)?;
     Ok(format!("time={time:?} level={} msg={}", level.trim_matches('"'), serde_json::to_string(message)?))
+}
+
+/// What stderr is told. Of a program that the kernel refuses to execute, the same as from runc: there the container's
+/// own stderr gets the words, and people know them from the container's log.
+fn spoken(fault: &Fault, line: &str) -> String {
+    match fault.causes.last() {
+        Some(refusal) if fault.step == "start:exec" => refusal.clone(),
+        _ => format!("lowrun: {}: {line}", fault.step),
+    }
 }
 
 /// A log that cannot be written to has nowhere to be reported: the exit status still tells.

@@ -81,8 +81,13 @@ impl Root {
         let (parent, name) = self.make_parent(path)?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644)) {
-            // Something came there since the caller looked: take it as it resolves now.
-            Ok(_) | Err(Errno::EXIST) => self.resolve(path),
+            Ok(_) => self.resolve(path),
+            // Something came there since the caller looked, and is taken as it resolves now; or it is a symlink that
+            // leads to nothing yet.
+            Err(Errno::EXIST) => match self.resolve(path) {
+                Err(failure) if failure.errno == Errno::NOENT => Walk::new(self, path).make_file(),
+                result => result,
+            },
             Err(errno) => Err(Failure { call: "openat", errno }),
         }
     }
@@ -135,19 +140,45 @@ impl<'r> Walk<'r> {
     fn make_dirs(mut self, mode: u32) -> sys::Result<OwnedFd> {
         let mut dir = self.root.open(Path::new("/"), OFlags::PATH | OFlags::DIRECTORY)?;
         while let Some(name) = self.todo.pop() {
-            if name == b".." {
-                self.done.pop();
-                dir = self.root.open(&self.done, OFlags::PATH | OFlags::DIRECTORY)?;
+            dir = self.make_dir(&dir, &name, mode)?;
+        }
+        Ok(dir)
+    }
+
+    /// The directories, and a file of the last name: wherever symlinks lead.
+    fn make_file(mut self) -> sys::Result<OwnedFd> {
+        let mut dir = self.root.open(Path::new("/"), OFlags::PATH | OFlags::DIRECTORY)?;
+        while let Some(name) = self.todo.pop() {
+            if !self.todo.is_empty() || name == b".." {
+                dir = self.make_dir(&dir, &name, 0o755)?;
                 continue;
             }
             let name = OsStr::from_bytes(&name);
-            match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(mode)) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(errno) => return Err(Failure { call: "mkdirat", errno }),
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            match rustix::fs::openat(&dir, name, flags, Mode::from_raw_mode(0o644)) {
+                Ok(_) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(Failure { call: "openat", errno }),
             }
-            dir = self.enter(&dir, name)?;
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let entry = rustix::fs::openat(&dir, name, flags, Mode::empty()).call("openat")?;
+            if rustix::fs::fstat(&entry).call("fstat")?.st_mode & libc::S_IFMT != libc::S_IFLNK {
+                return Ok(entry);
+            }
+            dir = self.follow(&dir, name)?;
         }
-        Ok(dir)
+        Err(Failure { call: "openat", errno: Errno::ISDIR })
+    }
+
+    fn make_dir(&mut self, dir: &OwnedFd, name: &[u8], mode: u32) -> sys::Result<OwnedFd> {
+        if name == b".." {
+            self.done.pop();
+            return self.root.open(&self.done, OFlags::PATH | OFlags::DIRECTORY);
+        }
+        let name = OsStr::from_bytes(name);
+        match rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(mode)) {
+            Ok(()) | Err(Errno::EXIST) => self.enter(dir, name),
+            Err(errno) => Err(Failure { call: "mkdirat", errno }),
+        }
     }
 
     /// A handle of `name` in `dir`; a symlink is not followed by the kernel but taken apart into the names to do.
@@ -276,6 +307,19 @@ mod tests {
         root.make_dirs(Path::new("/var/run/lock"), 0o755).unwrap();
         assert!(dir.path().join("run/lock").is_dir());
         assert_eq!(root.make_dirs(Path::new("/loop/x"), 0o755).unwrap_err().errno, Errno::LOOP);
+    }
+
+    #[test]
+    fn a_file_is_made_where_dangling_links_lead() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("etc")).unwrap();
+        symlink("/tmp/foo", dir.path().join("jump")).unwrap();
+        symlink("/jump/baz/hosts", dir.path().join("etc/hosts")).unwrap();
+        symlink("again", dir.path().join("again")).unwrap();
+        let root = root(dir.path());
+        root.make_file(Path::new("/etc/hosts")).unwrap();
+        assert!(dir.path().join("tmp/foo/baz/hosts").is_file());
+        assert_eq!(root.make_file(Path::new("/again")).unwrap_err().errno, Errno::LOOP);
     }
 
     #[test]

@@ -290,6 +290,18 @@ impl Cgroup {
         }
         first_fault.map_or(Ok(()), Err)
     }
+
+    /// After a creation that was refused because a directory is somebody else's: removes what is nobody's, and nothing
+    /// else. A process that was made has been in the v2 directory alone, and may take a moment to leave it.
+    pub fn give_back(&self, had_process: bool) {
+        for hierarchy in &self.hierarchies {
+            if hierarchy.is_unified() && had_process {
+                let _ = remove_dir(&hierarchy.dir, Instant::now() + REMOVAL_PATIENCE);
+            } else if check_unused(hierarchy).is_ok() {
+                let _ = rustix::fs::rmdir(&hierarchy.dir);
+            }
+        }
+    }
 }
 
 fn add_to(hierarchy: &Hierarchy, pid: Pid) -> Result<()> {
@@ -302,14 +314,15 @@ fn check_unused(hierarchy: &Hierarchy) -> Result<()> {
     let processes = read(&hierarchy.dir.join("cgroup.procs")).unwrap_or_default();
     let count = processes.lines().count();
     if count != 0 {
-        return Err(Fault::new(Code::CgroupFailed, format!("make cgroup {dir}"))
+        return Err(Fault::new(Code::CgroupInUse, format!("make cgroup {dir}"))
             .cause(format!("container's cgroup is not empty: {count} process(es) found")));
     }
     if hierarchy.has("freezer")
         && read(&hierarchy.dir.join("freezer.state")).is_ok_and(|state| state.trim() != "THAWED")
     {
-        return Err(Fault::new(Code::CgroupFailed, format!("make cgroup {dir}"))
-            .cause("container's cgroup unexpectedly frozen"));
+        return Err(
+            Fault::new(Code::CgroupInUse, format!("make cgroup {dir}")).cause("container's cgroup unexpectedly frozen")
+        );
     }
     Ok(())
 }

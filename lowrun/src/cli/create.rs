@@ -227,7 +227,8 @@ fn finish_creation(typed: &Typed, created: &Created) -> Result<()> {
 fn finish_run(global: &Global, typed: &Typed, created: &Created) -> Result<()> {
     let container = &created.container;
     let document = container.hook_state(Status::Running);
-    let poststart = hooks::run("poststart", &container.state.poststart, &document, &[]).step("run:hooks");
+    let place = hooks::Place { dir: Some(&container.state.bundle), environment: &[] };
+    let poststart = hooks::run("poststart", &container.state.poststart, &document, &place).step("run:hooks");
     let result = poststart.and_then(|()| finish_creation(typed, created));
     if result.is_err() {
         // Nobody will know of the container: it must not stay.

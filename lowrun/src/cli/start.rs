@@ -39,11 +39,16 @@ pub(super) fn start(global: &Global, typed: &Typed) -> Result<i32> {
             _ => Fault::of(Code::StateInvalid, message, failure),
         }
     })?;
-    hooks::run("poststart", &container.state.poststart, &container.hook_state(Status::Running), &[])
-        .or_else(|fault| {
-            // As runc: a container whose poststart hook fails does not go on.
-            container.state.cgroup.kill().and(Err(fault))
-        })
-        .step("start:hooks")?;
+    hooks::run(
+        "poststart",
+        &container.state.poststart,
+        &container.hook_state(Status::Running),
+        &hooks::Place::default(),
+    )
+    .or_else(|fault| {
+        // As runc: a container whose poststart hook fails does not go on.
+        container.state.cgroup.kill().and(Err(fault))
+    })
+    .step("start:hooks")?;
     Ok(0)
 }

@@ -44,11 +44,15 @@ pub fn exec(request: ExecRequest<'_>) -> Result<(Pid, OwnedFd)> {
     let filter =
         container.state.seccomp_flags.map(|_| seccomp::load(&container.dir, container.state.seccomp_listener.clone()));
     let cgroup = sub_cgroup(&container.state.cgroup, request.cgroups).step("exec:cgroup")?;
+    if !request.cgroups.is_empty() {
+        check_is_there(&cgroup).step("exec:cgroup")?;
+    }
     let kinds = container.state.namespaces.kinds().filter(|kind| *kind != Kind::Pid);
     let setup = ExecSetup {
         id: &container.state.id,
         process: request.process,
         personality: container.state.personality,
+        memory_policy: container.state.memory_policy.as_ref(),
         filter: filter.transpose().step("exec:seccomp")?,
         log: request.log,
         program: Cell::new(request.program),
@@ -175,7 +179,7 @@ fn sub_cgroup(cgroup: &Cgroup, asked: &[String]) -> Result<Cgroup> {
             return invalid(word, "empty <controller> prefix");
         }
         if Path::new(path).components().any(|component| component == Component::ParentDir) {
-            return invalid(word, "is not a sub cgroup path");
+            return invalid(word, "bad sub cgroup path: it leads upwards");
         }
         let below = path.trim_start_matches('/');
         let chosen = |hierarchy: &Hierarchy| {
@@ -191,10 +195,20 @@ fn sub_cgroup(cgroup: &Cgroup, asked: &[String]) -> Result<Cgroup> {
             found = true;
         }
         if !found {
-            return invalid(word, "unknown controller");
+            return invalid(word, &format!("unknown controller {}", controllers.join(",")));
         }
     }
     Ok(sub)
+}
+
+/// A cgroup below the container's is never made, only entered.
+fn check_is_there(cgroup: &Cgroup) -> Result<()> {
+    let missing = cgroup.hierarchies.iter().find(|hierarchy| !hierarchy.dir.is_dir());
+    missing.map_or(Ok(()), |hierarchy| {
+        Err(Fault::new(Code::InvalidArgument, "invalid --cgroup argument")
+            .cause(format!("adding pid to cgroup {}", hierarchy.dir.display()))
+            .cause("no such file or directory"))
+    })
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -16,30 +17,41 @@ use crate::sys::Call;
 /// Most bytes of a hook's stderr that an error repeats.
 const OUTPUT_MAX: usize = 4096;
 
-/// Runs the hooks of a point one after the other; the first that fails ends it. `environment` is for hooks without one.
-pub fn run(point: &str, hooks: &[Hook], state: &[u8], environment: &[String]) -> Result<()> {
-    hooks.iter().enumerate().try_for_each(|(index, hook)| {
-        run_one(hook, state, environment).map_err(|fault| prefix(&format!("hooks.{point}[{index}]"), hook, fault))
-    })
+/// Where a point's hooks run, and in what environment if they name none.
+#[derive(Default)]
+pub struct Place<'a> {
+    /// `None` is where lowrun itself is.
+    pub dir: Option<&'a Path>,
+    pub environment: &'a [String],
+}
+
+/// Runs the hooks of a point one after the other; the first that fails ends it.
+pub fn run(point: &str, hooks: &[Hook], state: &[u8], place: &Place<'_>) -> Result<()> {
+    hooks
+        .iter()
+        .enumerate()
+        .try_for_each(|(index, hook)| run_one(hook, state, place).map_err(|fault| prefix((point, index), hook, fault)))
 }
 
 /// As [`run`], but every hook runs, and the faults come back: for points where an error stops nothing.
 pub fn run_all(point: &str, hooks: &[Hook], state: &[u8]) -> Vec<Box<Fault>> {
     let each = hooks.iter().enumerate();
     each.filter_map(|(index, hook)| {
-        run_one(hook, state, &[]).err().map(|fault| prefix(&format!("hooks.{point}[{index}]"), hook, fault))
+        run_one(hook, state, &Place::default()).err().map(|fault| prefix((point, index), hook, fault))
     })
     .collect()
 }
 
-fn prefix(field: &str, hook: &Hook, mut fault: Box<Fault>) -> Box<Fault> {
-    let inner = std::mem::replace(&mut fault.message, format!("{field}: error running {}", hook.path));
-    fault.causes.insert(0, inner);
+/// The field, then runc's words for it, by which its callers know that a hook failed.
+fn prefix((point, index): (&str, usize), hook: &Hook, mut fault: Box<Fault>) -> Box<Fault> {
+    let message = format!("hooks.{point}[{index}]: error running {point} hook #{index}");
+    let inner = std::mem::replace(&mut fault.message, message);
+    fault.causes.insert(0, format!("{}: {inner}", hook.path));
     fault
 }
 
-fn run_one(hook: &Hook, state: &[u8], environment: &[String]) -> Result<()> {
-    let mut child = spawn(hook, environment)?;
+fn run_one(hook: &Hook, state: &[u8], place: &Place<'_>) -> Result<()> {
+    let mut child = spawn(hook, place)?;
     // A hook that does not read its stdin is no error: it may have ended already.
     if let Some(mut stdin) = child.stdin.take() {
         let _ = stdin.write_all(state);
@@ -50,7 +62,7 @@ fn run_one(hook: &Hook, state: &[u8], environment: &[String]) -> Result<()> {
     }
     let how = match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit status {code}"),
-        (None, Some(signal)) => format!("signal {signal}"),
+        (None, Some(signal)) => format!("signal {signal}: {}", crate::sys::signal::description(signal)),
         (None, None) => "it ended in an unknown way".to_owned(),
     };
     let fault = Fault::new(Code::HookFailed, how);
@@ -58,14 +70,17 @@ fn run_one(hook: &Hook, state: &[u8], environment: &[String]) -> Result<()> {
     Err(if said.is_empty() { fault } else { fault.cause(format!("stderr: {said}")) })
 }
 
-fn spawn(hook: &Hook, environment: &[String]) -> Result<Child> {
+fn spawn(hook: &Hook, place: &Place<'_>) -> Result<Child> {
     let mut command = Command::new(&hook.path);
     if let Some((name, rest)) = hook.args.split_first() {
         command.arg0(name).args(rest);
     }
-    let env = if hook.env.is_empty() { environment } else { &hook.env };
+    let env = if hook.env.is_empty() { place.environment } else { &hook.env };
     command.env_clear().envs(env.iter().filter_map(|entry| entry.split_once('=')));
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    if let Some(dir) = place.dir {
+        command.current_dir(dir);
+    }
     command.spawn().call("execve").attempt(Code::HookFailed, || "start it")
 }
 
@@ -116,12 +131,12 @@ mod tests {
 
     #[test]
     fn the_state_is_on_stdin() {
-        run("prestart", &[shell("read line; test \"$line\" = state", None)], b"state\n", &[]).unwrap();
+        run("prestart", &[shell("read line; test \"$line\" = state", None)], b"state\n", &Place::default()).unwrap();
     }
 
     #[test]
     fn a_failing_hook_is_told_with_its_words() {
-        let fault = run("prestart", &[shell("echo broken >&2; exit 3", None)], b"", &[]).unwrap_err();
+        let fault = run("prestart", &[shell("echo broken >&2; exit 3", None)], b"", &Place::default()).unwrap_err();
         let line = fault.one_line();
         assert!(
             line.contains("hooks.prestart[0]") && line.contains("exit status 3") && line.contains("broken"),
@@ -131,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_hook_that_hangs_is_ended() {
-        let fault = run("poststart", &[shell("exec sleep 60", Some(1))], b"", &[]).unwrap_err();
+        let fault = run("poststart", &[shell("exec sleep 60", Some(1))], b"", &Place::default()).unwrap_err();
         assert!(fault.one_line().contains("timeout"));
     }
 
@@ -139,6 +154,6 @@ mod tests {
     fn the_environment_is_the_hooks_own() {
         let mut hook = shell("test \"$A\" = b -a -z \"$HOME\"", None);
         hook.env = vec!["A=b".to_owned()];
-        run("prestart", &[hook], b"", &["HOME=/x".to_owned()]).unwrap();
+        run("prestart", &[hook], b"", &Place { environment: &["HOME=/x".to_owned()], dir: None }).unwrap();
     }
 }

@@ -79,8 +79,10 @@ impl Meeting<'_> {
 
     fn run_hooks(&self, state: &State) -> Result<()> {
         let document = hook_state(state, Status::Creating, self.pid.as_raw_nonzero().get());
-        hooks::run("prestart", &self.setup.plan.hooks.prestart, &document, &[])?;
-        hooks::run("createRuntime", &self.setup.plan.hooks.create_runtime, &document, &[])
+        // As runc, which works in the bundle.
+        let place = hooks::Place { dir: Some(&state.bundle), environment: &[] };
+        hooks::run("prestart", &self.setup.plan.hooks.prestart, &document, &place)?;
+        hooks::run("createRuntime", &self.setup.plan.hooks.create_runtime, &document, &place)
     }
 
     fn set_limits(&self) -> Result<()> {
@@ -120,7 +122,11 @@ pub fn pass_listener(pidfd: BorrowedFd<'_>, fd: i32, listener: &Listener, state:
         "metadata": listener.metadata,
         "state": inner,
     });
-    let socket = socket::connect(Path::new(&listener.path))?;
+    let socket = socket::connect(Path::new(&listener.path)).map_err(|mut fault| {
+        let inner = std::mem::replace(&mut fault.message, "failed to connect with seccomp agent".to_owned());
+        fault.causes.insert(0, inner);
+        fault
+    })?;
     channel::send_descriptor(socket.as_fd(), document.to_string().as_bytes(), taken.as_fd())
         .attempt(Code::SeccompFailed, || format!("send the seccomp listener to {}", listener.path))
 }

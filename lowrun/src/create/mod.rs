@@ -81,12 +81,20 @@ struct Made {
 impl Made {
     /// Last first. Failures here have nowhere to go: the fault that led here is the one to tell, and `delete --force`
     /// finds what is left by the state file, which goes only when the cgroup has gone.
-    fn unmake(self, dir: &Dir) {
+    fn unmake(self, dir: &Dir, code: Code) {
         if let Some((_, pidfd)) = &self.process {
             let _ = sys::signal::send(pidfd.as_fd(), libc::SIGKILL);
             let _ = wait::reap(pidfd.as_fd());
         }
-        if self.cgroup.is_none_or(|cgroup| cgroup.remove().is_ok()) {
+        let had_process = self.process.is_some();
+        let remove = |cgroup: Cgroup| match code {
+            Code::CgroupInUse => {
+                cgroup.give_back(had_process);
+                true
+            }
+            _ => cgroup.remove().is_ok(),
+        };
+        if self.cgroup.is_none_or(remove) {
             let _ = dir.remove();
         }
     }
@@ -99,7 +107,7 @@ pub fn create(request: Request<'_>) -> Result<Created> {
     match make(request, &dir, &mut made) {
         Ok((state, pid, pidfd)) => Ok(Created { container: Container { dir, state }, pid, pidfd }),
         Err(fault) => {
-            made.unmake(&dir);
+            made.unmake(&dir, fault.code);
             Err(fault)
         }
     }

@@ -162,6 +162,8 @@ pub fn compile(section: &RawValue) -> Result<Option<Filter>> {
     let listener = listener(&profile, notifies)?;
     if listener.is_some() {
         flags |= kernel::FILTER_FLAG_NEW_LISTENER;
+    } else {
+        flags &= !kernel::FILTER_FLAG_WAIT_KILLABLE_RECV;
     }
     let program = build(&profile)?;
     Ok(Some(Filter { program, flags, listener }))

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
-use rustix::termios::{OptionalActions, Termios};
+use rustix::termios::{OptionalActions, OutputModes, Termios};
 
 use super::wait;
 use crate::channel::receive_descriptor;
@@ -36,6 +36,8 @@ impl Terminal {
         if let Some(saved) = &saved {
             let mut raw = saved.clone();
             raw.make_raw();
+            // The container's terminal ends lines by a line feed alone: see `init::console`.
+            raw.output_modes |= OutputModes::OPOST;
             rustix::termios::tcsetattr(stdin, OptionalActions::Now, &raw)
                 .call("tcsetattr")
                 .attempt(Code::SystemError, || "make the terminal raw")?;
@@ -62,7 +64,9 @@ impl Terminal {
             }
             let [from_stdin, master, signal] = self.poll(&input, signals)?;
             if signal.contains(PollFlags::IN) {
+                // It may have told of the end, which nothing will tell again: that is looked at before anything waits.
                 self.take_signal(pidfd, signals)?;
+                continue;
             }
             if master.contains(PollFlags::IN) {
                 self.copy_output();

@@ -8,7 +8,9 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, makedev};
 use rustix::io::Errno;
+use rustix::net::SocketAddrUnix;
 use rustix::pty::OpenptFlags;
+use rustix::termios::{OptionalActions, OutputModes};
 
 use crate::channel::send_descriptor;
 use crate::fault::{Attempt, Code, Fault, Result};
@@ -32,6 +34,9 @@ pub fn attach(root: &Root, socket: BorrowedFd<'_>, size: Option<ConsoleSize>, mo
         rustix::termios::tcsetwinsize(&master, winsize)
             .call("ioctl(TIOCSWINSZ)")
             .attempt(Code::SystemError, attempted)?;
+    }
+    if is_of_lowrun(socket) {
+        end_lines_once(master.as_fd()).attempt(Code::SystemError, attempted)?;
     }
     if mounts {
         mount_console(root, slave.as_fd()).attempt(Code::MountFailed, || "mount /dev/console")?;
@@ -59,6 +64,22 @@ fn open_master(root: &Root) -> Result<OwnedFd> {
     // It was opened without waiting, in case it was a FIFO; its reader expects a waiting one.
     rustix::fs::fcntl_setfl(&master, OFlags::RDWR).call("fcntl").attempt(Code::SystemError, attempted)?;
     Ok(master)
+}
+
+/// Whether lowrun itself gets the master, to carry bytes in the foreground: then the socket is one of a pair, whose
+/// peer has no name.
+fn is_of_lowrun(socket: BorrowedFd<'_>) -> bool {
+    let peer = rustix::net::getpeername(socket).ok().flatten();
+    let peer = peer.and_then(|address| SocketAddrUnix::try_from(address).ok());
+    peer.is_some_and(|address| address.path_bytes().is_none() && address.abstract_name().is_none())
+}
+
+/// As runc: the container's terminal ends lines by a line feed alone, and the caller's, if it is one, adds the carriage
+/// return: so output that goes to a file or a pipe is what the program wrote.
+fn end_lines_once(master: BorrowedFd<'_>) -> sys::Result<()> {
+    let mut settings = rustix::termios::tcgetattr(master).call("tcgetattr")?;
+    settings.output_modes.remove(OutputModes::ONLCR);
+    rustix::termios::tcsetattr(master, OptionalActions::Now, &settings).call("tcsetattr")
 }
 
 fn mount_console(root: &Root, slave: BorrowedFd<'_>) -> sys::Result<()> {

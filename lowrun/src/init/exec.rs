@@ -10,6 +10,7 @@ use crate::create::seccomp::Filter;
 use crate::fault::{Attempt, Code, Fault, Result, Step};
 use crate::log::Log;
 use crate::path::Root;
+use crate::plan::MemoryPolicy;
 use crate::plan::process::ProcessPlan;
 use crate::sys::{self, Call};
 use crate::trace::{self, span};
@@ -19,6 +20,7 @@ pub struct ExecSetup<'a> {
     pub id: &'a str,
     pub process: &'a ProcessPlan,
     pub personality: Option<u64>,
+    pub memory_policy: Option<&'a MemoryPolicy>,
     pub filter: Option<Filter>,
     pub log: &'a Log,
     /// The mount of lowrun's own program file; each side closes its copy.
@@ -55,14 +57,22 @@ pub fn run(setup: &ExecSetup<'_>, channel: InitEnd) -> ! {
 fn join(setup: &ExecSetup<'_>, channel: &InitEnd) -> Result<std::convert::Infallible> {
     sys::signal::SignalSet::empty().block().attempt(Code::SystemError, || "unblock signals")?;
     rustix::process::umask(rustix::fs::Mode::empty());
-    set_affinity(setup.process.cpu_affinity.initial.as_deref())?;
+    // The first words of the debug lines are those of runc's, which its users know.
+    setup.log.debug("nsexec container setup: cgroup and namespaces are joined");
+    let affinity = &setup.process.cpu_affinity;
+    set_affinity(affinity.initial.as_deref())?;
+    tell_affinity(setup);
     for entrance in &setup.entrances {
         rustix::io::write(entrance, b"0")
             .call("write")
             .attempt(Code::CgroupFailed, || "enter the container's cgroup")
             .step("exec:cgroup")?;
     }
-    set_affinity(setup.process.cpu_affinity.last.as_deref())?;
+    if affinity.initial.is_none() && affinity.last.is_none() {
+        // What the caller was bound to is not for the container; since Linux 6.2 a move between cpusets keeps it.
+        sys::process::reset_affinity();
+    }
+    set_affinity(affinity.last.as_deref())?;
     // All at once (Linux 5.8): the kernel takes the user namespace first and checks the others with both privileges.
     span("namespaces", || sys::process::setns(setup.init.as_fd(), setup.namespaces))
         .attempt(Code::NamespaceFailed, || format!("join the namespaces of container {}", setup.id))
@@ -72,6 +82,7 @@ fn join(setup: &ExecSetup<'_>, channel: &InitEnd) -> Result<std::convert::Infall
     if in_user_namespace {
         super::become_root().step("exec:namespaces")?;
     }
+    setup.log.debug("child process in init(): in the container");
     rustix::process::setsid().call("setsid").attempt(Code::SystemError, || "make a session").step("exec:process")?;
     super::join_session(setup.id, in_user_namespace).step("exec:process")?;
     if let Some(socket) = &setup.console {
@@ -81,10 +92,11 @@ fn join(setup: &ExecSetup<'_>, channel: &InitEnd) -> Result<std::convert::Infall
     if let Some(socket) = &setup.pidfd_socket {
         super::send_pidfd(socket, b"setns").step("exec:process")?;
     }
+    setup.log.debug("setns_init: about to exec the program, after privileges, filter and identity");
     become_program(&Program {
         process: setup.process,
         personality: setup.personality,
-        memory_policy: None,
+        memory_policy: setup.memory_policy,
         filter: setup.filter.as_ref(),
         proc: setup.proc.as_fd(),
         extra_fds: setup.extra_fds,
@@ -93,6 +105,13 @@ fn join(setup: &ExecSetup<'_>, channel: &InitEnd) -> Result<std::convert::Infall
         channel,
         first: None,
     })
+}
+
+/// So that a person sees what `execCPUAffinity.initial` did before the cgroup was joined.
+fn tell_affinity(setup: &ExecSetup<'_>) {
+    if let (true, Ok(mask)) = (setup.log.is_debug(), sys::process::affinity()) {
+        setup.log.debug(&format!("nsexec: affinity: {mask:#x}"));
+    }
 }
 
 fn set_affinity(mask: Option<&[u64]>) -> Result<()> {

@@ -100,6 +100,8 @@ pub fn run(setup: &Setup<'_>, channel: InitEnd) -> ! {
 /// joined with the host's privilege, and the new namespaces are to belong to the user namespace.
 fn enter(setup: &Setup<'_>, channel: &InitEnd) -> Result<std::convert::Infallible> {
     sys::signal::SignalSet::empty().block().attempt(Code::SystemError, || "unblock signals")?;
+    // The first words of the three stages are those of runc's debug log, which its users know.
+    setup.log.debug("nsexec container setup: namespaces are joined");
     span("namespaces", || join(setup)).step("create:namespaces")?;
     if !setup.staged {
         return container(setup, channel);
@@ -140,6 +142,7 @@ fn join(setup: &Setup<'_>) -> Result<()> {
 /// The order of a container's making.
 fn container(setup: &Setup<'_>, channel: &InitEnd) -> Result<std::convert::Infallible> {
     let plan = setup.plan;
+    setup.log.debug("child process in init(): the root is built");
     // What is made has the mode that was asked for; the program gets its own mask at the end.
     rustix::process::umask(rustix::fs::Mode::empty());
     let sources = enter_user_namespace(setup, channel).step("create:namespaces")?;
@@ -152,7 +155,7 @@ fn container(setup: &Setup<'_>, channel: &InitEnd) -> Result<std::convert::Infal
     root.enter_network(setup, channel).step("create:network")?;
     span("devices", || root.populate_dev(setup)).step("create:devices")?;
     // The old root is still there for hooks, and the mounts are made: as the spec wants it.
-    run_hooks(setup, channel).step("create:hooks")?;
+    run_hooks(setup, channel, &root).step("create:hooks")?;
     span("pivot", || root.pivot(setup)).step("create:pivot")?;
     if let Some(socket) = &setup.console {
         console::attach(&root.root, socket.as_fd(), plan.process.console_size, true).step("create:console")?;
@@ -163,6 +166,7 @@ fn container(setup: &Setup<'_>, channel: &InitEnd) -> Result<std::convert::Infal
     // Read-only and masks come last: everything above may have needed to write.
     span("sysctl", || set_sysctl(setup)).step("create:sysctl")?;
     span("masks", || root.finish(setup)).step("create:masks")?;
+    setup.log.debug("init: closing the pipe to signal completion comes after privileges, filter and identity");
     become_program(&Program {
         process: &plan.process,
         personality: plan.personality,
@@ -205,7 +209,7 @@ fn make_session(setup: &Setup<'_>) -> Result<()> {
 }
 
 /// The hooks of the host side, then those of this side.
-fn run_hooks(setup: &Setup<'_>, channel: &InitEnd) -> Result<()> {
+fn run_hooks(setup: &Setup<'_>, channel: &InitEnd, root: &Rootfs) -> Result<()> {
     let hooks = &setup.plan.hooks;
     if !hooks.prestart.is_empty() || !hooks.create_runtime.is_empty() {
         channel.ask(&FromInit::Hooks)?;
@@ -213,8 +217,11 @@ fn run_hooks(setup: &Setup<'_>, channel: &InitEnd) -> Result<()> {
     if hooks.create_container.is_empty() {
         return Ok(());
     }
+    // As runc: in the container's root.
+    root.enter_dir()?;
     let me = rustix::process::getpid().as_raw_nonzero().get();
-    hooks::run("createContainer", &hooks.create_container, &hook_state(setup.state, Status::Creating, me), &[])
+    let document = hook_state(setup.state, Status::Creating, me);
+    hooks::run("createContainer", &hooks.create_container, &document, &hooks::Place::default())
 }
 
 /// Root of the user namespace: without it, what is made belongs to an id that is not mapped.
@@ -272,6 +279,8 @@ fn enter_cgroup(setup: &Setup<'_>, channel: &InitEnd) -> Result<()> {
                 .attempt(Code::CgroupFailed, || "enter the container's cgroup")?;
         }
     }
+    // What the caller was bound to is not for the container; since Linux 6.2 a move between cpusets keeps it.
+    sys::process::reset_affinity();
     // A cgroup namespace begins where its maker is: so it is made only now.
     if setup.plan.namespaces.is_new(Kind::Cgroup) {
         sys::process::unshare(Kind::Cgroup.flag()).attempt(Code::NamespaceFailed, || "make a cgroup namespace")?;

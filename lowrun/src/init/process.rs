@@ -53,6 +53,10 @@ pub struct Program<'a> {
 pub fn become_program(program: &Program<'_>) -> Result<std::convert::Infallible> {
     let process = program.process;
     reopen_null().step("create:process")?;
+    // Before the filter, which may not know the call. What is opened from here on closes itself, as all of lowrun's.
+    kernel::close_on_exec_from(3 + program.extra_fds)
+        .attempt(Code::SystemError, || "close descriptors")
+        .step("create:process")?;
     set_attributes(program).step("create:process")?;
     set_limits(program).step("create:limits")?;
     if let (Some(filter), false) = (program.filter, process.no_new_privileges) {
@@ -74,7 +78,6 @@ pub fn become_program(program: &Program<'_>) -> Result<std::convert::Infallible>
         run_start_hooks(setup, &environment).step("start:hooks")?;
     }
     rustix::process::umask(Mode::from_raw_mode(process.umask.unwrap_or(0o022)));
-    kernel::close_on_exec_from(3 + program.extra_fds).attempt(Code::SystemError, || "close descriptors")?;
     let failure = kernel::execve(&path, &arguments, &environment_strings);
     Err(exec_fault(&process.args[0], failure).at("start:exec"))
 }
@@ -123,7 +126,7 @@ fn set_attributes(program: &Program<'_>) -> Result<()> {
         kernel::set_no_new_privs().attempt(Code::SystemError, || "set no_new_privs")?;
     }
     if let Some(scheduler) = process.scheduler {
-        kernel::set_scheduler(scheduler).attempt(Code::LimitInvalid, || "set the scheduler")?;
+        kernel::set_scheduler(scheduler).map_err(|failure| scheduler_fault(program, failure))?;
     }
     if let Some(priority) = process.io_priority {
         kernel::set_io_priority(priority).attempt(Code::LimitInvalid, || "set the I/O priority")?;
@@ -143,6 +146,16 @@ fn set_attributes(program: &Program<'_>) -> Result<()> {
             .attempt(Code::SpecInvalid, || format!("set the SELinux label {:?}", process.selinux_label))?;
     }
     Ok(())
+}
+
+/// A deadline scheduler wants all CPUs, which a cpuset takes away.
+fn scheduler_fault(program: &Program<'_>, failure: Failure) -> Box<Fault> {
+    let fault = Fault::of(Code::LimitInvalid, "set the scheduler", failure);
+    let cpu = program.first.and_then(|setup| setup.plan.cgroup.resources.cpu.as_ref());
+    if failure.errno == Errno::PERM && cpu.is_some_and(|cpu| !cpu.cpus.is_empty()) {
+        return fault.cause("process scheduler can't be used together with AllowedCPUs (linux.resources.cpu.cpus)");
+    }
+    fault
 }
 
 fn set_apparmor(proc: BorrowedFd<'_>, profile: &str) -> Result<()> {
@@ -179,6 +192,8 @@ pub fn set_limit(pid: Option<rustix::process::Pid>, limit: &Rlimit) -> Result<()
 
 /// Installs the filter; with a listener, the host side must have taken its descriptor before any call is notified.
 fn install_filter(program: &Program<'_>, filter: &Filter) -> Result<()> {
+    let asked = filter.flags & !sys::seccomp::FILTER_FLAG_NEW_LISTENER;
+    program.log.debug(&format!("seccomp filter flags: {asked}"));
     let listener = sys::seccomp::install(&filter.program, filter.flags)
         .attempt(Code::SeccompFailed, || "install the seccomp filter")?;
     match listener {
@@ -382,12 +397,14 @@ fn check_executable(path: &Path) -> sys::Result<()> {
 /// The words are those that callers look for to choose 126 or 127.
 fn exec_fault(name: &str, failure: Failure) -> Box<Fault> {
     let message = format!("exec: {name:?}");
+    let refusal = format!("exec {name}: {}", sys::words(failure.errno));
     match failure.errno {
         Errno::NOENT if failure.call == "search" => {
             Fault::new(Code::CommandNotFound, message).cause("executable file not found in $PATH")
         }
-        Errno::NOENT | Errno::NOTDIR => Fault::new(Code::CommandNotFound, message).cause(failure.to_string()),
-        Errno::NOEXEC => Fault::of(Code::CommandNotExecutable, message, failure)
+        Errno::NOENT | Errno::NOTDIR => Fault::new(Code::CommandNotFound, message).cause(refusal),
+        Errno::NOEXEC => Fault::new(Code::CommandNotExecutable, message)
+            .cause(refusal)
             .hint("the file is no program of this architecture, or a script without a first line that names its shell"),
         // Older callers know only the kernel's own word for it, which is EACCES.
         Errno::ISDIR => Fault::new(Code::CommandNotExecutable, message)
@@ -439,7 +456,12 @@ fn run_start_hooks(setup: &Setup<'_>, environment: &[String]) -> Result<()> {
         return Ok(());
     }
     let me = rustix::process::getpid().as_raw_nonzero().get();
-    hooks::run("startContainer", hooks, &hook_state(setup.state, Status::Created, me), environment)
+    hooks::run(
+        "startContainer",
+        hooks,
+        &hook_state(setup.state, Status::Created, me),
+        &hooks::Place { environment, dir: None },
+    )
 }
 
 fn strings(words: &[String]) -> Strings {

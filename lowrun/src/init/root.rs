@@ -20,7 +20,7 @@ impl Rootfs {
     /// Makes the container's root the root of the process, and the host's root unreachable.
     pub(super) fn pivot(&mut self, setup: &Setup<'_>) -> Result<()> {
         let attempted = || format!("change the root to {}", setup.plan.rootfs.display());
-        rustix::process::fchdir(self.root.fd()).call("fchdir").attempt(Code::RootfsInvalid, attempted)?;
+        self.enter_dir()?;
         if !setup.plan.namespaces.has(Kind::Mount) {
             change_root().attempt(Code::RootfsInvalid, attempted)?;
         } else if setup.no_pivot {
@@ -37,6 +37,13 @@ impl Rootfs {
         self.make_cwd(&setup.plan.process.cwd)
     }
 
+    /// Makes the container's root the working directory.
+    pub(super) fn enter_dir(&self) -> Result<()> {
+        rustix::process::fchdir(self.root.fd())
+            .call("fchdir")
+            .attempt(Code::RootfsInvalid, || "enter the container's root directory")
+    }
+
     /// The working directory is made if it is missing, as runc does; whether it may be entered is seen later.
     fn make_cwd(&self, cwd: &Path) -> Result<()> {
         let cwd_text = cwd.to_string_lossy();
@@ -50,25 +57,29 @@ impl Rootfs {
     }
 }
 
-/// Cuts the propagation of mounts to the host and makes the root file system a mount of its own.
+/// Cuts the propagation of mounts to the host and makes the root file system a mount of its own: also without a mount
+/// namespace, where that mount stays on the host, for it may have to be read-only.
 pub(super) fn prepare_root(plan: &Plan) -> Result<Root> {
     let attempted = || format!("prepare the root file system {}", plan.rootfs.display());
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let open =
-        || rustix::fs::open(&plan.rootfs, flags, Mode::empty()).call("open").attempt(Code::RootfsInvalid, attempted);
-    if !plan.namespaces.has(Kind::Mount) {
-        return Ok(Root::new(open()?));
-    }
-    let (propagation, recursive) = plan.root_propagation.unwrap_or((libc::MS_SLAVE, true));
-    let attr = MountAttr { propagation, ..MountAttr::default() };
-    mount::mount_setattr_path(c"/", recursive, &attr).attempt(Code::MountFailed, attempted)?;
-    if propagation & (libc::MS_SLAVE | libc::MS_PRIVATE) == 0 || !recursive {
-        make_parent_private(&plan.rootfs).attempt(Code::MountFailed, attempted)?;
+    if plan.namespaces.has(Kind::Mount) {
+        cut_propagation(plan).attempt(Code::MountFailed, attempted)?;
     }
     let tree = mount::clone_path(&plan.rootfs, true).attempt(Code::RootfsInvalid, attempted)?;
-    let place = open()?;
+    let place =
+        rustix::fs::open(&plan.rootfs, flags, Mode::empty()).call("open").attempt(Code::RootfsInvalid, attempted)?;
     mount::attach(tree.as_fd(), place.as_fd()).attempt(Code::MountFailed, attempted)?;
     Ok(Root::new(tree))
+}
+
+fn cut_propagation(plan: &Plan) -> crate::sys::Result<()> {
+    let (propagation, recursive) = plan.root_propagation.unwrap_or((libc::MS_SLAVE, true));
+    let attr = MountAttr { propagation, ..MountAttr::default() };
+    mount::mount_setattr_path(c"/", recursive, &attr)?;
+    if propagation & (libc::MS_SLAVE | libc::MS_PRIVATE) == 0 || !recursive {
+        make_parent_private(&plan.rootfs)?;
+    }
+    Ok(())
 }
 
 /// The mount that holds the root file system must not be shared: `pivot_root` refuses it, and the bind of the root file

@@ -117,14 +117,16 @@ impl Rootfs {
         options: &[(String, Option<String>)],
         copy_up: bool,
     ) -> Result<()> {
-        let target =
-            if matches!(fstype, "proc" | "sysfs") { self.plain_target(mount)? } else { self.target(mount, true)? };
+        let (target, is_new) = match fstype {
+            "proc" | "sysfs" => (self.plain_target(mount)?, false),
+            _ => self.find_target(mount, true)?,
+        };
         if fstype != "proc" || mount.destination != Path::new("/proc") {
             check_proc_target(mount, target.as_fd(), None)?;
         }
         let late = mount.attr.is_readonly() && (fstype == "tmpfs" || mount.destination == Path::new("/dev"));
         let attr = if late { mount.attr.set & !MOUNT_ATTR_RDONLY } else { mount.attr.set };
-        let mode = tmpfs_mode(fstype, options, target.as_fd());
+        let mode = if is_new { None } else { tmpfs_mode(fstype, options, target.as_fd()) };
         let label = mount_label(setup.plan, fstype);
         let extra = [mode.as_deref().map(|mode| ("mode", mode)), label.map(|label| ("context", label))];
         let mut words: Vec<FsOption<'_>> =
@@ -159,12 +161,19 @@ impl Rootfs {
 
     /// A handle of the mount point, made if it is missing.
     pub(super) fn target(&self, mount: &MountPlan, is_dir: bool) -> Result<OwnedFd> {
+        self.find_target(mount, is_dir).map(|(target, _)| target)
+    }
+
+    /// As [`Rootfs::target`], and whether it was missing.
+    fn find_target(&self, mount: &MountPlan, is_dir: bool) -> Result<(OwnedFd, bool)> {
         let made = match self.root.resolve(&mount.destination) {
             Err(failure) if failure.errno == Errno::NOENT && is_dir => {
-                self.root.make_missing_dirs(&mount.destination, 0o755)
+                self.root.make_missing_dirs(&mount.destination, 0o755).map(|target| (target, true))
             }
-            Err(failure) if failure.errno == Errno::NOENT => self.root.make_file(&mount.destination),
-            result => result,
+            Err(failure) if failure.errno == Errno::NOENT => {
+                self.root.make_file(&mount.destination).map(|target| (target, true))
+            }
+            result => result.map(|target| (target, false)),
         };
         made.map_err(|failure| {
             let fault = Fault::of(Code::MountFailed, mount.describe(), failure);
@@ -201,17 +210,18 @@ impl Rootfs {
 fn apply_bind_attributes(tree: BorrowedFd<'_>, mount: &MountPlan) -> Result<()> {
     let attempted = || mount.describe();
     if !mount.attr.is_empty() {
-        let others = MOUNT_ATTR_RDONLY
-            | MOUNT_ATTR_NOSUID
-            | MOUNT_ATTR_NODEV
-            | MOUNT_ATTR_NOEXEC
-            | MOUNT_ATTR_NODIRATIME
-            | MOUNT_ATTR_NOSYMFOLLOW;
+        let lockable = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
         let asked = mount.attr.to_attr();
-        let atime = asked.clear & MOUNT_ATTR_ATIME_MASK;
-        let exact = MountAttr { clear: others & !asked.set | atime, ..asked };
+        // Access times stay as the source has them, unless something was said about them: then all of it goes.
+        let atime = match mount.attr.is_about_atime() {
+            true => MOUNT_ATTR_ATIME_MASK | MOUNT_ATTR_NODIRATIME & !asked.set,
+            false => 0,
+        };
+        let free = MOUNT_ATTR_NOSYMFOLLOW & !asked.set | atime;
+        let exact = MountAttr { clear: lockable & !asked.set | free, ..asked };
+        let kept = MountAttr { clear: asked.clear | free, ..asked };
         let result = match mount::mount_setattr(tree, false, &exact) {
-            Err(failure) if failure.errno == Errno::PERM => mount::mount_setattr(tree, false, &asked),
+            Err(failure) if failure.errno == Errno::PERM => mount::mount_setattr(tree, false, &kept),
             result => result,
         };
         result.attempt(Code::MountFailed, attempted)?;
@@ -279,7 +289,7 @@ pub(super) fn refused(mount: &MountPlan, failure: Failure, words: Option<String>
     fault
 }
 
-/// A tmpfs over a directory takes the directory's mode, if the spec says none.
+/// A tmpfs over a directory that was there takes its mode, if the spec says none.
 fn tmpfs_mode(fstype: &str, options: &[(String, Option<String>)], target: BorrowedFd<'_>) -> Option<String> {
     if fstype != "tmpfs" || options.iter().any(|(name, _)| name == "mode") {
         return None;

@@ -55,6 +55,8 @@ impl Access {
                 'r' => access.read = true,
                 'w' => access.write = true,
                 'm' => access.mknod = true,
+                // As runc, which knows three letters and passes over this one.
+                'a' => {}
                 _ => return None,
             }
         }

@@ -12,6 +12,7 @@ pub mod sysctl;
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::fault::{Code, Fault, Result};
@@ -71,8 +72,8 @@ pub enum CgroupPath {
     Relative(PathBuf),
 }
 
-/// `set_mempolicy(2)`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// `set_mempolicy(2)`. Kept in the state file, for `exec`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct MemoryPolicy {
     pub mode: i32,
     pub nodes: Vec<u64>,
@@ -87,10 +88,12 @@ pub fn plan(id: &str, bundle: &Path, spec: &Spec) -> Result<Plan> {
     let namespaces = Namespaces::parse(&linux.namespaces)?;
     check_namespaces(spec, &linux, &namespaces)?;
     check_supported(&linux)?;
-    let mounts = mounts(spec, bundle, &namespaces)?;
+    let rootfs = clean(&bundle.join(&root.path).to_string_lossy());
+    let mut mounts = mounts(spec, bundle, &namespaces)?;
+    mounts.iter_mut().for_each(|mount| mount.strip_root(&rootfs));
     let resources = linux.resources.clone().unwrap_or_default();
     Ok(Plan {
-        rootfs: clean(&bundle.join(&root.path).to_string_lossy()),
+        rootfs,
         root_readonly: root.readonly,
         root_propagation: root_propagation(&linux.rootfs_propagation)?,
         uid_mappings: linux.uid_mappings.clone(),
@@ -242,10 +245,12 @@ fn memory_policy(section: &spec::MemoryPolicy) -> Result<MemoryPolicy> {
     let field = "linux.memoryPolicy";
     let mode = MODES.iter().position(|name| *name == section.mode);
     let mode = mode.ok_or_else(|| invalid(field, format!("invalid memory policy mode {:?}", section.mode)))? as i32;
-    let nodes = cpu_list(&section.nodes).ok_or_else(|| invalid(field, format!("invalid nodes {:?}", section.nodes)))?;
+    let nodes = cpu_list(&section.nodes)
+        .ok_or_else(|| invalid(field, format!("invalid memory policy node in {:?}", section.nodes)))?;
+    let count: u32 = nodes.iter().map(|mask| mask.count_ones()).sum();
     match mode {
-        0 | 4 if !nodes.is_empty() => return Err(invalid(field, "this mode takes no nodes")),
-        2 | 3 | 5 | 6 if nodes.is_empty() => return Err(invalid(field, "this mode needs at least one node")),
+        0 | 4 if count != 0 => return Err(invalid(field, format!("mode requires 0 nodes but got {count}"))),
+        2 | 3 | 5 | 6 if count == 0 => return Err(invalid(field, "mode requires at least 1 node but got 0")),
         _ => {}
     }
     let mut flags = 0;

@@ -78,9 +78,20 @@ impl AttrChange {
         }
     }
 
+    /// Of one mount alone: as for mount(8), "atime" takes back what was said before it, and what the source has stays.
+    fn take_back(&mut self, attr: u64) {
+        if attr & !MOUNT_ATTR_ATIME_MASK != 0 {
+            return self.clear(attr);
+        }
+        if self.clear & MOUNT_ATTR_ATIME_MASK != 0 && self.set & MOUNT_ATTR_ATIME_MASK == attr {
+            self.set &= !MOUNT_ATTR_ATIME_MASK;
+            self.clear &= !MOUNT_ATTR_ATIME_MASK;
+        }
+    }
+
     fn clear(&mut self, attr: u64) {
         if attr & !MOUNT_ATTR_ATIME_MASK == 0 {
-            // "atime", "norelatime": back to the kernel's default, relatime.
+            // "ratime", "rnorelatime": back to the kernel's default, relatime.
             self.set(MOUNT_ATTR_RELATIME);
         } else {
             self.set &= !attr;
@@ -91,6 +102,11 @@ impl AttrChange {
     /// Nothing was asked for.
     pub fn is_empty(self) -> bool {
         self == AttrChange::default()
+    }
+
+    /// Whether anything was said about access times.
+    pub fn is_about_atime(self) -> bool {
+        self.clear & MOUNT_ATTR_ATIME_MASK != 0 || self.set & MOUNT_ATTR_NODIRATIME != 0
     }
 
     /// Whether the mount is to be read-only.
@@ -192,6 +208,15 @@ impl MountPlan {
         })
     }
 
+    /// As runc: a destination that is written with the host's path of the root means the place below it.
+    pub fn strip_root(&mut self, rootfs: &Path) {
+        if let Ok(below) = self.destination.strip_prefix(rootfs)
+            && rootfs != Path::new("/")
+        {
+            self.destination = Path::new("/").join(below);
+        }
+    }
+
     /// Where it goes and what it is, for messages.
     pub fn describe(&self) -> String {
         let destination = self.destination.display();
@@ -218,7 +243,7 @@ struct Options {
 impl Options {
     fn take(&mut self, option: &str) {
         if let Some((set, attr)) = attribute(option) {
-            if set { self.attr.set(attr) } else { self.attr.clear(attr) }
+            if set { self.attr.set(attr) } else { self.attr.take_back(attr) }
         } else if let Some((set, attr)) = option.strip_prefix('r').and_then(attribute) {
             if set { self.recursive_attr.set(attr) } else { self.recursive_attr.clear(attr) }
         } else if let Some(propagation) = propagation(option) {

@@ -60,6 +60,8 @@ pub struct State {
     /// What an exec inherits.
     pub process: spec::Process,
     pub personality: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_policy: Option<crate::plan::MemoryPolicy>,
     /// Flags of the seccomp filter, if there is one in `seccomp.bpf`.
     pub seccomp_flags: Option<u64>,
     pub seccomp_listener: Option<crate::create::seccomp::Listener>,
@@ -382,6 +384,7 @@ impl State {
             namespaces: plan.namespaces.clone(),
             process: spec.process.clone().unwrap_or_default(),
             personality: plan.personality,
+            memory_policy: plan.memory_policy.clone(),
             seccomp_flags: None,
             seccomp_listener: None,
             poststart: plan.hooks.poststart.clone(),

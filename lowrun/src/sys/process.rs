@@ -114,8 +114,9 @@ pub fn set_memory_policy(mode: i32, nodes: &[u64]) -> Result<()> {
     let bits = nodes.len() * 64;
     // The kernel counts one bit less than it is told.
     let bits = if bits == 0 { 0 } else { bits + 1 };
+    let mask = if nodes.is_empty() { std::ptr::null() } else { nodes.as_ptr() };
     // SAFETY: pointer and bit count describe `nodes`.
-    check("set_mempolicy", unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, nodes.as_ptr(), bits) }).map(drop)
+    check("set_mempolicy", unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask, bits) }).map(drop)
 }
 
 /// `sched_setaffinity(2)` of the calling thread; `mask` has a bit for each CPU.
@@ -127,12 +128,36 @@ pub fn set_affinity(mask: &[u64]) -> Result<()> {
     .map(drop)
 }
 
+/// All CPUs again for the calling thread, also those that come later; the kernel leaves out what the cpuset has not.
+///
+/// A failure changes nothing: then the thread keeps what it inherited.
+pub fn reset_affinity() {
+    let _ = set_affinity(&[u64::MAX; 128]);
+}
+
+/// The CPUs of the calling thread, of the first 64.
+pub fn affinity() -> Result<u64> {
+    let mut mask = [0_u64; 128];
+    // SAFETY: pointer and size in bytes describe `mask`.
+    check("sched_getaffinity", unsafe {
+        libc::syscall(libc::SYS_sched_getaffinity, 0, size_of_val(&mask), mask.as_mut_ptr())
+    })?;
+    Ok(mask[0])
+}
+
 /// Marks every descriptor from `first` on as to be closed by `execve(2)`.
 pub fn close_on_exec_from(first: u32) -> Result<()> {
     const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
     // SAFETY: changes a flag of descriptors; nothing is closed under a running owner.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC) };
-    check("close_range", result).map(drop)
+    if check("close_range", result).is_err() {
+        // Linux 5.11 and later have it; before, one by one.
+        for fd in first..1 << 10 {
+            // SAFETY: changes a flag of a descriptor, or finds none.
+            unsafe { libc::fcntl(fd as i32, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+    Ok(())
 }
 
 /// Closes every descriptor from `first` on but those of `kept`.
@@ -154,7 +179,21 @@ pub fn close_from(first: u32, kept: &[Option<i32>]) -> Result<()> {
 
 fn close_range(first: u32, last: u32) -> Result<()> {
     // SAFETY: see `close_from`.
-    check("close_range", unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
+    let result = check("close_range", unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) });
+    if result.is_err() {
+        // Not there before Linux 5.9, or refused by the container's filter.
+        close_each(first, last);
+    }
+    Ok(())
+}
+
+fn close_each(first: u32, last: u32) {
+    const HIGHEST: u64 = 1 << 16;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(HIGHEST);
+    for fd in first..=last.min(limit.min(HIGHEST) as u32) {
+        // SAFETY: see `close_from`; a descriptor that is not open is no harm.
+        unsafe { libc::close(fd as i32) };
+    }
 }
 
 /// Strings laid out as `execve(2)` takes them. Made before privileges go.

@@ -41,6 +41,9 @@ pub fn install(program: &[u8], flags: u64) -> Result<Option<OwnedFd>> {
 
 /// Whether the kernel knows these filter flags: with a null program it says EFAULT for known and EINVAL for unknown ones.
 pub fn knows_flags(flags: u64) -> bool {
+    // It has a meaning with a listener only, and is refused without one.
+    let listens = if flags & FILTER_FLAG_WAIT_KILLABLE_RECV == 0 { 0 } else { FILTER_FLAG_NEW_LISTENER };
+    let flags = flags | listens;
     // SAFETY: the null pointer is the documented way to probe; the kernel refuses it before it does anything.
     let result = unsafe { libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, flags, std::ptr::null::<Program>()) };
     result == -1 && std::io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT)

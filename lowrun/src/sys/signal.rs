@@ -74,6 +74,13 @@ pub fn reset_dispositions() {
     }
 }
 
+/// What a signal means, in small letters: `bad system call`.
+pub fn description(signal: i32) -> String {
+    // SAFETY: strsignal gives a string that stays valid until it is called again; there is one thread.
+    let text = unsafe { std::ffi::CStr::from_ptr(libc::strsignal(signal)) };
+    text.to_string_lossy().to_lowercase()
+}
+
 /// Sends a signal (also 0, which only asks whether it could be sent) to the process of a pidfd.
 pub fn send(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
     let info = std::ptr::null::<libc::siginfo_t>();
