@@ -69,9 +69,9 @@ fn open_master(root: &Root) -> Result<OwnedFd> {
 /// Whether lowrun itself gets the master, to carry bytes in the foreground: then the socket is one of a pair, whose
 /// peer has no name.
 fn is_of_lowrun(socket: BorrowedFd<'_>) -> bool {
-    let peer = rustix::net::getpeername(socket).ok().flatten();
+    let Ok(peer) = rustix::net::getpeername(socket) else { return false };
     let peer = peer.and_then(|address| SocketAddrUnix::try_from(address).ok());
-    peer.is_some_and(|address| address.path_bytes().is_none() && address.abstract_name().is_none())
+    peer.is_none_or(|address| address.path_bytes().is_none() && address.abstract_name().is_none_or(<[u8]>::is_empty))
 }
 
 /// As runc: the container's terminal ends lines by a line feed alone, and the caller's, if it is one, adds the carriage
