@@ -10,6 +10,7 @@ use crate::measure::{Cost, ms, timed};
 
 /// A runtime with a root of its own.
 pub(super) struct Subject {
+    name: String,
     program: PathBuf,
     root: PathBuf,
     turn: Cell<u32>,
@@ -26,7 +27,7 @@ pub(super) struct Stages {
 impl Subject {
     pub(super) fn new(program: &Path, work: &Path, name: &str) -> Subject {
         let program = std::path::absolute(program).expect("a path");
-        Subject { program, root: work.join(format!("root-{name}")), turn: Cell::new(0) }
+        Subject { name: name.to_owned(), program, root: work.join(format!("root-{name}")), turn: Cell::new(0) }
     }
 
     /// A subcommand; its words follow.
@@ -36,10 +37,10 @@ impl Subject {
         command
     }
 
-    /// A name that no other container of this subject has.
+    /// A name that no other container has, nor a cgroup.
     pub(super) fn fresh_id(&self) -> String {
         self.turn.set(self.turn.get() + 1);
-        format!("bench-{}-{}", std::process::id(), self.turn.get())
+        format!("bench-{}-{}-{}", self.name, std::process::id(), self.turn.get())
     }
 
     /// `run`, in the foreground, to its end.
