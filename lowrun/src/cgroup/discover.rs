@@ -30,9 +30,9 @@ pub fn is_unified() -> bool {
 
 /// Every usable hierarchy.
 pub fn own() -> Result<Vec<Own>> {
-    let text = std::fs::read_to_string("/proc/self/cgroup")
-        .call("open")
-        .attempt(Code::CgroupFailed, || "read /proc/self/cgroup")?;
+    let text =
+        crate::sys::read_kernel_file("/proc/self/cgroup").attempt(Code::CgroupFailed, || "read /proc/self/cgroup")?;
+    let text = String::from_utf8_lossy(&text);
     let unified = is_unified();
     let own: Vec<Own> = text.lines().filter_map(parse).filter_map(|line| place(line, unified)).collect();
     if own.is_empty() {

@@ -394,7 +394,7 @@ pub(crate) fn write(path: &Path, text: &str) -> crate::sys::Result<()> {
 
 /// Reads a control file.
 pub(crate) fn read(path: &Path) -> crate::sys::Result<String> {
-    let bytes = std::fs::read(path).call("read")?;
+    let bytes = crate::sys::read_kernel_file(path)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 

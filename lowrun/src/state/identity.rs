@@ -1,11 +1,12 @@
 //! Who a process is: pids are used again, so the pid alone is never trusted.
 
 use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
 
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::sys::{self, Call};
+use crate::sys;
 
 /// A process, told by its pid, the moment it began and the boot of the machine.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -47,7 +48,7 @@ impl Identity {
 }
 
 fn stat(pid: i32) -> sys::Result<Stat> {
-    let text = std::fs::read(format!("/proc/{pid}/stat")).call("open")?;
+    let text = sys::read_kernel_file(format!("/proc/{pid}/stat"))?;
     parse_stat(&text).ok_or(sys::Failure { call: "read(stat)", errno: rustix::io::Errno::INVAL })
 }
 
@@ -60,9 +61,15 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
     Some(Stat { state, start_time: fields.nth(18)?.parse().ok()? })
 }
 
+/// The kernel makes it at boot: read once.
 fn boot_id() -> sys::Result<String> {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").call("open")?;
-    Ok(text.trim().to_owned())
+    static BOOT_ID: OnceLock<String> = OnceLock::new();
+    if let Some(id) = BOOT_ID.get() {
+        return Ok(id.clone());
+    }
+    let text = sys::read_kernel_file("/proc/sys/kernel/random/boot_id")?;
+    let id = String::from_utf8_lossy(&text).trim().to_owned();
+    Ok(BOOT_ID.get_or_init(|| id).clone())
 }
 
 #[cfg(test)]

@@ -103,7 +103,8 @@ impl Way {
 /// The addresses that the kernel keeps of this process, from fields 26 to 51 of `/proc/self/stat`.
 fn addresses() -> Result<PrctlMmMap> {
     let damaged = Failure { call: "read(stat)", errno: Errno::INVAL };
-    let text = std::fs::read_to_string("/proc/self/stat").call("open")?;
+    let text = super::read_kernel_file("/proc/self/stat")?;
+    let text = String::from_utf8_lossy(&text);
     let after = text.rfind(')').ok_or(damaged)?;
     let fields: Vec<&str> = text[after + 1..].split_whitespace().collect();
     // The first field after the name is number 3.

@@ -15,6 +15,7 @@ pub mod signal;
 
 use std::fmt;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 /// A system call that the kernel refused.
@@ -76,9 +77,36 @@ pub(crate) fn check(call: &'static str, result: libc::c_long) -> Result<libc::c_
     Ok(result)
 }
 
+/// Reads a file whose text the kernel makes up: it has no size, and `std::fs::read` would feel its way in many small
+/// reads.
+pub fn read_kernel_file(path: impl rustix::path::Arg) -> Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty()).call("open")?;
+    let mut text = vec![0; 4096];
+    let mut length = 0;
+    loop {
+        if length == text.len() {
+            text.resize(2 * length, 0);
+        }
+        match rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut text[length..])).call("read")? {
+            0 => break,
+            more => length += more,
+        }
+    }
+    text.truncate(length);
+    Ok(text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_file_is_read_whole() {
+        let long = read_kernel_file("/proc/self/mountinfo").unwrap();
+        assert_eq!(long, std::fs::read("/proc/self/mountinfo").unwrap());
+        assert_eq!(read_kernel_file("/proc/none"), Err(Failure { call: "open", errno: Errno::NOENT }));
+    }
 
     #[test]
     fn errno_words_are_those_that_callers_look_for() {
