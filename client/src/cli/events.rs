@@ -72,7 +72,7 @@ fn show(happened: &Event, form: Option<&Form>) -> Result<(), Error> {
     match form {
         None => print_line(&event::line(happened)),
         Some(Form::Json) => print_line(&json::compact(&event::object(happened))),
-        Some(Form::Template(template)) => print_line(&template.apply(&event::object(happened))?),
+        Some(Form::Template(template)) => print_line(&template.apply_to_event(&event::object(happened))?),
     }
 }
 
@@ -116,7 +116,7 @@ impl Form {
         }
         let template = Template::parse(text)?;
         let sample = proto_engine::Event { r#type: "container".to_owned(), ..Default::default() };
-        template.apply(&event::object(&sample))?;
+        template.apply_to_event(&event::object(&sample))?;
         Ok(Form::Template(template))
     }
 }

@@ -8,6 +8,8 @@ use super::parse::{Node, Operand, Pipe};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     Rows,
+    /// Rows whose maps have other keys each: one that is not there is no error (Go's `missingkey=default`).
+    Events,
     /// The names of columns, which functions do not change.
     Headings,
 }
@@ -199,14 +201,41 @@ impl Evaluation {
             Operand::Int(number) => Ok(Value::Int(*number)),
             Operand::Float(number) => Ok(Value::Float(*number)),
             Operand::Text(text) => Ok(Value::Text(text.clone())),
-            Operand::Field(chain) => chained(dot, chain),
+            Operand::Field(chain) => self.chained(dot, chain),
             Operand::Variable(name, chain) => {
                 let known = self.variables.iter().rev().find(|(known, _)| known == name);
-                chained(&known.ok_or_else(|| format!("undefined variable \"{name}\""))?.1, chain)
+                self.chained(&known.ok_or_else(|| format!("undefined variable \"{name}\""))?.1, chain)
             }
-            Operand::Paren(pipe, chain) => chained(&self.pipe(pipe, dot)?, chain),
+            Operand::Paren(pipe, chain) => {
+                let value = self.pipe(pipe, dot)?;
+                self.chained(&value, chain)
+            }
             Operand::Function(name) => functions::call(name, &[], self.mode),
         }
+    }
+
+    /// The value at the end of a chain of fields.
+    fn chained(&self, value: &Value, chain: &[String]) -> Result<Value, String> {
+        let mut value = value;
+        for name in chain {
+            value = match value.field(name) {
+                Some(inner) => inner,
+                None if self.mode == Mode::Events && matches!(value, Value::Map(_)) => return Ok(Value::Null),
+                None => return Err(no_field(value, name)),
+            };
+        }
+        Ok(value.clone())
+    }
+}
+
+fn no_field(value: &Value, name: &str) -> String {
+    match value {
+        Value::Struct(fields) => {
+            let known: Vec<&str> = fields.iter().map(|(field, _)| *field).collect();
+            format!("there is no field \"{name}\" (there are {})", known.join(", "))
+        }
+        Value::Map(_) => format!("map has no entry for key \"{name}\""),
+        other => format!("{} has no field \"{name}\"", other.kind()),
     }
 }
 
@@ -221,19 +250,4 @@ fn items(value: Value) -> Result<Vec<(Value, Value)>, String> {
         Value::Null => Ok(Vec::new()),
         other => Err(format!("range can't iterate over a {}", other.kind())),
     }
-}
-
-fn chained(value: &Value, chain: &[String]) -> Result<Value, String> {
-    let mut value = value;
-    for name in chain {
-        value = value.field(name).ok_or_else(|| match value {
-            Value::Struct(fields) => {
-                let known: Vec<&str> = fields.iter().map(|(field, _)| *field).collect();
-                format!("there is no field \"{name}\" (there are {})", known.join(", "))
-            }
-            Value::Map(_) => format!("map has no entry for key \"{name}\""),
-            other => format!("{} has no field \"{name}\"", other.kind()),
-        })?;
-    }
-    Ok(value.clone())
 }

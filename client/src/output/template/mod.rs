@@ -28,6 +28,11 @@ impl Template {
         eval::apply(&self.0, data, Mode::Rows).map_err(Error::Template)
     }
 
+    /// Applies it to an event: a key that a map of it lacks is shown as `<no value>`.
+    pub(crate) fn apply_to_event(&self, event: &Value) -> Result<String, Error> {
+        eval::apply(&self.0, event, Mode::Events).map_err(Error::Template)
+    }
+
     /// Applies it to the names of columns: functions that change a word leave a heading as it is.
     pub(crate) fn apply_to_headings(&self, headings: &Value) -> Result<String, Error> {
         eval::apply(&self.0, headings, Mode::Headings).map_err(Error::Template)
@@ -101,6 +106,13 @@ mod tests {
         ] {
             assert_eq!(applied(source), shown, "{source}");
         }
+    }
+
+    #[test]
+    fn a_key_that_an_event_lacks_is_no_error() {
+        let applied = |source| Template::parse(source).unwrap().apply_to_event(&data());
+        assert_eq!(applied("{{.Labels.zzz}} {{.Labels.b}}").unwrap(), "<no value> 2");
+        assert!(applied("{{.Foo}}").is_err());
     }
 
     #[test]
