@@ -50,8 +50,16 @@ run_guest() {
     failed=$((failed + $(awk '{ print $4 }' <<<"$line")))
 }
 
+# What README promises first is a test of its own.
+run_demo() {
+    if target/release/strata-lab demo; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+}
+
 run_tests "${1:-}"
-[ -n "${1:-}" ] || run_guest
+if [ -z "${1:-}" ]; then
+    run_guest
+    run_demo
+fi
 skipped=$(wc -l <"$STRATA_SKIPS")
 if [ "$skipped" != 0 ]; then
     echo "skipped:"
