@@ -49,9 +49,13 @@ fn in_words(server: Option<&VersionResponse>) -> String {
     let mut text = format!("Client:\n Version:\t{CLIENT}\n API version:\t{API}\n OS/Arch:\t{}\n", platform());
     if let Some(server) = server {
         text.push_str(&format!(
-            "\nServer:\n Engine:\n  Version:\t{}\n  API version:\t{}\n  Git commit:\t{}\n  OS/Arch:\t{}/{}\n  Kernel:\t{}\n",
-            server.version, server.api_version, server.git_commit, server.os, server.arch, server.kernel
+            "\nServer:\n Engine:\n  Version:\t{}\n  API version:\t{}\n",
+            server.version, server.api_version
         ));
+        if !server.git_commit.is_empty() {
+            text.push_str(&format!("  Git commit:\t{}\n", server.git_commit));
+        }
+        text.push_str(&format!("  OS/Arch:\t{}/{}\n  Kernel:\t{}\n", server.os, server.arch, server.kernel));
         text.push_str(&format!(" {}:\n  Version:\t{}\n", server.supervisor_name, server.supervisor_version));
     }
     table::align_with(&text, 20, 1)

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use proto_engine as wire;
 use proto_engine::system_server;
+use strata_registry::Platform;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc::{self, Sender};
@@ -92,12 +93,13 @@ impl system_server::System for System {
 
     async fn version(&self, _: Request<wire::VersionRequest>) -> Result<Response<wire::VersionResponse>, Status> {
         let version = self.engine.version().await;
+        let platform = Platform::host();
         Ok(Response::new(wire::VersionResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             git_commit: option_env!("STRATA_REVISION").unwrap_or_default().to_owned(),
             api_version: "v1".to_owned(),
-            os: std::env::consts::OS.to_owned(),
-            arch: std::env::consts::ARCH.to_owned(),
+            os: platform.os,
+            arch: platform.architecture,
             kernel: version.kernel,
             supervisor_name: version.supervisor_name.to_owned(),
             supervisor_version: version.supervisor.version,
