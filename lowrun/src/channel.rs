@@ -11,6 +11,8 @@
 //!   | ------ Source { descriptor } --------> |  only in a user namespace: a copy of each bind mount's source
 //!   | -------------- Cgroup ---------------> |  cgroups are made, limited, and the state is written
 //!   | ----- Network { descriptor } --------> |  only with a new network namespace made by the host side
+//!   | <---------- Source { index } --------- |  only in a user namespace: a source that earlier mounts may have made
+//!   | ------ Source { descriptor } --------> |
 //!   | <------------- Hooks ----------------- |  only with prestart or createRuntime hooks: mounts are made
 //!   | -------------- Continue -------------> |
 //!   | <------------- Limits ---------------- |  only in a user namespace: rlimits need the host's privilege
@@ -54,10 +56,18 @@ pub enum ToInit {
 /// What the container side says.
 #[derive(Debug, Deserialize, Serialize)]
 pub enum FromInit {
-    Init { pid: i32 },
+    Init {
+        pid: i32,
+    },
+    /// Asks for the source of this mount.
+    Source {
+        index: usize,
+    },
     Hooks,
     Limits,
-    Listener { fd: i32 },
+    Listener {
+        fd: i32,
+    },
     Ready,
     Fault(Box<Fault>),
 }

@@ -145,7 +145,7 @@ fn converse(host: &HostEnd, setup: &ExecSetup<'_>, pid: Pid, pidfd: &OwnedFd, co
             }
             Some(FromInit::Fault(fault)) => return Err(rename_step(fault)),
             None if ready => return Ok(()),
-            Some(FromInit::Init { .. } | FromInit::Hooks) | None => {
+            Some(FromInit::Init { .. } | FromInit::Source { .. } | FromInit::Hooks) | None => {
                 return Err(Fault::new(Code::SystemError, format!("make a process in container {}", setup.id))
                     .cause("it died while it was made")
                     .at("exec"));

@@ -36,7 +36,7 @@ impl Meeting<'_> {
             self.host.send(ToInit::Mapped);
         }
         if self.setup.host_opens_sources {
-            span("sources", || sources::hand_over(self.setup, self.host, self.pid, self.pidfd))
+            span("sources", || sources::hand_over(self.setup, self.host, (self.pid, self.pidfd), None))
                 .step("create:mounts")?;
         }
         let cgroup = self.setup.cgroup;
@@ -61,6 +61,11 @@ impl Meeting<'_> {
         let mut ready = false;
         loop {
             match self.host.receive()? {
+                Some(FromInit::Source { index }) => {
+                    let process = (self.pid, self.pidfd);
+                    sources::hand_over(self.setup, self.host, process, Some(index)).step("create:mounts")?;
+                    continue;
+                }
                 Some(FromInit::Hooks) => self.run_hooks(state).step("create:hooks")?,
                 Some(FromInit::Limits) => self.set_limits().step("create:limits")?,
                 Some(FromInit::Listener { fd }) => self.pass_listener(fd, state).step("create:seccomp")?,

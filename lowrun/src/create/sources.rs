@@ -26,18 +26,19 @@ pub(super) fn are_opened_by_host(plan: &Plan) -> bool {
         && rustix::process::geteuid().is_root()
 }
 
-/// Opens the sources in the mount namespace of the container's process and hands them over, in their order.
+/// Opens the sources in the mount namespace of the container's process and hands them over, in their order: the one of
+/// mount `index`, or all that are there before the mounts are made.
 pub(super) fn hand_over(
     setup: &Setup<'_>,
     host: &HostEnd,
-    pid: rustix::process::Pid,
-    pidfd: BorrowedFd<'_>,
+    (pid, pidfd): (rustix::process::Pid, BorrowedFd<'_>),
+    index: Option<usize>,
 ) -> Result<()> {
     let implied = implied_map(setup, pid)?;
     let place = Place::leave()?;
     let opened = sys::process::setns(pidfd, Kind::Mount.flag())
         .attempt(Code::NamespaceFailed, || "enter the container's mount namespace")
-        .and_then(|()| open(setup, implied.as_ref()));
+        .and_then(|()| open(setup, implied.as_ref(), index));
     place.come_back()?;
     opened?.iter().for_each(|tree| host.send_descriptor(ToInit::Source, tree.as_fd()));
     Ok(())
@@ -49,10 +50,12 @@ fn implied_map(setup: &Setup<'_>, pid: rustix::process::Pid) -> Result<Option<Ow
     is_implied.then(|| id_map::of_process(setup.proc.as_fd(), pid)).transpose()
 }
 
-fn open(setup: &Setup<'_>, implied: Option<&OwnedFd>) -> Result<Vec<OwnedFd>> {
+fn open(setup: &Setup<'_>, implied: Option<&OwnedFd>, index: Option<usize>) -> Result<Vec<OwnedFd>> {
     let mut trees = Vec::new();
     for mount in &setup.plan.mounts {
-        if let MountKind::Bind { source, recursive } = &mount.kind {
+        if let MountKind::Bind { source, recursive } = &mount.kind
+            && index.map_or(!setup.plan.is_in_root(source), |index| index == mount.index)
+        {
             let map = setup.id_maps.get(&mount.index).or(implied);
             trees.push(open_source(mount, source, *recursive, map.map(AsFd::as_fd))?);
         }

@@ -82,7 +82,14 @@ impl Rootfs {
 
     fn mount(&mut self, setup: &Setup<'_>, channel: &InitEnd, mount: &MountPlan) -> Result<()> {
         match &mount.kind {
-            MountKind::Bind { source, recursive } => self.bind(setup, mount, source, *recursive),
+            MountKind::Bind { source, .. } => {
+                if setup.host_opens_sources && setup.plan.is_in_root(source) {
+                    // The host side is asked for it, and must have said before what it says unasked.
+                    self.enter_cgroup(setup, channel)?;
+                    self.enter_network(setup, channel)?;
+                }
+                self.bind(setup, channel, mount)
+            }
             MountKind::Filesystem { fstype, source, options, copy_up } => {
                 if fstype == "sysfs" {
                     // It shows the interfaces of the namespace that it is mounted in. The cgroups are ready earlier.
@@ -98,8 +105,8 @@ impl Rootfs {
         }
     }
 
-    fn bind(&mut self, setup: &Setup<'_>, mount: &MountPlan, source: &Path, recursive: bool) -> Result<()> {
-        let tree = self.sources.take(setup, mount, source, recursive)?;
+    fn bind(&mut self, setup: &Setup<'_>, channel: &InitEnd, mount: &MountPlan) -> Result<()> {
+        let tree = self.sources.take(setup, channel, mount)?;
         let attempted = || mount.describe();
         let is_dir = is_directory(tree.as_fd()).attempt(Code::MountFailed, attempted)?;
         apply_bind_attributes(tree.as_fd(), mount)?;

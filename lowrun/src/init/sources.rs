@@ -2,7 +2,8 @@
 //!
 //! Mostly a source is copied when its turn comes. In a user namespace all are there before: the host side has opened
 //! them, or, where it cannot enter the container's mount namespace, the container side does before it becomes somebody
-//! else.
+//! else. But for sources in the container's own root, which the mounts before may have made: those are asked for when
+//! their turn comes.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,7 +12,7 @@ use std::path::Path;
 use rustix::io::Errno;
 
 use super::Setup;
-use crate::channel::{InitEnd, ToInit};
+use crate::channel::{FromInit, InitEnd, ToInit};
 use crate::fault::{Attempt, Code, Fault, Result};
 use crate::plan::mounts::{MountKind, MountPlan};
 use crate::sys::mount;
@@ -26,6 +27,9 @@ impl Sources {
         let mut sources = Sources::default();
         for mount in &setup.plan.mounts {
             let MountKind::Bind { source, recursive } = &mount.kind else { continue };
+            if setup.plan.is_in_root(source) {
+                continue;
+            }
             let tree = if setup.host_opens_sources {
                 channel.expect_descriptor(ToInit::Source)?
             } else {
@@ -37,16 +41,17 @@ impl Sources {
     }
 
     /// The source of a mount.
-    pub(super) fn take(
-        &mut self,
-        setup: &Setup<'_>,
-        mount: &MountPlan,
-        source: &Path,
-        recursive: bool,
-    ) -> Result<OwnedFd> {
+    pub(super) fn take(&mut self, setup: &Setup<'_>, channel: &InitEnd, mount: &MountPlan) -> Result<OwnedFd> {
+        let MountKind::Bind { source, recursive } = &mount.kind else {
+            return Err(Fault::new(Code::SystemError, mount.describe()).cause("it has no source"));
+        };
         match self.0.remove(&mount.index) {
             Some(tree) => Ok(tree),
-            None => open_source(mount, source, recursive, setup.id_maps.get(&mount.index).map(AsFd::as_fd)),
+            None if setup.host_opens_sources => {
+                channel.send(&FromInit::Source { index: mount.index })?;
+                channel.expect_descriptor(ToInit::Source)
+            }
+            None => open_source(mount, source, *recursive, setup.id_maps.get(&mount.index).map(AsFd::as_fd)),
         }
     }
 }

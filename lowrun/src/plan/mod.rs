@@ -122,6 +122,13 @@ pub fn plan(id: &str, bundle: &Path, spec: &Spec) -> Result<Plan> {
     })
 }
 
+impl Plan {
+    /// Whether a bind's source lies in the container's own root: then earlier mounts may have made it.
+    pub fn is_in_root(&self, source: &Path) -> bool {
+        clean(&source.to_string_lossy()).starts_with(&self.rootfs)
+    }
+}
+
 /// The bundle's path as the state shows it.
 pub fn clean_bundle(bundle: &Path) -> PathBuf {
     clean(&bundle.to_string_lossy())

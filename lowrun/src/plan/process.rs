@@ -161,7 +161,7 @@ fn check_required(section: &spec::Process) -> Result<()> {
 /// The environment with each name once, and whether HOME is missing.
 fn environment(entries: &[String]) -> Result<(Vec<String>, bool)> {
     let mut kept: Vec<&String> = Vec::with_capacity(entries.len());
-    let mut has_home = false;
+    let mut has_home = None;
     for (index, entry) in entries.iter().enumerate().rev() {
         let field = || format!("env[{index}]");
         let (name, value) =
@@ -173,13 +173,18 @@ fn environment(entries: &[String]) -> Result<(Vec<String>, bool)> {
             return Err(invalid(&field(), "invalid environment variable: contains nul byte"));
         }
         let known = kept.iter().any(|other| other.split_once('=').is_some_and(|(other, _)| other == name));
-        if known || name == "HOME" && value.is_empty() {
+        // An empty HOME, if it is the last one, means the one of passwd, whatever stood before it.
+        if known || name == "HOME" && has_home == Some(false) {
             continue;
         }
-        has_home |= name == "HOME";
-        kept.push(entry);
+        if name == "HOME" {
+            has_home = Some(!value.is_empty());
+        }
+        if name != "HOME" || !value.is_empty() {
+            kept.push(entry);
+        }
     }
-    Ok((kept.into_iter().rev().cloned().collect(), !has_home))
+    Ok((kept.into_iter().rev().cloned().collect(), has_home != Some(true)))
 }
 
 fn rlimits(section: &[spec::Rlimit]) -> Result<Vec<Rlimit>> {
@@ -277,7 +282,7 @@ mod tests {
 
     #[test]
     fn the_last_value_of_a_variable_counts() {
-        let (kept, wants_home) = env(&["A=1", "B=2", "A=3", "HOME="]).unwrap();
+        let (kept, wants_home) = env(&["A=1", "B=2", "A=3", "HOME=/x", "HOME="]).unwrap();
         assert_eq!(kept, ["B=2", "A=3"]);
         assert!(wants_home);
         assert!(!env(&["HOME=/root"]).unwrap().1);

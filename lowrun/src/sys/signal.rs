@@ -74,6 +74,13 @@ pub fn reset_dispositions() {
     }
 }
 
+/// Lets a program that is about to be started have every signal, also where this process reads them as events.
+pub fn unblock_in(command: &mut std::process::Command) {
+    let unblock = || SignalSet::empty().block().map_err(|failure| failure.errno.into());
+    // SAFETY: between fork and exec it only makes two calls that are allowed there, and allocates nothing.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(command, unblock) };
+}
+
 /// What a signal means, in small letters: `bad system call`.
 pub fn description(signal: i32) -> String {
     // SAFETY: strsignal gives a string that stays valid until it is called again; there is one thread.
