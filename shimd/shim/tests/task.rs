@@ -142,6 +142,29 @@ async fn execs_end_before_the_init_and_are_told_so() {
 }
 
 #[tokio::test]
+async fn readers_see_the_end_when_the_program_has_ended() {
+    let Some(stage) = Stage::new("end").await else { return };
+    stage.configure(&["sleep", "1000"], |_| {});
+    let shim = stage.start().await;
+    shim.create(stage.create_request("", "")).await;
+    shim.start("").await;
+    let (stdout, mut keeps_it_open) = stage.fifo("exec-out");
+    let mut reader = tokio::net::unix::pipe::OpenOptions::new().open_receiver(&stdout).unwrap();
+    shim.exec("one", &["sh", "-c", "echo last words"], |request| request.stdout = stdout).await;
+    shim.start("one").await;
+    let mut text = [0; 11];
+    within(keeps_it_open.read_exact(&mut text)).await.unwrap();
+    drop(keeps_it_open);
+    // Nobody has deleted the exec, and nobody need.
+    assert_eq!(within(reader.read(&mut text)).await.unwrap(), 0);
+    shim.kill("", SIGKILL).await;
+    shim.wait("").await;
+    shim.delete("").await;
+    shim.shutdown().await;
+    stage.assert_clean();
+}
+
+#[tokio::test]
 async fn a_terminal_has_a_size_and_takes_input() {
     let Some(stage) = Stage::new("tty").await else { return };
     stage.configure(&["sh", "-c", "read line; stty size; tty; echo got $line; exit 3"], |spec| {

@@ -24,6 +24,8 @@ pub(super) enum Sink {
     File(OwnedFd),
     /// The container's log, as this stream.
     Log(Stream),
+    /// Let go of: whoever reads a FIFO learns of the end by that.
+    Gone,
 }
 
 /// Where output comes from.
@@ -120,7 +122,7 @@ impl Output {
                 Err(held) => (held.taken, Progress::Later),
             },
             // The log is gone: the process was deleted.
-            (Sink::Log(_), None) => return None,
+            (Sink::Log(_), None) | (Sink::Gone, _) => return None,
             (Sink::Fifo(fifo), _) => (write_some(fifo, bytes), Progress::Full),
             (Sink::File(file), _) => (write_some(file, bytes), Progress::Later),
         };
@@ -140,11 +142,12 @@ impl Output {
         };
         let to = match &self.sink {
             Sink::Fifo(fd) => Some(fd.as_fd()),
-            Sink::File(_) | Sink::Log(_) => None,
+            Sink::File(_) | Sink::Log(_) | Sink::Gone => None,
         };
         let is_watched = watch(&mut self.watch, progress, [from, to], source, poller);
         if progress == Progress::Ended {
             self.from = From::Ended;
+            self.sink = Sink::Gone;
         }
         is_watched
     }
