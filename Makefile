@@ -16,8 +16,10 @@ ROOT    ?= /tmp/strata
 BIN     := target/strata/bin
 IMAGES  := target/images
 HOST    := $(shell rustc -vV | sed -n 's/^host: //p')
+# `lowrun --version` names it.
+COMMIT  := LOWRUN_COMMIT=$(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 # Static, not relocatable: an exec of such a program costs half.
-STATIC  := RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" LIBSECCOMP_LINK_TYPE=static \
+STATIC  := $(COMMIT) RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" LIBSECCOMP_LINK_TYPE=static \
            LIBSECCOMP_LIB_PATH=/usr/lib/$(shell gcc -print-multiarch 2>/dev/null)
 SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E env "PATH=$$PATH")
 SETUP   := bash integration/scripts/setup.sh

@@ -1,15 +1,17 @@
 //! Spans of lowrun's own work, for `strata run --trace`.
 //!
-//! Measured only when the environment's `TRACEPARENT` has the sampled flag; handed back as lines of the log. The spans
+//! Measured only when the environment's `TRACEPARENT` has the sampled flag, and handed back as lines of the log; or with
+//! `--debug`, as lines that a person reads. The spans
 //! of the container side are written by the container side: both ends append whole lines to the same file.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use crate::log::{Log, rfc3339};
 
 thread_local! {
     /// `None` while nobody wants spans.
     static SPANS: RefCell<Option<Vec<Span>>> = const { RefCell::new(None) };
+    static IS_SAMPLED: Cell<bool> = const { Cell::new(false) };
 }
 
 struct Span {
@@ -18,9 +20,10 @@ struct Span {
     duration_ns: u64,
 }
 
-/// Begins to collect, if `traceparent` (`00-<trace>-<parent>-<flags>`) asks for it.
-pub fn begin(traceparent: Option<&str>) {
-    if traceparent.is_some_and(is_sampled) {
+/// Begins to collect, if `traceparent` (`00-<trace>-<parent>-<flags>`) or `debug` asks for it.
+pub fn begin(traceparent: Option<&str>, debug: bool) {
+    IS_SAMPLED.set(traceparent.is_some_and(is_sampled));
+    if IS_SAMPLED.get() || debug {
         SPANS.set(Some(Vec::with_capacity(24)));
     }
 }
@@ -64,6 +67,12 @@ pub fn forget() {
 /// Writes the collected spans to the log.
 pub fn flush(log: &Log) {
     let Some(spans) = SPANS.with_borrow_mut(|spans| spans.as_mut().map(std::mem::take)) else { return };
+    for span in &spans {
+        log.debug(&format!("{}: {} µs", span.name, span.duration_ns / 1_000));
+    }
+    if !IS_SAMPLED.get() {
+        return;
+    }
     let time = rfc3339(std::time::SystemTime::now(), 0);
     let lines: String = spans
         .iter()

@@ -9,7 +9,9 @@
 
 pub mod devices;
 pub mod discover;
+pub mod notify;
 pub mod stats;
+mod update;
 mod v1;
 mod v2;
 

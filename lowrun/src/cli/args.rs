@@ -1,6 +1,6 @@
-//! The command line, by table: one description of each command serves parsing, help and errors.
+//! The command line, by table: one description of each command serves parsing, help, completion, manual and errors.
 //!
-//! Not clap: building its tree of seventeen commands costs more than all the parsing of one call, and runc's line has
+//! Not clap: building its tree of twenty commands costs more than all the parsing of one call, and runc's line has
 //! forms of Go's flag package (`-bundle DIR`, `--detach=false`) that callers use and clap does not know.
 
 use std::ffi::{OsStr, OsString};
@@ -15,6 +15,7 @@ pub(super) struct Flag {
     pub(super) short: Option<char>,
     /// What stands for the value in help; `None` is a switch.
     pub(super) value: Option<&'static str>,
+    /// Empty for a flag that is only taken so that old callers do not fail: no help mentions it.
     pub(super) help: &'static str,
 }
 
@@ -28,11 +29,18 @@ pub(super) const fn option(name: &'static str, short: Option<char>, value: &'sta
     Flag { name, short, value: Some(value), help }
 }
 
+/// A flag with a value that runc once had: it does nothing.
+pub(super) const fn obsolete(name: &'static str) -> Flag {
+    Flag { name, short: None, value: Some("VALUE"), help: "" }
+}
+
 /// A command.
 #[derive(Debug)]
 pub(super) struct Command {
     pub(super) name: &'static str,
     pub(super) about: &'static str,
+    /// More words, in paragraphs; may be empty.
+    pub(super) description: &'static str,
     /// The words after the flags, for help.
     pub(super) arguments: &'static str,
     pub(super) flags: &'static [Flag],
@@ -177,33 +185,6 @@ fn take_short_switches(command: &Command, typed: &mut Typed, name: &str, is_long
     Ok(())
 }
 
-/// The help text of a command.
-pub(super) fn help(command: &Command, global: &[Flag]) -> String {
-    let mut text =
-        format!("lowrun {}: {}\n\nUsage:\n  lowrun [global options] {}", command.name, command.about, command.name);
-    if !command.flags.is_empty() {
-        text += " [options]";
-    }
-    text += &format!(" {}\n", command.arguments);
-    if !command.flags.is_empty() {
-        text += "\nOptions:\n";
-        text += &flag_lines(command.flags);
-    }
-    text += "\nGlobal options:\n";
-    text + &flag_lines(global)
-}
-
-/// One line for each flag.
-pub(super) fn flag_lines(flags: &[Flag]) -> String {
-    let left = |flag: &Flag| {
-        let short = flag.short.map_or("    ".to_owned(), |short| format!("-{short}, "));
-        let value = flag.value.map(|value| format!(" {value}")).unwrap_or_default();
-        format!("  {short}--{}{value}", flag.name)
-    };
-    let width = flags.iter().map(|flag| left(flag).len()).max().unwrap_or(0);
-    flags.iter().map(|flag| format!("{:width$}  {}\n", left(flag), flag.help)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -211,6 +192,7 @@ mod tests {
     const COMMAND: Command = Command {
         name: "exec",
         about: "",
+        description: "",
         arguments: "",
         flags: &[
             switch("detach", Some('d'), ""),

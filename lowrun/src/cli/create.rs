@@ -30,6 +30,8 @@ const PRESERVE_FDS: Flag = option("preserve-fds", None, "N", "hand N more descri
 pub(super) const CREATE: Command = Command {
     name: "create",
     about: "make a container that waits for start",
+    description: "The bundle is --bundle DIR, else the working directory: config.json and the root file system that it names.\n\
+                  The container's process is set up and waits; `lowrun start CONTAINER` lets it become the program.",
     arguments: "CONTAINER",
     flags: &[BUNDLE, CONSOLE_SOCKET, PIDFD_SOCKET, PID_FILE, NO_PIVOT, NO_NEW_KEYRING, PRESERVE_FDS],
     count: (1, 1),
@@ -39,6 +41,8 @@ pub(super) const CREATE: Command = Command {
 pub(super) const RUN: Command = Command {
     name: "run",
     about: "make a container, run it and wait for its end",
+    description: "As create and start, then waits for the program's end, passes signals on, removes the container and ends with the\n\
+                  program's exit status. With --detach it ends when the program runs; `lowrun delete` is then the caller's.",
     arguments: "CONTAINER",
     flags: &[
         BUNDLE,

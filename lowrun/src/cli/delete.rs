@@ -16,6 +16,8 @@ const DEATH_PATIENCE: Duration = Duration::from_secs(10);
 pub(super) const DELETE: Command = Command {
     name: "delete",
     about: "remove a container that has ended",
+    description: "Removes cgroup, state and what else a container left; then runs its poststop hooks. A container that was created and\n\
+                  not started is ended first; a running one only with --force.",
     arguments: "CONTAINER",
     flags: &[switch("force", Some('f'), "kill what runs, and forget a container that is not there")],
     count: (1, 1),

@@ -18,6 +18,9 @@ use crate::sys::Call;
 pub(super) const EXEC: Command = Command {
     name: "exec",
     about: "run another program in a running container",
+    description: "The program runs in all namespaces and the cgroup of the container. What no flag says is as in the container's own\n\
+                  process; flags after the container's id belong to the program. The exit status is the program's, 255 if it could not\n\
+                  be started.",
     arguments: "CONTAINER COMMAND [ARGUMENT...] | --process FILE CONTAINER",
     flags: &[
         option("console-socket", None, "SOCKET", "send the terminal's master through this unix socket"),

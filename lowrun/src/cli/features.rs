@@ -3,10 +3,10 @@
 use serde_json::json;
 
 use super::args::{Command, Typed};
-use super::{Global, print};
+use super::{Global, indented, print};
 use crate::cgroup::discover;
 use crate::create::seccomp::{ARCHITECTURES, FLAGS};
-use crate::fault::{Code, Fault, Result};
+use crate::fault::Result;
 use crate::plan::capabilities::NAMES;
 use crate::plan::mounts::known_options;
 use crate::plan::namespaces::Kind;
@@ -16,6 +16,7 @@ use crate::sys;
 pub(super) const FEATURES: Command = Command {
     name: "features",
     about: "print what this lowrun can do, as JSON",
+    description: "The document is that of runtime-spec's features.md.",
     arguments: "",
     flags: &[],
     count: (0, 0),
@@ -25,6 +26,7 @@ pub(super) const FEATURES: Command = Command {
 pub(super) const VERSION: Command = Command {
     name: "version",
     about: "print the version",
+    description: "",
     arguments: "",
     flags: &[],
     count: (0, 0),
@@ -35,10 +37,16 @@ fn seccomp_version() -> String {
     libseccomp::ScmpVersion::current().map_or_else(|_| "unknown".to_owned(), |version| version.to_string())
 }
 
+/// The commit that this was built from, where the build names it: Docker and Podman show it.
+fn commit() -> &'static str {
+    option_env!("LOWRUN_COMMIT").unwrap_or("unknown")
+}
+
 pub(super) fn version(_: &Global, _: &Typed) -> Result<i32> {
     let text = format!(
-        "lowrun version {}\nspec: {OCI_VERSION}\nlibseccomp: {}\n",
+        "lowrun version {}\ncommit: {}\nspec: {OCI_VERSION}\nlibseccomp: {}\n",
         env!("CARGO_PKG_VERSION"),
+        commit(),
         seccomp_version()
     );
     print(&text).map(|()| 0)
@@ -84,12 +92,12 @@ pub(super) fn features(_: &Global, _: &Typed) -> Result<i32> {
         },
         "annotations": {
             "io.github.seccomp.libseccomp.version": seccomp_version(),
+            // Podman looks for this one before it offers checkpoints.
+            "org.opencontainers.runc.checkpoint.enabled": "true",
             "run.strata.lowrun.version": env!("CARGO_PKG_VERSION"),
             "run.strata.lowrun.cgroup": if discover::is_unified() { "v2" } else { "v1" },
         },
         "potentiallyUnsafeConfigAnnotations": ["bundle"],
     });
-    let text = serde_json::to_string_pretty(&document)
-        .map_err(|error| Fault::new(Code::SystemError, "write to stdout").cause(error.to_string()))?;
-    print(&(text + "\n")).map(|()| 0)
+    print(&(indented(&document, "    ") + "\n")).map(|()| 0)
 }

@@ -12,10 +12,11 @@ use crate::sys;
 pub(super) const KILL: Command = Command {
     name: "kill",
     about: "send a signal (SIGTERM, if none is named) to the container's first process",
+    description: "SIGNAL is a number or a name, with or without SIG: 9, KILL, SIGTERM, RTMIN+3.",
     arguments: "CONTAINER [SIGNAL]",
     flags: &[switch("all", Some('a'), "no error if the container has ended")],
     count: (1, 2),
-    flags_end_after: 1,
+    flags_end_after: usize::MAX,
 };
 
 /// Names by number, as on x86-64 and arm64.

@@ -13,6 +13,8 @@ use crate::state::{self, Container, Status};
 pub(super) const STATE: Command = Command {
     name: "state",
     about: "print the state of a container",
+    description: "Prints JSON: ociVersion, id, pid, status (creating, created, running, paused, stopped), bundle, rootfs, created,\n\
+                  annotations, owner.",
     arguments: "CONTAINER",
     flags: &[],
     count: (1, 1),
@@ -22,6 +24,7 @@ pub(super) const STATE: Command = Command {
 pub(super) const LIST: Command = Command {
     name: "list",
     about: "list the containers of --root",
+    description: "",
     arguments: "",
     flags: &[
         option("format", Some('f'), "FORMAT", "table (default) or json"),

@@ -2,12 +2,16 @@
 //! together; the tables of their flags stand with them.
 
 mod args;
+mod completion;
 mod create;
 mod delete;
+mod events;
 mod exec;
 mod features;
+mod help;
 mod kill;
 mod list;
+mod man;
 mod pause;
 mod ps;
 mod spec;
@@ -18,7 +22,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use args::{Command, Typed, option, switch};
+use args::{Command, Typed, obsolete, option, switch};
 
 use crate::fault::{Attempt, Code, Fault, Result, Step};
 use crate::log::{Format, Log};
@@ -30,7 +34,12 @@ const DEFAULT_ROOT: &str = "/run/lowrun";
 
 const GLOBAL: Command = Command {
     name: "",
-    about: "the OCI runtime of Strata",
+    about: "OCI runtime of Strata: sets containers up, then exits",
+    description: "A container is made from a bundle: a directory with config.json (OCI runtime-spec) and a root file\n\
+                  system. Commands, flags, output and exit statuses are those of runc 1.5.1.\n\n    \
+                  lowrun spec                 write a config.json to begin with\n    \
+                  lowrun run CONTAINER        make a container, run it, wait, remove it\n    \
+                  lowrun help COMMAND         tell the flags of a command\n",
     arguments: "COMMAND",
     flags: &[
         switch("debug", None, "write debug lines to the log"),
@@ -39,6 +48,7 @@ const GLOBAL: Command = Command {
         option("root", None, "DIR", "where container states are kept (default: /run/lowrun)"),
         switch("systemd-cgroup", None, "let systemd make cgroups; cgroupsPath is then slice:prefix:name"),
         option("rootless", None, "MODE", "ignore cgroup permission errors: true, false or auto (default)"),
+        obsolete("criu"),
         switch("version", Some('v'), "print the version"),
     ],
     count: (0, usize::MAX),
@@ -51,7 +61,7 @@ struct Entry {
     run: fn(&Global, &Typed) -> Result<i32>,
 }
 
-const COMMANDS: [Entry; 16] = [
+static COMMANDS: [Entry; 19] = [
     Entry { command: &create::CREATE, run: create::create },
     Entry { command: &create::RUN, run: create::run },
     Entry { command: &start::START, run: start::start },
@@ -61,24 +71,30 @@ const COMMANDS: [Entry; 16] = [
     Entry { command: &exec::EXEC, run: exec::exec },
     Entry { command: &list::LIST, run: list::list },
     Entry { command: &ps::PS, run: ps::ps },
-    Entry { command: &ps::EVENTS, run: ps::events },
+    Entry { command: &events::EVENTS, run: events::events },
     Entry { command: &pause::PAUSE, run: pause::pause },
     Entry { command: &pause::RESUME, run: pause::resume },
     Entry { command: &update::UPDATE, run: update::update },
     Entry { command: &spec::SPEC, run: spec::spec },
     Entry { command: &features::FEATURES, run: features::features },
     Entry { command: &features::VERSION, run: features::version },
+    Entry { command: &help::HELP, run: help::help },
+    Entry { command: &completion::COMPLETION, run: completion::completion },
+    Entry { command: &man::MAN, run: man::man },
 ];
 
 /// What holds for every command.
 pub(crate) struct Global {
     pub(crate) root: PathBuf,
     pub(crate) log: Log,
+    /// The name that lowrun was called by: where it stands in for runc, help says runc.
+    pub(crate) program: String,
 }
 
 /// Runs the command line; gives the exit status.
 pub fn main(line: Vec<OsString>) -> i32 {
-    let mut line: Vec<OsString> = line.into_iter().skip(1).collect();
+    let mut line = line;
+    let program = program_name(if line.is_empty() { OsString::new() } else { line.remove(0) });
     let typed = match args::parse(&GLOBAL, &mut line, true) {
         Ok(typed) => typed,
         Err(fault) => return fail(&Log::default(), &fault),
@@ -87,9 +103,9 @@ pub fn main(line: Vec<OsString>) -> i32 {
         Ok(log) => log,
         Err(fault) => return fail(&Log::default(), &fault),
     };
-    trace::begin(std::env::var("TRACEPARENT").ok().as_deref());
+    trace::begin(std::env::var("TRACEPARENT").ok().as_deref(), log.is_debug());
     let global = match root_dir(&typed) {
-        Ok(root) => Global { root, log },
+        Ok(root) => Global { root, log, program },
         Err(fault) => return fail(&log, &fault),
     };
     let status = match dispatch(&typed, &global, line) {
@@ -102,8 +118,16 @@ pub fn main(line: Vec<OsString>) -> i32 {
 
 fn fail(log: &Log, fault: &Fault) -> i32 {
     log.fault(fault);
-    // As runc: 255 tells that exec itself failed, since 1 may be the program's.
-    if fault.step.starts_with("exec") { 255 } else { 1 }
+    match fault.step.split(':').next() {
+        // As runc: 255 tells that exec itself failed, since 1 may be the program's; 3 that there is no such command.
+        Some("exec") => 255,
+        Some("command") => 3,
+        _ => 1,
+    }
+}
+
+fn program_name(path: OsString) -> String {
+    Path::new(&path).file_name().map_or_else(|| "lowrun".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
 fn open_log(typed: &Typed) -> Result<Log> {
@@ -130,7 +154,22 @@ fn root_dir(typed: &Typed) -> Result<PathBuf> {
     if root.as_os_str().is_empty() {
         return Err(Fault::new(Code::InvalidArgument, "root not set").at("validate"));
     }
-    absolute(&root).step("validate")
+    let root = absolute(&root).step("validate")?;
+    // A root of too many dots: every directory of the machine would be a container.
+    if crate::path::clean(&root.to_string_lossy()) == Path::new("/") {
+        return Err(Fault::new(Code::InvalidArgument, "Option --root argument should not be set to /").at("validate"));
+    }
+    Ok(root)
+}
+
+/// `--rootless` is read here, so that a word that means nothing is not taken for one that does.
+fn check_rootless(typed: &Typed) -> Result<()> {
+    match typed.text("rootless")?.unwrap_or_default().to_lowercase().as_str() {
+        "" | "auto" | "true" | "false" | "t" | "f" | "1" | "0" => Ok(()),
+        other => Err(Fault::new(Code::InvalidArgument, format!("invalid --rootless: {other:?}"))
+            .hint("true, false or auto")
+            .at("validate")),
+    }
 }
 
 /// A user without privilege keeps states in the own runtime directory.
@@ -152,31 +191,28 @@ fn dispatch(typed: &Typed, global: &Global, mut line: Vec<OsString>) -> Result<i
     if typed.is_on("version") {
         return features::version(global, typed);
     }
-    if typed.wants_help || line.is_empty() || line[0] == "help" {
-        return print(&overview()).map(|()| 0);
+    if typed.wants_help || line.is_empty() {
+        return print(&help::overview(&global.program)).map(|()| 0);
     }
+    check_rootless(typed)?;
     let name = line.remove(0);
-    let entry = COMMANDS.iter().find(|entry| name == entry.command.name).ok_or_else(|| {
-        Fault::new(Code::InvalidArgument, format!("no such command: {}", name.display()))
-            .hint("lowrun --help")
-            .at("validate")
-    })?;
+    let entry = find(&name.to_string_lossy())?;
     let typed = args::parse(entry.command, &mut line, false)?;
     if typed.wants_help {
-        return print(&args::help(entry.command, GLOBAL.flags)).map(|()| 0);
+        return print(&help::of_command(&global.program, entry.command)).map(|()| 0);
     }
     (entry.run)(global, &typed).step(entry.command.name)
 }
 
-fn overview() -> String {
-    let mut text = format!(
-        "lowrun: {}\n\nUsage:\n  lowrun [global options] COMMAND [options] [arguments]\n\nCommands:\n",
-        GLOBAL.about
-    );
-    for entry in &COMMANDS {
-        text += &format!("  {:10}{}\n", entry.command.name, entry.command.about);
-    }
-    text + "\nGlobal options:\n" + &args::flag_lines(GLOBAL.flags)
+/// The command of a name; of help its short form too, as runc has it.
+fn find(name: &str) -> Result<&'static Entry> {
+    let name = if name == "h" { "help" } else { name };
+    COMMANDS.iter().find(|entry| name == entry.command.name).ok_or_else(|| {
+        Fault::new(Code::InvalidArgument, format!("No help topic for '{name}'"))
+            .cause("no such command")
+            .hint("`lowrun help` lists the commands")
+            .at("command")
+    })
 }
 
 /// Writes to stdout.
@@ -191,4 +227,14 @@ pub(crate) fn print_json<T: serde::Serialize>(value: &T, end: &str) -> Result<()
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| Fault::new(Code::SystemError, "write to stdout").cause(error.to_string()))?;
     print(&(text + end))
+}
+
+/// A document in lines, indented as runc does for it.
+fn indented(document: &serde_json::Value, indent: &str) -> String {
+    let mut text = Vec::new();
+    let formatter = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
+    let mut serializer = serde_json::Serializer::with_formatter(&mut text, formatter);
+    // A value serialises without fail.
+    let _ = serde::Serialize::serialize(document, &mut serializer);
+    String::from_utf8_lossy(&text).into_owned()
 }

@@ -8,6 +8,7 @@ use crate::state::{Container, Status};
 pub(super) const PAUSE: Command = Command {
     name: "pause",
     about: "freeze all processes of a container",
+    description: "",
     arguments: "CONTAINER",
     flags: &[],
     count: (1, 1),
@@ -17,6 +18,7 @@ pub(super) const PAUSE: Command = Command {
 pub(super) const RESUME: Command = Command {
     name: "resume",
     about: "let a paused container go on",
+    description: "",
     arguments: "CONTAINER",
     flags: &[],
     count: (1, 1),

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::Global;
 use super::args::{Command, Typed, option, switch};
+use super::{Global, indented};
 use crate::cgroup::discover;
 use crate::fault::{Attempt, Code, Fault, Result};
 use crate::spec::OCI_VERSION;
@@ -16,6 +16,10 @@ use crate::sys::Call;
 pub(super) const SPEC: Command = Command {
     name: "spec",
     about: "write a config.json to begin with",
+    description: "The file is config.json, and must not be there yet. It describes a container that runs sh in ./rootfs:\n\n    \
+                  mkdir rootfs && tar -C rootfs -xf image.tar\n    \
+                  lowrun spec\n    \
+                  lowrun run c1",
     arguments: "",
     flags: &[
         option("bundle", Some('b'), "DIR", "where to write it (default: the working directory)"),
@@ -44,22 +48,12 @@ fn write(path: &Path, document: &Value) -> Result<()> {
         }
         result => result.call("open").attempt(Code::BundleInvalid, || format!("write {}", path.display()))?,
     };
-    file.write_all(tabbed(document).as_bytes())
+    file.write_all(indented(document, "\t").as_bytes())
         .call("write")
         .attempt(Code::BundleInvalid, || format!("write {}", path.display()))
 }
 
-/// Indented by tabs, as `runc spec` writes.
-fn tabbed(document: &Value) -> String {
-    let mut text = Vec::new();
-    let formatter = serde_json::ser::PrettyFormatter::with_indent(b"\t");
-    let mut serializer = serde_json::Serializer::with_formatter(&mut text, formatter);
-    // A value serialises without fail.
-    let _ = serde::Serialize::serialize(document, &mut serializer);
-    String::from_utf8_lossy(&text).into_owned()
-}
-
-/// The container that `runc spec` describes: a shell, few capabilities, a read-only root, the usual mounts.
+/// The container that `runc spec` describes, field by field in its order: a shell, few capabilities, a read-only root, the usual mounts.
 fn example(unified: bool) -> Value {
     let capabilities = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
     let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| match options {
@@ -84,7 +78,7 @@ fn example(unified: bool) -> Value {
             "noNewPrivileges": true,
         },
         "root": { "path": "rootfs", "readonly": true },
-        "hostname": "lowrun",
+        "hostname": "runc",
         "mounts": [
             mount("/proc", "proc", "proc", &[]),
             mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
@@ -114,16 +108,19 @@ fn example(unified: bool) -> Value {
 /// A user namespace with the caller as root, the host's network, the host's sysfs, no limits and no other ids.
 fn to_rootless(document: &mut Value) {
     let ids = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let linux = &mut document["linux"];
-    if let Some(namespaces) = linux["namespaces"].as_array_mut() {
+    let linux = &document["linux"];
+    let mut namespaces = linux["namespaces"].clone();
+    if let Some(namespaces) = namespaces.as_array_mut() {
         namespaces.retain(|namespace| namespace["type"] != "network");
         namespaces.push(json!({ "type": "user" }));
     }
-    linux["uidMappings"] = json!([{ "containerID": 0, "hostID": ids.0, "size": 1 }]);
-    linux["gidMappings"] = json!([{ "containerID": 0, "hostID": ids.1, "size": 1 }]);
-    if let Some(linux) = linux.as_object_mut() {
-        linux.remove("resources");
-    }
+    document["linux"] = json!({
+        "uidMappings": [{ "containerID": 0, "hostID": ids.0, "size": 1 }],
+        "gidMappings": [{ "containerID": 0, "hostID": ids.1, "size": 1 }],
+        "namespaces": namespaces,
+        "maskedPaths": linux["maskedPaths"],
+        "readonlyPaths": linux["readonlyPaths"],
+    });
     let Some(mounts) = document["mounts"].as_array_mut() else { return };
     for mount in mounts {
         if mount["destination"] == "/sys" {

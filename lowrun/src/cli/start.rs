@@ -10,6 +10,7 @@ use crate::trace::span;
 pub(super) const START: Command = Command {
     name: "start",
     about: "run the program of a created container",
+    description: "",
     arguments: "CONTAINER",
     flags: &[],
     count: (1, 1),
@@ -21,13 +22,14 @@ pub(super) fn start(global: &Global, typed: &Typed) -> Result<i32> {
     container.dir.lock()?;
     let refuse =
         |code, cause: &str| Err(Fault::new(code, format!("start container {}", container.state.id)).cause(cause));
-    match container.status() {
-        Status::Created => {}
-        Status::Stopped => return refuse(Code::ContainerNotRunning, "cannot start a container that has stopped"),
-        Status::Running => return refuse(Code::ContainerRunning, "cannot start an already running container"),
-        other => {
-            let cause = format!("cannot start a container in the {} state", other.as_str());
-            return refuse(Code::ContainerRunning, &cause);
+    if !container.waits_for_start() {
+        match container.status() {
+            Status::Stopped => return refuse(Code::ContainerNotRunning, "cannot start a container that has stopped"),
+            Status::Running => return refuse(Code::ContainerRunning, "cannot start an already running container"),
+            other => {
+                let cause = format!("cannot start a container in the {} state", other.as_str());
+                return refuse(Code::ContainerRunning, &cause);
+            }
         }
     }
     span("release", || container.dir.release_fifo()).map_err(|failure| {

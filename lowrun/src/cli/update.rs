@@ -1,7 +1,7 @@
 //! `lowrun update`: other limits for a running container.
 
 use super::Global;
-use super::args::{Command, Typed, option};
+use super::args::{Command, Typed, obsolete, option};
 use crate::fault::{Attempt, Code, Fault, Result, Step};
 use crate::spec::Resources;
 use crate::state::{Container, Status};
@@ -10,6 +10,8 @@ use crate::sys::Call;
 pub(super) const UPDATE: Command = Command {
     name: "update",
     about: "change the limits of a container",
+    description: "With --resources FILE the limits are read as JSON, in the form of runtime-spec's linux.resources (memory, cpu, pids,\n\
+                  blockIO, unified); what is not named stays as it is, and the other flags are not looked at.",
     arguments: "CONTAINER",
     flags: &[
         option("resources", Some('r'), "FILE", "read the limits from a JSON file, or from stdin for -"),
@@ -27,6 +29,10 @@ pub(super) const UPDATE: Command = Command {
         option("memory-reservation", None, "BYTES", "memory under pressure"),
         option("memory-swap", None, "BYTES", "memory and swap; -1 is unlimited"),
         option("pids-limit", None, "N", "tasks"),
+        option("l3-cache-schema", None, "SCHEMA", "Intel RDT: part of the L3 cache"),
+        option("mem-bw-schema", None, "SCHEMA", "Intel RDT: part of the memory bandwidth"),
+        obsolete("kernel-memory"),
+        obsolete("kernel-memory-tcp"),
     ],
     count: (1, 1),
     flags_end_after: usize::MAX,
@@ -47,7 +53,24 @@ pub(super) fn update(global: &Global, typed: &Typed) -> Result<i32> {
     {
         memory.swap = Some(-1);
     }
-    container.state.cgroup.set(&resources).step("update:limits").map(|()| 0)
+    for flag in ["kernel-memory", "kernel-memory-tcp"] {
+        if typed.value(flag).is_some() {
+            global.log.warn("Kernel memory settings are ignored and will be removed");
+        }
+    }
+    check_schemas(typed)?;
+    container.state.cgroup.update(&resources).step("update:limits").map(|()| 0)
+}
+
+/// Only a container that was made with Intel RDT has a group whose schema can change.
+fn check_schemas(typed: &Typed) -> Result<()> {
+    for flag in ["l3-cache-schema", "mem-bw-schema"] {
+        if typed.text(flag)?.is_some_and(|schema| !schema.is_empty()) {
+            return Err(Fault::new(Code::Unsupported, format!("update --{flag}"))
+                .cause("the container has no Intel RDT configuration"));
+        }
+    }
+    Ok(())
 }
 
 fn read(path: &str) -> Result<Resources> {
@@ -60,15 +83,15 @@ fn read(path: &str) -> Result<Resources> {
 fn from_flags(typed: &Typed) -> Result<Resources> {
     let mut resources = Resources::default();
     let cpu = resources.cpu.get_or_insert_default();
-    cpu.period = typed.number("cpu-period")?;
-    cpu.quota = typed.number("cpu-quota")?;
-    cpu.burst = typed.number("cpu-burst")?;
-    cpu.shares = typed.number("cpu-share")?;
-    cpu.realtime_period = typed.number("cpu-rt-period")?;
-    cpu.realtime_runtime = typed.number("cpu-rt-runtime")?;
+    cpu.period = number(typed, "cpu-period")?;
+    cpu.quota = number(typed, "cpu-quota")?;
+    cpu.burst = number(typed, "cpu-burst")?;
+    cpu.shares = number(typed, "cpu-share")?;
+    cpu.realtime_period = number(typed, "cpu-rt-period")?;
+    cpu.realtime_runtime = number(typed, "cpu-rt-runtime")?;
     cpu.cpus = typed.text("cpuset-cpus")?.unwrap_or_default().to_owned();
     cpu.mems = typed.text("cpuset-mems")?.unwrap_or_default().to_owned();
-    cpu.idle = typed.number("cpu-idle")?;
+    cpu.idle = number(typed, "cpu-idle")?;
     let memory = resources.memory.get_or_insert_default();
     memory.limit = bytes(typed, "memory")?;
     memory.reservation = bytes(typed, "memory-reservation")?;
@@ -76,6 +99,11 @@ fn from_flags(typed: &Typed) -> Result<Resources> {
     resources.pids.get_or_insert_default().limit = typed.number("pids-limit")?;
     resources.block_io.get_or_insert_default().weight = typed.number("blkio-weight")?;
     Ok(resources)
+}
+
+/// As runc: an empty value is none.
+fn number<T: std::str::FromStr>(typed: &Typed, flag: &str) -> Result<Option<T>> {
+    if typed.text(flag)?.is_some_and(str::is_empty) { Ok(None) } else { typed.number(flag) }
 }
 
 fn bytes(typed: &Typed, flag: &str) -> Result<Option<i64>> {

@@ -294,10 +294,17 @@ impl Container {
         if !init.is_alive() {
             return Status::Stopped;
         }
-        if self.dir.has_fifo() {
-            return Status::Created;
+        // Asked first, as by runc: also a container that waits for `start` can be paused.
+        match self.state.cgroup.is_frozen() {
+            true => Status::Paused,
+            false if self.dir.has_fifo() => Status::Created,
+            false => Status::Running,
         }
-        if self.state.cgroup.is_frozen() { Status::Paused } else { Status::Running }
+    }
+
+    /// Whether it waits for `start`; cheaper to tell than its status.
+    pub fn waits_for_start(&self) -> bool {
+        self.dir.has_fifo() && self.state.init.as_ref().is_some_and(Identity::is_alive)
     }
 
     /// The first process, if it lives.

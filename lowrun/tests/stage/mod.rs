@@ -52,7 +52,7 @@ pub fn stage() -> Option<Stage> {
     for applet in [
         "sh", "true", "false", "ls", "cat", "sleep", "mount", "id", "ps", "echo", "mkdir", "env", "pwd", "stat",
         "grep", "kill", "hostname", "touch", "readlink", "tty", "stty", "mknod", "head", "seq", "wc", "chmod", "ip",
-        "dd", "test",
+        "dd", "test", "tr",
     ] {
         symlink("busybox", rootfs.join("bin").join(applet)).unwrap();
     }
