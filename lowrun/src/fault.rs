@@ -73,6 +73,8 @@ pub enum Code {
     ContainerRunning,
     /// The state directory is damaged, or of another version.
     StateInvalid,
+    /// CRIU could not save or restore a container.
+    CheckpointFailed,
     /// The kernel lacks something that was asked for.
     Unsupported,
     /// A system call failed, with no better word for it.

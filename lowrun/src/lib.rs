@@ -8,6 +8,7 @@ pub mod cgroup;
 pub mod channel;
 pub mod cli;
 pub mod create;
+pub mod criu;
 pub mod fault;
 pub mod init;
 pub mod log;

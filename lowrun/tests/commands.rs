@@ -7,9 +7,24 @@ use std::process::Command;
 use serde_json::{Value, json};
 use stage::{Stage, eventually, stage};
 
-const COMMANDS: [&str; 15] = [
-    "create", "delete", "events", "exec", "features", "kill", "list", "pause", "ps", "resume", "run", "spec", "start",
-    "state", "update",
+const COMMANDS: [&str; 17] = [
+    "checkpoint",
+    "create",
+    "delete",
+    "events",
+    "exec",
+    "features",
+    "kill",
+    "list",
+    "pause",
+    "ps",
+    "restore",
+    "resume",
+    "run",
+    "spec",
+    "start",
+    "state",
+    "update",
 ];
 
 /// A container that goes on until it is killed.

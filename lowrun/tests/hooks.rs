@@ -126,3 +126,15 @@ fn hooks_run_where_the_spec_says() {
     assert!(text.contains(&format!("host {own}")), "{text}");
     assert!(text.contains("container uts:") && !text.contains(&format!("container {own}")), "{text}");
 }
+
+#[test]
+fn a_hook_of_a_program_in_the_foreground_can_be_signalled() {
+    let Some(mut stage) = stage() else { return };
+    let file = stage.dir.path().join("mask");
+    let script = format!("grep SigBlk /proc/self/status > {}", file.display());
+    let hook = json!({ "path": "/bin/sh", "args": ["sh", "-c", script] });
+    stage.config["hooks"] = json!({ "createRuntime": [hook] });
+    stage.args(&["true"]);
+    stage.run().ok();
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "SigBlk:\t0000000000000000\n");
+}

@@ -17,12 +17,12 @@ use crate::state::{self, Status};
 use crate::sys::{self, Call};
 use crate::trace::span;
 
-const BUNDLE: Flag = option("bundle", Some('b'), "DIR", "the bundle (default: the working directory)");
-const CONSOLE_SOCKET: Flag =
+pub(super) const BUNDLE: Flag = option("bundle", Some('b'), "DIR", "the bundle (default: the working directory)");
+pub(super) const CONSOLE_SOCKET: Flag =
     option("console-socket", None, "SOCKET", "send the terminal's master through this unix socket");
 const PIDFD_SOCKET: Flag =
     option("pidfd-socket", None, "SOCKET", "send a pidfd of the process through this unix socket");
-const PID_FILE: Flag = option("pid-file", None, "FILE", "write the process's pid to FILE");
+pub(super) const PID_FILE: Flag = option("pid-file", None, "FILE", "write the process's pid to FILE");
 const NO_PIVOT: Flag = switch("no-pivot", None, "do not use pivot_root: for a root that is a ramfs, and less safe");
 const NO_NEW_KEYRING: Flag = switch("no-new-keyring", None, "keep the caller's session keyring");
 const PRESERVE_FDS: Flag = option("preserve-fds", None, "N", "hand N more descriptors, from 3 on, to the container");
@@ -105,15 +105,15 @@ pub(super) fn protect() -> Result<Option<OwnedFd>> {
 }
 
 /// What create and run are given.
-struct Input {
-    id: String,
-    bundle: PathBuf,
-    spec: Spec,
-    plan: Plan,
+pub(super) struct Input {
+    pub(super) id: String,
+    pub(super) bundle: PathBuf,
+    pub(super) spec: Spec,
+    pub(super) plan: Plan,
 }
 
 impl Input {
-    fn read(global: &Global, typed: &Typed) -> Result<Input> {
+    pub(super) fn read(global: &Global, typed: &Typed) -> Result<Input> {
         let id = typed.word(0)?.to_owned();
         state::check_id(&id)?;
         let bundle = absolute(Path::new(typed.value("bundle").map_or(".".as_ref(), OsString::as_os_str)))?;
@@ -221,7 +221,7 @@ pub(super) fn terminal_pair() -> Result<(OwnedFd, OwnedFd)> {
         .attempt(Code::SystemError, || "make a socket for the terminal")
 }
 
-fn finish_creation(typed: &Typed, created: &Created) -> Result<()> {
+pub(super) fn finish_creation(typed: &Typed, created: &Created) -> Result<()> {
     match typed.value("pid-file").filter(|path| !path.is_empty()) {
         None => Ok(()),
         Some(path) => state::write_pid_file(Path::new(path), created.pid.as_raw_nonzero().get()),

@@ -2,6 +2,7 @@
 //! together; the tables of their flags stand with them.
 
 mod args;
+mod checkpoint;
 mod completion;
 mod create;
 mod delete;
@@ -61,7 +62,7 @@ struct Entry {
     run: fn(&Global, &Typed) -> Result<i32>,
 }
 
-static COMMANDS: [Entry; 19] = [
+static COMMANDS: [Entry; 21] = [
     Entry { command: &create::CREATE, run: create::create },
     Entry { command: &create::RUN, run: create::run },
     Entry { command: &start::START, run: start::start },
@@ -75,6 +76,8 @@ static COMMANDS: [Entry; 19] = [
     Entry { command: &pause::PAUSE, run: pause::pause },
     Entry { command: &pause::RESUME, run: pause::resume },
     Entry { command: &update::UPDATE, run: update::update },
+    Entry { command: &checkpoint::CHECKPOINT, run: checkpoint::checkpoint },
+    Entry { command: &checkpoint::RESTORE, run: checkpoint::restore },
     Entry { command: &spec::SPEC, run: spec::spec },
     Entry { command: &features::FEATURES, run: features::features },
     Entry { command: &features::VERSION, run: features::version },
@@ -184,7 +187,8 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
         return Ok(path.to_owned());
     }
     let here = std::env::current_dir().call("getcwd").attempt(Code::SystemError, || "find the working directory")?;
-    Ok(here.join(path))
+    // Without the dots that mean nothing: the path is seen in errors and in the state.
+    Ok(here.join(path).components().collect())
 }
 
 fn dispatch(typed: &Typed, global: &Global, mut line: Vec<OsString>) -> Result<i32> {

@@ -82,6 +82,7 @@ fn spawn(hook: &Hook, place: &Place<'_>) -> Result<Child> {
     if let Some(dir) = place.dir {
         command.current_dir(dir);
     }
+    crate::sys::signal::unblock_in(&mut command);
     command.spawn().call("execve").attempt(Code::HookFailed, || "start it")
 }
 

@@ -73,15 +73,15 @@ pub struct Created {
 
 /// What has been made so far, to be unmade if the rest fails.
 #[derive(Default)]
-struct Made {
-    cgroup: Option<Cgroup>,
-    process: Option<(Pid, OwnedFd)>,
+pub(crate) struct Made {
+    pub(crate) cgroup: Option<Cgroup>,
+    pub(crate) process: Option<(Pid, OwnedFd)>,
 }
 
 impl Made {
     /// Last first. Failures here have nowhere to go: the fault that led here is the one to tell, and `delete --force`
     /// finds what is left by the state file, which goes only when the cgroup has gone.
-    fn unmake(self, dir: &Dir, code: Code) {
+    pub(crate) fn unmake(self, dir: &Dir, code: Code) {
         if let Some((_, pidfd)) = &self.process {
             let _ = sys::signal::send(pidfd.as_fd(), libc::SIGKILL);
             let _ = wait::reap(pidfd.as_fd());
@@ -118,7 +118,8 @@ fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid,
     check_rootfs(&plan.rootfs).step("create:plan")?;
     let cgroup = Cgroup::locate(&plan.cgroup).step("create:cgroup")?;
     let mut state = State::new(request.id, request.bundle, request.spec, plan, cgroup);
-    let filter = span("seccomp-prepare", || prepare_filter(&request, dir, &mut state)).step("create:seccomp")?;
+    let filter =
+        span("seccomp-prepare", || prepare_filter(plan, request.root, dir, &mut state)).step("create:seccomp")?;
     // Before anything else is made: whoever finds this state can remove all that it names.
     dir.save(&state).step("create:state")?;
     let setup = prepare(request, dir, &state, filter)?;
@@ -172,7 +173,7 @@ fn prepare<'a>(request: Request<'a>, dir: &'a Dir, state: &'a State, filter: Opt
 }
 
 /// As runc: the path itself must be the directory, else what a person sees is not what the container gets.
-fn check_rootfs(rootfs: &Path) -> Result<()> {
+pub(crate) fn check_rootfs(rootfs: &Path) -> Result<()> {
     let invalid =
         |cause: &str| Err(Fault::new(Code::RootfsInvalid, format!("invalid rootfs {}", rootfs.display())).cause(cause));
     let stat = rustix::fs::stat(rootfs)
@@ -190,9 +191,10 @@ fn check_rootfs(rootfs: &Path) -> Result<()> {
     Ok(())
 }
 
-fn prepare_filter(request: &Request<'_>, dir: &Dir, state: &mut State) -> Result<Option<Filter>> {
-    let Some(section) = &request.plan.seccomp else { return Ok(None) };
-    let filter = seccomp::prepare(section, request.root, dir)?;
+/// The filter of a plan, found in the cache of `root` or made, and what the state must tell of it.
+pub(crate) fn prepare_filter(plan: &Plan, root: &Path, dir: &Dir, state: &mut State) -> Result<Option<Filter>> {
+    let Some(section) = &plan.seccomp else { return Ok(None) };
+    let filter = seccomp::prepare(section, root, dir)?;
     state.seccomp_flags = filter.as_ref().map(|filter| filter.flags);
     state.seccomp_listener = filter.as_ref().and_then(|filter| filter.listener.clone());
     Ok(filter)

@@ -103,7 +103,9 @@ pub(super) fn clone_null(plan: &Plan) -> Result<Option<OwnedFd>> {
         return Err(Fault::new(Code::RootfsUnsafe, attempted()).cause("it is not the null device"));
     }
     let tree = mount::clone_handle(null.as_fd(), false).attempt(Code::MountFailed, attempted)?;
-    let attr = MountAttr { set: MOUNT_ATTR_RDONLY, ..MountAttr::default() };
+    // Private: as a slave of the host's mounts, CRIU could not make it again.
+    let propagation = u64::from(libc::MS_PRIVATE as u32);
+    let attr = MountAttr { set: MOUNT_ATTR_RDONLY, propagation, ..MountAttr::default() };
     mount::mount_setattr(tree.as_fd(), false, &attr).attempt(Code::MountFailed, attempted)?;
     Ok(Some(tree))
 }

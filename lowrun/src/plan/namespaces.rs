@@ -100,6 +100,13 @@ impl Namespaces {
         Ok(namespaces)
     }
 
+    /// Adds a kind that somebody else has made for the container.
+    pub fn add(&mut self, kind: Kind) {
+        if !self.has(kind) {
+            self.0.push(Entry { kind, path: None });
+        }
+    }
+
     /// Whether the container has its own or a joined namespace of the kind.
     pub fn has(&self, kind: Kind) -> bool {
         self.0.iter().any(|entry| entry.kind == kind)

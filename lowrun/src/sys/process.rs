@@ -1,7 +1,7 @@
 //! Attributes of the calling process, and its replacement by another program.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::{Failure, Result, check};
 
@@ -252,4 +252,11 @@ pub fn set_rlimit(pid: Option<rustix::process::Pid>, resource: u32, soft: u64, h
 pub fn is_open(fd: u32) -> bool {
     // SAFETY: asks for the flags of a descriptor, by number; nothing is owned or closed.
     fd <= i32::MAX as u32 && unsafe { libc::fcntl(fd as i32, libc::F_GETFD) } != -1
+}
+
+/// Takes a descriptor that the caller of lowrun handed over by its number, from 3 on.
+pub fn take_descriptor(number: i32) -> OwnedFd {
+    // SAFETY: such a number comes from the command line; lowrun itself has opened nothing under it, because it was open
+    // before lowrun began, and each is taken once.
+    unsafe { OwnedFd::from_raw_fd(number) }
 }

@@ -2,6 +2,8 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use super::{Result, check};
 
@@ -30,6 +32,15 @@ impl SignalSet {
         }
     }
 
+    /// Whether the calling thread blocks any signal.
+    fn any_is_blocked() -> bool {
+        let mut set = SignalSet::empty();
+        // SAFETY: no new mask is set; the old one is written to a set that is there.
+        unsafe { libc::sigprocmask(libc::SIG_SETMASK, std::ptr::null(), &raw mut set.0) };
+        // SAFETY: the set is initialised, the numbers are those of signals.
+        (1..=64).any(|signal| unsafe { libc::sigismember(&raw const set.0, signal) } == 1)
+    }
+
     /// Makes this the calling thread's mask.
     pub fn block(&self) -> Result<()> {
         // SAFETY: the set is initialised; no old mask is asked for.
@@ -45,6 +56,18 @@ impl SignalSet {
         // SAFETY: a new descriptor, owned by nobody else.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
+}
+
+/// Lets a program begin with no signal blocked, also when lowrun reads its own signals as events: who blocks them all
+/// cannot be ended.
+pub fn unblock_in(command: &mut Command) {
+    if !SignalSet::any_is_blocked() {
+        return;
+    }
+    let none = SignalSet::empty();
+    let unblock = move || none.block().map_err(|failure| std::io::Error::from(failure.errno));
+    // SAFETY: between fork and exec only sigprocmask is called, which is safe there.
+    unsafe { command.pre_exec(unblock) };
 }
 
 /// Waits for the next signal of a descriptor from [`SignalSet::descriptor`].
