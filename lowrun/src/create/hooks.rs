@@ -78,7 +78,6 @@ fn spawn(hook: &Hook, place: &Place<'_>) -> Result<Child> {
     let env = if hook.env.is_empty() { place.environment } else { &hook.env };
     command.env_clear().envs(env.iter().filter_map(|entry| entry.split_once('=')));
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-    crate::sys::signal::unblock_in(&mut command);
     if let Some(dir) = place.dir {
         command.current_dir(dir);
     }

@@ -2,8 +2,6 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
 
 use super::{Result, check};
 
@@ -58,18 +56,6 @@ impl SignalSet {
     }
 }
 
-/// Lets a program begin with no signal blocked, also when lowrun reads its own signals as events: who blocks them all
-/// cannot be ended.
-pub fn unblock_in(command: &mut Command) {
-    if !SignalSet::any_is_blocked() {
-        return;
-    }
-    let none = SignalSet::empty();
-    let unblock = move || none.block().map_err(|failure| std::io::Error::from(failure.errno));
-    // SAFETY: between fork and exec only sigprocmask is called, which is safe there.
-    unsafe { command.pre_exec(unblock) };
-}
-
 /// Waits for the next signal of a descriptor from [`SignalSet::descriptor`].
 pub fn next(descriptor: BorrowedFd<'_>) -> Result<i32> {
     let mut info = MaybeUninit::<libc::signalfd_siginfo>::zeroed();
@@ -99,6 +85,10 @@ pub fn reset_dispositions() {
 
 /// Lets a program that is about to be started have every signal, also where this process reads them as events.
 pub fn unblock_in(command: &mut std::process::Command) {
+    // A program that is started without a step in between is started cheaper.
+    if !SignalSet::any_is_blocked() {
+        return;
+    }
     let unblock = || SignalSet::empty().block().map_err(|failure| failure.errno.into());
     // SAFETY: between fork and exec it only makes two calls that are allowed there, and allocates nothing.
     unsafe { std::os::unix::process::CommandExt::pre_exec(command, unblock) };
