@@ -1,0 +1,271 @@
+//! When the machine or the caller is in the wrong state: one line that names the thing, a status, and nothing left; and
+//! lowrun killed at every system call of a creation.
+
+mod stage;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+use stage::{Stage, eventually, stage};
+
+const LOOP: &str = "while :; do sleep 0.05; done";
+
+/// A call that must fail: its status, and the last error of the log.
+fn refused(stage: &Stage, words: &[&str]) -> (i32, Value) {
+    let (outcome, log) = stage.logged(words);
+    let told: Vec<&str> = outcome.err.lines().filter(|line| line.starts_with("lowrun: ")).collect();
+    assert_eq!(told.len(), 1, "{words:?}: {outcome:?}");
+    let last = log.into_iter().rfind(|line| line["level"] == "error").unwrap_or_else(|| panic!("{words:?}: no error"));
+    for field in ["layer", "step", "code", "message"] {
+        assert!(!last[field].as_str().unwrap().is_empty(), "{words:?}: {last}");
+    }
+    (outcome.status, last)
+}
+
+/// What is called, its exit status, the code, and what the line must name.
+type Case<'a> = (&'a [&'a str], i32, &'a str, &'a str);
+
+fn all_refused(stage: &Stage, cases: &[Case<'_>]) {
+    for (words, status, code, named) in cases {
+        let words: Vec<&str> = words.iter().map(|word| if *word == "ID" { stage.id() } else { word }).collect();
+        let (was, line) = refused(stage, &words);
+        assert_eq!((was, line["code"].as_str().unwrap()), (*status, *code), "{words:?}: {line}");
+        assert!(line["msg"].as_str().unwrap().contains(named), "{words:?}: {named:?} is not in {line}");
+    }
+}
+
+#[test]
+fn a_container_that_is_not_there_is_named() {
+    let Some(stage) = stage() else { return };
+    if stage.differs("the codes are lowrun's") {
+        return;
+    }
+    let missing = "does not exist";
+    let code = "CONTAINER_NOT_FOUND";
+    all_refused(
+        &stage,
+        &[
+            (&["start", "ID"], 1, code, missing),
+            (&["state", "ID"], 1, code, missing),
+            (&["kill", "ID"], 1, code, missing),
+            (&["delete", "ID"], 1, code, missing),
+            (&["exec", "ID", "true"], 255, code, missing),
+            (&["ps", "ID"], 1, code, missing),
+            (&["pause", "ID"], 1, code, missing),
+            (&["resume", "ID"], 1, code, missing),
+            (&["events", "ID"], 1, code, missing),
+            (&["update", "--memory", "1M", "ID"], 1, code, missing),
+            (&["checkpoint", "ID"], 1, code, missing),
+        ],
+    );
+    stage.call(&["delete", "--force", stage.id()]).ok();
+}
+
+#[test]
+fn a_container_in_the_wrong_state_is_named() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("the codes are lowrun's") {
+        return;
+    }
+    stage.script(LOOP);
+    stage.detached();
+    all_refused(
+        &stage,
+        &[
+            (&["create", "ID"], 1, "CONTAINER_EXISTS", "already exists"),
+            (&["run", "ID"], 1, "CONTAINER_EXISTS", "already exists"),
+            (&["restore", "ID"], 1, "CONTAINER_EXISTS", "already exists"),
+            (&["start", "ID"], 1, "CONTAINER_RUNNING", "already running"),
+            (&["delete", "ID"], 1, "CONTAINER_RUNNING", "not stopped: running"),
+            (&["resume", "ID"], 1, "CONTAINER_NOT_RUNNING", "not paused"),
+            (&["kill", "ID", "MOON"], 1, "INVALID_ARGUMENT", "MOON"),
+            (&["exec", "ID"], 255, "INVALID_ARGUMENT", "args cannot be empty"),
+            (&["exec", "--user", "root", "ID", "true"], 255, "USER_INVALID", "root"),
+            (&["exec", "--cwd", "/nowhere", "ID", "true"], 255, "CWD_INVALID", "/nowhere"),
+            (
+                &["exec", "--cap", "CAP_MOON", "--process", "/no/such.json", "ID"],
+                255,
+                "INVALID_ARGUMENT",
+                "/no/such.json",
+            ),
+            (&["exec", "--preserve-fds", "9", "ID", "true"], 255, "INVALID_ARGUMENT", "preserved-fd"),
+            (&["exec", "--cgroup", "../up", "ID", "true"], 255, "INVALID_ARGUMENT", "../up"),
+            (
+                &["exec", "--console-socket", "/no/such.sock", "-d", "-t", "ID", "true"],
+                255,
+                "INVALID_ARGUMENT",
+                "/no/such.sock",
+            ),
+            (&["exec", "ID", "no-such-program"], 255, "COMMAND_NOT_FOUND", "no-such-program"),
+            (&["update", "--memory", "1", "--memory-swap", "x", "ID"], 1, "INVALID_ARGUMENT", "memory-swap"),
+            (&["ps", "--format", "moon", "ID"], 1, "INVALID_ARGUMENT", "format"),
+        ],
+    );
+    assert_eq!(stage.status(), "running");
+    stage.call(&["kill", stage.id(), "KILL"]).ok();
+    eventually("stopped", || stage.status() == "stopped");
+    all_refused(
+        &stage,
+        &[
+            (&["start", "ID"], 1, "CONTAINER_NOT_RUNNING", "has stopped"),
+            (&["kill", "ID"], 1, "CONTAINER_NOT_RUNNING", "not running"),
+            (&["exec", "ID", "true"], 255, "CONTAINER_NOT_RUNNING", "stopped"),
+            (&["pause", "ID"], 1, "CONTAINER_NOT_RUNNING", "not running"),
+            (&["resume", "ID"], 1, "CONTAINER_NOT_RUNNING", "not paused"),
+            (&["update", "--memory", "1M", "ID"], 1, "CONTAINER_NOT_RUNNING", "not running"),
+            (&["events", "ID"], 1, "CONTAINER_NOT_RUNNING", "not running"),
+            (&["checkpoint", "ID"], 1, "CONTAINER_NOT_RUNNING", "stopped state"),
+        ],
+    );
+    stage.delete();
+    stage.is_clean();
+}
+
+#[test]
+fn paths_of_the_caller_that_lead_nowhere_are_named() {
+    let Some(stage) = stage() else { return };
+    if stage.differs("the codes are lowrun's") {
+        return;
+    }
+    for (words, named) in [
+        (&["--pid-file", "/no/such/dir/pid"][..], "/no/such/dir/pid"),
+        (&["--pidfd-socket", "/no/such.sock"], "/no/such.sock"),
+        (&["--console-socket", "/no/such.sock"], "console socket"),
+        (&["--preserve-fds", "99"], "preserved-fd"),
+        (&["--preserve-fds", "-1"], "preserve-fds"),
+    ] {
+        let (status, line) = refused(&stage, &[&["run"], words, &[stage.id()]].concat());
+        assert_eq!(status, 1, "{line}");
+        assert!(line["msg"].as_str().unwrap().contains(named), "{line}");
+        stage.is_clean();
+    }
+    let mut command = stage.command();
+    command.args(["--log", "/no/such/dir/log", "run", stage.id()]);
+    stage.finish(command).fails(1, "/no/such/dir/log");
+    std::fs::remove_file(stage.bundle().join("config.json")).unwrap();
+    std::fs::create_dir(stage.bundle().join("config.json")).unwrap();
+    let mut command = stage.command();
+    command.args(["run", stage.id()]);
+    stage.finish(command).fails(1, "config.json");
+    stage.is_clean();
+}
+
+#[test]
+fn a_full_disk_is_named_and_nothing_stays_on_it() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("the words are lowrun's") {
+        return;
+    }
+    stage.args(&["true"]);
+    stage.write_config();
+    std::fs::create_dir_all(stage.root()).unwrap();
+    let script = format!(
+        "set -e; mount -t tmpfs -o size=64k tmpfs {root}; dd if=/dev/zero of={root}/.full bs=1k 2>/dev/null || true; \
+         status=0; {program} --root {root} run {id} || status=$?; ls {root}; exit $status",
+        root = stage.root().display(),
+        program = stage.command().get_program().display(),
+        id = stage.id()
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", &script]).current_dir(stage.bundle());
+    let outcome = stage.finish(command).fails(1, "no space left on device");
+    assert!(outcome.err.contains(stage.root().to_str().unwrap()) && outcome.err.lines().count() == 1, "{outcome:?}");
+    assert_eq!(outcome.out, "");
+    stage.is_clean();
+}
+
+#[test]
+fn without_permission_the_path_is_named() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("the words are lowrun's") {
+        return;
+    }
+    stage.args(&["true"]);
+    stage.write_config();
+    std::fs::create_dir_all(stage.root()).unwrap();
+    let as_nobody = |stage: &Stage| {
+        let program = stage.command().get_program().to_owned();
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(program);
+        command.arg("--root").arg(stage.root()).args(["run", stage.id(), "--bundle"]).arg(stage.bundle());
+        command.current_dir("/");
+        stage.finish(command)
+    };
+    let set_mode = |mode| std::fs::set_permissions(stage.dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+    set_mode(0o700);
+    as_nobody(&stage).fails(1, "config.json: open: permission denied");
+    set_mode(0o755);
+    let outcome = as_nobody(&stage).fails(1, "permission denied");
+    assert!(outcome.err.contains(stage.root().to_str().unwrap()), "{outcome:?}");
+    stage.is_clean();
+}
+
+/// The host side's system calls of a creation, from the state directory on: each by its name, and which of that
+/// name it is.
+fn calls_of_a_creation(stage: &Stage) -> Vec<(String, usize)> {
+    let trace = stage.dir.path().join("trace");
+    let mut command = Command::new("strace");
+    command.arg("-o").arg(&trace).arg(stage.command().get_program()).arg("--root").arg(stage.root());
+    command.args(["create", stage.id()]).current_dir(stage.bundle());
+    stage.finish(command).ok();
+    stage.delete();
+    let text = std::fs::read_to_string(&trace).unwrap();
+    let mut counts = std::collections::BTreeMap::new();
+    let mut calls = Vec::new();
+    let mut begun = false;
+    for line in text.lines() {
+        // Other lines are of signals and of the end.
+        let Some((name, _)) = line.split_once('(').filter(|_| line.starts_with(|c: char| c.is_ascii_lowercase()))
+        else {
+            continue;
+        };
+        let count = counts.entry(name.to_owned()).or_insert(0);
+        *count += 1;
+        begun |= name.starts_with("mkdir") && line.contains(stage.id());
+        if begun {
+            calls.push((name.to_owned(), *count));
+        }
+    }
+    calls
+}
+
+/// Processes that name the container, as lowrun's clones do by the command line that they were born with.
+fn processes_of(stage: &Stage) -> Vec<String> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    let lines = lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " "));
+    lines.filter(|line| line.contains(stage.id())).collect()
+}
+
+#[test]
+fn killed_at_any_system_call_it_leaves_what_delete_removes() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("a promise of lowrun") {
+        return;
+    }
+    if !Path::new("/usr/bin/strace").exists() {
+        eprintln!("skipped: needs strace");
+        return;
+    }
+    stage.script(LOOP);
+    stage.write_config();
+    // The first creation makes what all later ones find: the root, the cgroup's parents.
+    stage.call(&["create", stage.id()]).ok();
+    stage.delete();
+    let calls = calls_of_a_creation(&stage);
+    assert!(calls.len() > 30, "{calls:?}");
+    for (name, count) in calls.iter().filter(|(name, _)| name != "exit_group") {
+        let mut command = Command::new("strace");
+        command.args(["-o", "/dev/null", "-e", &format!("inject={name}:signal=SIGKILL:when={count}")]);
+        command.arg(stage.command().get_program()).arg("--root").arg(stage.root());
+        command.args(["create", stage.id()]).current_dir(stage.bundle());
+        let outcome = stage.finish(command);
+        assert_ne!(outcome.status, 0, "{name} {count}: not killed");
+        stage.call(&["delete", "--force", stage.id()]).ok();
+        eventually(&format!("after {name} {count} nothing is left"), || {
+            processes_of(&stage).is_empty() && stage.leftovers().is_empty()
+        });
+    }
+}
