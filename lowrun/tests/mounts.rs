@@ -82,8 +82,9 @@ fn a_tmpfs_takes_the_mode_of_what_it_covers() {
         .unwrap();
     stage.mount("/cover", "tmpfs", "tmpfs", &["size=64k"]);
     stage.mount("/told", "tmpfs", "tmpfs", &["mode=700", "size=64k", "ro"]);
-    stage.script("stat -c %a /cover /told; (touch /told/x) 2>/dev/null || echo closed");
-    assert_eq!(stage.output(), "1751\n700\nclosed\n");
+    stage.mount("/made/for/it", "tmpfs", "tmpfs", &["size=64k"]);
+    stage.script("stat -c %a /cover /told /made/for/it; (touch /told/x) 2>/dev/null || echo closed");
+    assert_eq!(stage.output(), "1751\n700\n1777\nclosed\n");
 }
 
 #[test]
@@ -130,6 +131,17 @@ fn a_missing_source_and_an_unknown_file_system_are_told() {
     stage.mount("/mnt", "moonfs", "moon", &[]);
     stage.run().fails(1, "no such device");
     stage.is_clean();
+}
+
+#[test]
+fn a_file_covers_no_directory() {
+    let Some(mut stage) = stage() else { return };
+    for (destination, source) in [("/etc", "/etc/passwd"), ("/etc/passwd", "/etc")] {
+        stage.mount(destination, "bind", source, &["bind"]);
+        stage.run().fails(1, "not a directory");
+        stage.is_clean();
+        stage.config["mounts"].as_array_mut().unwrap().pop();
+    }
 }
 
 #[test]

@@ -112,7 +112,7 @@ impl Rootfs {
         apply_bind_attributes(tree.as_fd(), mount)?;
         let target = self.target(mount, is_dir)?;
         check_proc_target(mount, target.as_fd(), Some(tree.as_fd()))?;
-        mount::attach(tree.as_fd(), target.as_fd()).attempt(Code::MountFailed, attempted)?;
+        attach(tree.as_fd(), target.as_fd()).attempt(Code::MountFailed, attempted)?;
         propagate(tree.as_fd(), mount)
     }
 
@@ -210,6 +210,17 @@ impl Rootfs {
     pub(super) fn populate_dev(&self, setup: &Setup<'_>) -> Result<()> {
         if setup.plan.fills_dev { dev::populate(&self.root, setup) } else { Ok(()) }
     }
+}
+
+/// `move_mount` says EINVAL of a file over a directory, or the reverse, where `mount` says ENOTDIR, which Docker knows and
+/// explains to its user.
+fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> crate::sys::Result<()> {
+    mount::attach(tree, target).map_err(|failure| match (is_directory(tree), is_directory(target)) {
+        (Ok(one), Ok(other)) if failure.errno == Errno::INVAL && one != other => {
+            Failure { errno: Errno::NOTDIR, ..failure }
+        }
+        _ => failure,
+    })
 }
 
 /// The attributes asked for replace those of the source, as `mount --bind -o` does; a locked one (the source is of
