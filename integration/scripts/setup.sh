@@ -14,7 +14,7 @@ declare -A packages=(
     # a registry, the shell of the images, a look at links and tables, failures at chosen system calls, an HTTP client
     [test]="ca-certificates dpkg docker-registry skopeo busybox-static iproute2 nftables strace util-linux procps curl"
     # the programs that ours are measured by and put under and over
-    [peers]="docker.io containerd runc crun iptables criu"
+    [peers]="docker.io containerd runc crun iptables criu podman buildah uidmap"
     # a guest with cgroup v2 alone
     [vm]="qemu-system-x86 cpio"
     # gives the newer crun, which is only unpacked aside, a C library of its own

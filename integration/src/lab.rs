@@ -18,6 +18,7 @@ use std::time::Duration;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
@@ -26,6 +27,7 @@ use crate::site::Site;
 use crate::{leak, process, wait};
 
 const PREFIX: &str = "strata-lab-";
+const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// The place, and what was there before the test.
 pub struct Lab {
@@ -141,11 +143,34 @@ fn show_own_network_in_sys(site: &Site) {
     let none: Option<&str> = None;
     let aside = site.path("tmp/cgroup");
     fs::create_dir(&aside).expect("a place for the cgroups");
-    mount(Some("/sys/fs/cgroup"), &aside, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)
-        .expect("bind the cgroups aside");
+    bind_cgroups(&aside);
     mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none).expect("mount sysfs");
-    mount(Some(&aside), "/sys/fs/cgroup", none, MsFlags::MS_MOVE, none).expect("move the cgroups back");
+    mount(Some(&aside), CGROUPS, none, MsFlags::MS_MOVE, none).expect("move the cgroups back");
     fs::remove_dir(&aside).expect("remove the place for the cgroups");
+}
+
+/// The machine's cgroups. Where each hierarchy is a mount of its own, their parent is made anew and closed, as systemd
+/// leaves it: Podman and others would make directories there for the controllers that this kernel lacks, or take what
+/// another did so for a controller.
+fn bind_cgroups(aside: &Path) {
+    let none: Option<&str> = None;
+    if statfs(CGROUPS).is_ok_and(|data| data.filesystem_type() != TMPFS_MAGIC) {
+        mount(Some(CGROUPS), aside, none, MsFlags::MS_BIND | MsFlags::MS_REC, none).expect("bind the cgroups aside");
+        return;
+    }
+    mount(Some("tmpfs"), aside, Some("tmpfs"), MsFlags::empty(), Some("mode=755")).expect("mount a tmpfs");
+    let hierarchies = leak::hierarchies();
+    for entry in fs::read_dir(CGROUPS).expect("the cgroups").flatten() {
+        let (place, own) = (entry.path(), aside.join(entry.file_name()));
+        if let Ok(target) = fs::read_link(&place) {
+            std::os::unix::fs::symlink(target, own).expect("another name of a hierarchy");
+        } else if hierarchies.iter().any(|hierarchy| Path::new(hierarchy) == place) {
+            fs::create_dir(&own).expect("a place for a hierarchy");
+            mount(Some(&place), &own, none, MsFlags::MS_BIND, none).expect("bind a hierarchy");
+        }
+    }
+    let closed = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+    mount(none, aside, none, closed, none).expect("close the hierarchies' parent");
 }
 
 /// Kills what descends from this process until nothing is left, and fetches the dead.

@@ -112,6 +112,11 @@ pub fn cgroups_named(name: &str) -> Vec<String> {
     kernel::cgroups(name)
 }
 
+/// The mount points of the cgroup hierarchies.
+pub(crate) fn hierarchies() -> Vec<String> {
+    kernel::hierarchies()
+}
+
 /// Is this link the host's end of a container's, as engined makes them?
 pub fn is_port(leak: &Leak) -> bool {
     leak.kind == Kind::Link && leak.what == kernel::PORT

@@ -20,6 +20,7 @@
 
 pub mod call;
 pub mod daemon;
+pub mod daemonless;
 pub mod http;
 pub mod installation;
 pub mod lab;
@@ -37,7 +38,8 @@ pub mod terminal;
 pub mod wait;
 
 pub use call::{Call, Output, Running};
+pub use daemonless::{Caller, Daemonless, daemonless};
 pub use runtime::runtime;
 pub use skip::skip;
-pub use stack::{Stack, Subject, flow, ours, ours_with, theirs, theirs_over};
+pub use stack::{Stack, Subject, flow, ours, ours_with, theirs, theirs_over, theirs_with};
 pub use supervisor::{Daemonship, Supervised, supervised_by, supervised_with, supervisor};

@@ -204,7 +204,7 @@ fn start_daemon(lab: &Lab, daemonship: Daemonship, shims: &Path) -> Daemon {
 }
 
 /// Packs an OCI layout into an archive that `images import` takes.
-fn pack(layout: &Path, archive: &Path) {
+pub(crate) fn pack(layout: &Path, archive: &Path) {
     let mut builder = tar::Builder::new(fs::File::create(archive).expect("create the archive"));
     builder.append_dir_all(".", layout).unwrap_or_else(|error| panic!("pack {}: {error}", layout.display()));
     builder.finish().expect("finish the archive");

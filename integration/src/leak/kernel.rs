@@ -37,7 +37,7 @@ pub(super) fn cgroups(name: &str) -> Vec<String> {
 }
 
 /// The mount points of the cgroup hierarchies, version 1 and 2, each once: a mount may hide another on the same place.
-pub(crate) fn hierarchies() -> Vec<String> {
+pub(super) fn hierarchies() -> Vec<String> {
     let text = fs::read_to_string("/proc/thread-self/mountinfo").expect("/proc is mounted");
     let is_cgroup = |line: &&str| line.contains(" - cgroup ") || line.contains(" - cgroup2 ");
     let places: BTreeSet<&str> = text.lines().filter(is_cgroup).filter_map(|line| line.split(' ').nth(4)).collect();

@@ -19,7 +19,7 @@ impl Theirs {
     /// # Errors
     /// When one is missing or does not start.
     pub fn start(site: &Site) -> Result<Theirs, String> {
-        Theirs::start_configured(site, "{}\n")
+        Theirs::start_configured(site, "{}\n", &[])
     }
 
     /// The same with a program of ours, such as `lowrun`, in runc's place.
@@ -29,10 +29,18 @@ impl Theirs {
     pub fn start_over(site: &Site, runtime: &str) -> Result<Theirs, String> {
         let path = programs::ours().join(runtime);
         let config = serde_json::json!({"runtimes": {runtime: {"path": path}}, "default-runtime": runtime});
-        Theirs::start_configured(site, &config.to_string())
+        Theirs::start_configured(site, &config.to_string(), &[])
     }
 
-    fn start_configured(site: &Site, config: &str) -> Result<Theirs, String> {
+    /// The same with `flags` of dockerd.
+    ///
+    /// # Errors
+    /// As [`Theirs::start`].
+    pub fn start_with(site: &Site, flags: &[&str]) -> Result<Theirs, String> {
+        Theirs::start_configured(site, "{}\n", flags)
+    }
+
+    fn start_configured(site: &Site, config: &str, flags: &[&str]) -> Result<Theirs, String> {
         let containerd = start_containerd(site)?;
         let program = programs::peer("dockerd").ok_or("dockerd is not installed")?;
         let config = site.write_config("docker.json", config)?;
@@ -42,7 +50,7 @@ impl Theirs {
         command.arg("--data-root").arg(site.path("lib/docker")).arg("--exec-root").arg(site.path("run/docker"));
         command.arg("--pidfile").arg(site.path("run/docker.pid"));
         command.arg("--containerd").arg(site.path("run/containerd.sock"));
-        command.arg("--cgroup-parent").arg(format!("/strata-{}", site.instance()));
+        command.arg("--cgroup-parent").arg(format!("/strata-{}", site.instance())).args(flags);
         let mut dockerd = Daemon::start("dockerd", command, &site.path("log/dockerd.log"))?;
         dockerd.ready(|| http::get_unix(&socket, "/_ping").is_some_and(|(status, _)| status == 200))?;
         Ok(Theirs { containerd, dockerd })
