@@ -9,7 +9,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use super::args::{Command, Flag, Typed, option, switch};
 use super::{Global, absolute};
 use crate::create::terminal::Terminal;
-use crate::create::{self, Created, Request, hooks, socket, wait};
+use crate::create::{self, Created, Request, hooks, notify, socket, wait};
 use crate::fault::{Attempt, Code, Fault, Result, Step};
 use crate::plan::{self, Plan};
 use crate::spec::Spec;
@@ -62,7 +62,7 @@ pub(super) const RUN: Command = Command {
 
 pub(super) fn create(global: &Global, typed: &Typed) -> Result<i32> {
     let program = protect()?;
-    let input = Input::read(global, typed)?;
+    let input = Input::read(global, typed)?.notifying(global);
     let console = console_socket(typed, input.plan.process.terminal, true)?;
     let created = create::create(input.request(global, typed, (program, console), false)?)?;
     finish_creation(typed, &created).map(|()| 0)
@@ -70,13 +70,14 @@ pub(super) fn create(global: &Global, typed: &Typed) -> Result<i32> {
 
 pub(super) fn run(global: &Global, typed: &Typed) -> Result<i32> {
     let program = protect()?;
-    let input = Input::read(global, typed)?;
+    let input = Input::read(global, typed)?.notifying(global);
     let detached = typed.is_on("detach");
     let terminal = input.plan.process.terminal;
     let console = console_socket(typed, terminal, detached)?;
     if detached {
         let created = create::create(input.request(global, typed, (program, console), true)?)?;
-        return finish_run(global, typed, &created).map(|()| 0);
+        finish_run(global, typed, &created)?;
+        return hand_on_readiness(&created, None).map(|()| 0);
     }
     if !typed.is_on("no-subreaper") {
         sys::process::set_subreaper().attempt(Code::SystemError, || "adopt orphans")?;
@@ -88,6 +89,9 @@ pub(super) fn run(global: &Global, typed: &Typed) -> Result<i32> {
     let created = create::create(input.request(global, typed, (program, theirs), true)?)?;
     finish_run(global, typed, &created)?;
     let mut relay = ours.as_ref().map(Terminal::receive).transpose()?;
+    if relay.is_none() {
+        hand_on_readiness(&created, Some(&signals))?;
+    }
     let status = wait::foreground(created.pidfd.as_fd(), &signals, relay.as_mut())?;
     drop(relay);
     if !typed.is_on("keep") {
@@ -110,6 +114,8 @@ pub(super) struct Input {
     pub(super) bundle: PathBuf,
     pub(super) spec: Spec,
     pub(super) plan: Plan,
+    /// Whether the caller waits for the program's readiness.
+    notifies: bool,
 }
 
 impl Input {
@@ -132,7 +138,16 @@ impl Input {
             plan.process.env.push("LISTEN_PID=1".to_owned());
         }
         let bundle = plan::clean_bundle(&bundle);
-        Ok(Input { id, bundle, spec, plan })
+        Ok(Input { id, bundle, spec, plan, notifies: false })
+    }
+
+    /// With a socket for the program's readiness, where the caller named one in the environment.
+    fn notifying(mut self, global: &Global) -> Input {
+        self.notifies = notify::of_caller().is_some();
+        if self.notifies {
+            notify::add_to(&mut self.plan, &global.root.join(&self.id));
+        }
+        self
     }
 
     fn request<'a>(
@@ -157,6 +172,7 @@ impl Input {
             extra_fds: listen_fds() + preserved_fds(typed, listen_fds())?,
             no_pivot: typed.is_on("no-pivot"),
             no_new_keyring: typed.is_on("no-new-keyring"),
+            notifies: self.notifies,
         })
     }
 }
@@ -226,6 +242,14 @@ pub(super) fn finish_creation(typed: &Typed, created: &Created) -> Result<()> {
         None => Ok(()),
         Some(path) => state::write_pid_file(Path::new(path), created.pid.as_raw_nonzero().get()),
     }
+}
+
+/// Until the program is ready or gone.
+fn hand_on_readiness(created: &Created, signals: Option<&OwnedFd>) -> Result<()> {
+    let Some(socket) = &created.notify else { return Ok(()) };
+    // Who deletes the container meanwhile must not wait for it.
+    created.container.dir.unlock();
+    notify::hand_on(socket, (created.pid, created.pidfd.as_fd()), signals).step("run:notify")
 }
 
 fn finish_run(global: &Global, typed: &Typed, created: &Created) -> Result<()> {

@@ -129,7 +129,7 @@ fn to_rootless(document: &mut Value) {
                 "options": ["rbind", "nosuid", "noexec", "nodev", "ro"],
             });
         }
-        if let Some(options) = mount["options"].as_array_mut() {
+        if let Some(options) = mount.get_mut("options").and_then(Value::as_array_mut) {
             options.retain(|option| option.as_str().is_none_or(|o| !o.starts_with("gid=") && !o.starts_with("uid=")));
         }
     }

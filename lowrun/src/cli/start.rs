@@ -1,8 +1,12 @@
 //! `lowrun start`.
 
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::process::Pid;
+
 use super::Global;
 use super::args::{Command, Typed};
-use crate::create::hooks;
+use crate::create::{hooks, notify};
 use crate::fault::{Code, Fault, Result, Step};
 use crate::state::{Container, Status};
 use crate::trace::span;
@@ -32,6 +36,7 @@ pub(super) fn start(global: &Global, typed: &Typed) -> Result<i32> {
             }
         }
     }
+    let notify = notify::of_caller().map(|_| notify::bind(container.dir.path())).transpose()?.flatten();
     span("release", || container.dir.release_fifo()).map_err(|failure| {
         let message = format!("start container {}", container.state.id);
         match failure.errno {
@@ -52,5 +57,18 @@ pub(super) fn start(global: &Global, typed: &Typed) -> Result<i32> {
         container.state.cgroup.kill().and(Err(fault))
     })
     .step("start:hooks")?;
-    Ok(0)
+    match notify {
+        None => Ok(0),
+        Some(socket) => hand_on_readiness(&container, &socket).map(|()| 0),
+    }
+}
+
+fn hand_on_readiness(container: &Container, socket: &OwnedFd) -> Result<()> {
+    // Who deletes the container meanwhile must not wait for it.
+    container.dir.unlock();
+    let init = container.state.init.as_ref();
+    let process = init.and_then(|init| Some((Pid::from_raw(init.pid)?, init.open()?)));
+    // One that is gone already tells nothing any more.
+    let Some((pid, pidfd)) = process else { return Ok(()) };
+    notify::hand_on(socket, (pid, pidfd.as_fd()), None).step("start:notify")
 }

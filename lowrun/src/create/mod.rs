@@ -10,6 +10,7 @@ pub mod exec;
 pub mod hooks;
 mod id_map;
 mod meeting;
+pub mod notify;
 pub mod seccomp;
 pub mod socket;
 mod sources;
@@ -61,6 +62,8 @@ pub struct Request<'a> {
     pub extra_fds: u32,
     pub no_pivot: bool,
     pub no_new_keyring: bool,
+    /// Whether the plan has the directory of a socket for readiness.
+    pub notifies: bool,
 }
 
 /// A container that waits for `start`, or runs.
@@ -69,6 +72,8 @@ pub struct Created {
     pub pid: Pid,
     /// Handle on the first process, a child of this one.
     pub pidfd: OwnedFd,
+    /// Where a program that runs already tells its readiness.
+    pub notify: Option<OwnedFd>,
 }
 
 /// What has been made so far, to be unmade if the rest fails.
@@ -76,6 +81,7 @@ pub struct Created {
 pub(crate) struct Made {
     pub(crate) cgroup: Option<Cgroup>,
     pub(crate) process: Option<(Pid, OwnedFd)>,
+    pub(crate) notify: Option<OwnedFd>,
 }
 
 impl Made {
@@ -105,7 +111,9 @@ pub fn create(request: Request<'_>) -> Result<Created> {
     let dir = Dir::create(request.root, request.id).step("create:state")?;
     let mut made = Made::default();
     match make(request, &dir, &mut made) {
-        Ok((state, pid, pidfd)) => Ok(Created { container: Container { dir, state }, pid, pidfd }),
+        Ok((state, pid, pidfd)) => {
+            Ok(Created { container: Container { dir, state }, pid, pidfd, notify: made.notify.take() })
+        }
         Err(fault) => {
             made.unmake(&dir, fault.code);
             Err(fault)
@@ -122,6 +130,10 @@ fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid,
         span("seccomp-prepare", || prepare_filter(plan, request.root, dir, &mut state)).step("create:seccomp")?;
     // Before anything else is made: whoever finds this state can remove all that it names.
     dir.save(&state).step("create:state")?;
+    if request.notifies {
+        notify::make_dir(dir.path()).step("create:state")?;
+        made.notify = if runs { notify::bind(dir.path()).step("create:state")? } else { None };
+    }
     let setup = prepare(request, dir, &state, filter)?;
     made.cgroup = Some(state.cgroup.clone());
     span("cgroup-unified", || state.cgroup.create_unified(&plan.cgroup)).step("create:cgroup")?;

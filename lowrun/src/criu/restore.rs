@@ -56,7 +56,7 @@ pub fn restore(request: &Restore<'_>) -> Result<Created> {
     let dir = Dir::create(request.root, request.id).step("restore:state")?;
     let mut made = Made::default();
     match make(request, &dir, &mut made) {
-        Ok((state, pid, pidfd)) => Ok(Created { container: Container { dir, state }, pid, pidfd }),
+        Ok((state, pid, pidfd)) => Ok(Created { container: Container { dir, state }, pid, pidfd, notify: None }),
         Err(fault) => {
             made.unmake(&dir, fault.code);
             Err(fault)

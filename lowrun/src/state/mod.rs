@@ -175,6 +175,11 @@ impl Dir {
         Ok(())
     }
 
+    /// Lets others at the container.
+    pub fn unlock(&self) {
+        self.lock.take();
+    }
+
     /// In a cloned child: gives its copy of the lock away, so that the lock ends with the parent.
     pub fn leave_lock_to_parent(&self) {
         self.lock.take();
