@@ -183,11 +183,8 @@ fn sub_cgroup(cgroup: &Cgroup, asked: &[String]) -> Result<Cgroup> {
         }
         let below = path.trim_start_matches('/');
         let chosen = |hierarchy: &Hierarchy| {
-            if controllers.is_empty() {
-                hierarchy.is_unified()
-            } else {
-                controllers.iter().any(|controller| hierarchy.has(controller))
-            }
+            // As runc: without a controller, the same below each.
+            controllers.is_empty() || controllers.iter().any(|controller| hierarchy.has(controller))
         };
         let mut found = false;
         for hierarchy in sub.hierarchies.iter_mut().filter(|hierarchy| chosen(hierarchy)) {
@@ -230,6 +227,7 @@ mod tests {
         assert_eq!(sub.hierarchies[0].dir, Path::new("/m/cpu/c/sub"));
         assert_eq!(sub.hierarchies[1].dir, Path::new("/m/unified/c"));
         let sub = sub_cgroup(&hybrid(), &["/sub".to_owned()]).unwrap();
+        assert_eq!(sub.hierarchies[0].dir, Path::new("/m/cpu/c/sub"));
         assert_eq!(sub.hierarchies[1].dir, Path::new("/m/unified/c/sub"));
     }
 

@@ -192,8 +192,7 @@ pub fn set_limit(pid: Option<rustix::process::Pid>, limit: &Rlimit) -> Result<()
 
 /// Installs the filter; with a listener, the host side must have taken its descriptor before any call is notified.
 fn install_filter(program: &Program<'_>, filter: &Filter) -> Result<()> {
-    let asked = filter.flags & !sys::seccomp::FILTER_FLAG_NEW_LISTENER;
-    program.log.debug(&format!("seccomp filter flags: {asked}"));
+    program.log.debug(&format!("seccomp filter flags: {}", filter.flags));
     let listener = sys::seccomp::install(&filter.program, filter.flags)
         .attempt(Code::SeccompFailed, || "install the seccomp filter")?;
     match listener {
