@@ -42,9 +42,11 @@ fn commit() -> &'static str {
     option_env!("LOWRUN_COMMIT").unwrap_or("unknown")
 }
 
-pub(super) fn version(_: &Global, _: &Typed) -> Result<i32> {
+pub(super) fn version(global: &Global, _: &Typed) -> Result<i32> {
+    // Where it stands in for runc, it answers to that name: callers look for it.
+    let name = if global.program == "runc" { "runc" } else { "lowrun" };
     let text = format!(
-        "lowrun version {}\ncommit: {}\nspec: {OCI_VERSION}\nlibseccomp: {}\n",
+        "{name} version {}\ncommit: {}\nspec: {OCI_VERSION}\nlibseccomp: {}\n",
         env!("CARGO_PKG_VERSION"),
         commit(),
         seccomp_version()

@@ -9,6 +9,7 @@ use super::{Global, print, print_json};
 use crate::fault::{Code, Fault, Result};
 use crate::spec;
 use crate::state::{self, Container, Status};
+use crate::sys::Failure;
 
 pub(super) const STATE: Command = Command {
     name: "state",
@@ -75,7 +76,15 @@ pub(super) fn state(global: &Global, typed: &Typed) -> Result<i32> {
 }
 
 pub(super) fn list(global: &Global, typed: &Typed) -> Result<i32> {
-    let ids = state::list(&global.root)?;
+    let ids = match state::list(&global.root)? {
+        Some(ids) => ids,
+        // As runc: a root that somebody names must be there.
+        None if global.root_is_named => {
+            let missing = Failure { call: "open", errno: rustix::io::Errno::NOENT };
+            return Err(Fault::of(Code::StateInvalid, format!("list {}", global.root.display()), missing));
+        }
+        None => Vec::new(),
+    };
     if typed.is_on("quiet") {
         return print(&ids.iter().map(|id| format!("{id}\n")).collect::<String>()).map(|()| 0);
     }

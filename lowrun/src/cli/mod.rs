@@ -35,7 +35,7 @@ const DEFAULT_ROOT: &str = "/run/lowrun";
 
 const GLOBAL: Command = Command {
     name: "",
-    about: "OCI runtime of Strata: sets containers up, then exits",
+    about: "Open Container Initiative runtime of Strata: sets containers up, then exits",
     description: "A container is made from a bundle: a directory with config.json (OCI runtime-spec) and a root file\n\
                   system. Commands, flags, output and exit statuses are those of runc 1.5.1.\n\n    \
                   lowrun spec                 write a config.json to begin with\n    \
@@ -89,6 +89,8 @@ static COMMANDS: [Entry; 21] = [
 /// What holds for every command.
 pub(crate) struct Global {
     pub(crate) root: PathBuf,
+    /// Whether the caller named it.
+    pub(crate) root_is_named: bool,
     pub(crate) log: Log,
     /// The name that lowrun was called by: where it stands in for runc, help says runc.
     pub(crate) program: String,
@@ -108,7 +110,7 @@ pub fn main(line: Vec<OsString>) -> i32 {
     };
     trace::begin(std::env::var("TRACEPARENT").ok().as_deref(), log.is_debug());
     let global = match root_dir(&typed) {
-        Ok(root) => Global { root, log, program },
+        Ok(root) => Global { root, root_is_named: typed.value("root").is_some(), log, program },
         Err(fault) => return fail(&log, &fault),
     };
     let status = match dispatch(&typed, &global, line) {

@@ -22,7 +22,7 @@ use crate::fault::{Attempt, Code, Fault, Result, Step};
 use crate::log::Log;
 use crate::path::Root;
 use crate::plan::Plan;
-use crate::plan::mounts::MountKind;
+use crate::plan::mounts::{MountKind, MountPlan};
 use crate::plan::namespaces::Kind;
 use crate::spec::Spec;
 use crate::state::{Container, Dir, Identity, State, Status, hook_state};
@@ -97,6 +97,8 @@ fn make(request: &Restore<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid
 /// A mount namespace of lowrun's own, so that nothing stays mounted, however lowrun ends.
 struct Place {
     own: OwnedFd,
+    /// Where lowrun was: the return would leave it at the root of all, and paths that the caller gave are relative.
+    dir: OwnedFd,
     root: PathBuf,
 }
 
@@ -110,7 +112,8 @@ impl Place {
         let root = dir.path().join(ROOT);
         rustix::fs::mkdir(&root, Mode::from_raw_mode(0o755)).call("mkdir").attempt(Code::StateInvalid, attempted)?;
         sys::process::unshare(Kind::Mount.flag()).attempt(Code::NamespaceFailed, attempted)?;
-        let place = Place { own, root };
+        let dir = open_dir(Path::new("."))?;
+        let place = Place { own, dir, root };
         match place.bind(rootfs) {
             Ok(()) => Ok(place),
             Err(failure) => {
@@ -132,6 +135,9 @@ impl Place {
     fn leave(self) -> Result<()> {
         sys::process::setns(self.own.as_fd(), Kind::Mount.flag())
             .attempt(Code::NamespaceFailed, || "return to the mount namespace")?;
+        rustix::process::fchdir(&self.dir)
+            .call("fchdir")
+            .attempt(Code::NamespaceFailed, || "return to the working directory")?;
         let _ = rustix::fs::rmdir(&self.root);
         Ok(())
     }
@@ -245,23 +251,29 @@ fn inherit(draft: &mut Draft, key: &str, fd: i32) {
 /// tmpfs CRIU brings itself.
 fn make_mountpoints(plan: &Plan, root: &Path) -> Result<()> {
     let root = Root::new(open_dir(root)?);
-    let is_on_tmpfs = |path: &Path| {
-        plan.mounts.iter().any(|mount| {
-            matches!(&mount.kind, MountKind::Filesystem { fstype, .. } if fstype == "tmpfs")
-                && path != mount.destination
-                && path.starts_with(&mount.destination)
-        })
-    };
-    for mount in &plan.mounts {
+    for (index, mount) in plan.mounts.iter().enumerate() {
         let path = &mount.destination;
-        if matches!(mount.kind, MountKind::Cgroup { .. }) || is_on_tmpfs(path) || root.resolve(path).is_ok() {
-            continue;
+        let covers = |other: &&MountPlan| path != &other.destination && path.starts_with(&other.destination);
+        let cover = plan.mounts[..index].iter().rev().find(covers);
+        match cover.map(|cover| (&cover.kind, path.strip_prefix(&cover.destination).unwrap_or(path))) {
+            Some((MountKind::Filesystem { fstype, .. }, _)) if fstype == "tmpfs" => {}
+            // In what a bind mount before this one brings.
+            Some((MountKind::Bind { source, .. }, below)) => {
+                make_mountpoint(&Root::new(open_dir(source)?), &Path::new("/").join(below), mount)?;
+            }
+            _ => make_mountpoint(&root, path, mount)?,
         }
-        let is_file = matches!(&mount.kind, MountKind::Bind { source, .. } if !source.is_dir());
-        let made = if is_file { root.make_file(path) } else { root.make_dirs(path, 0o755) };
-        made.attempt(Code::MountFailed, || format!("make {} for a mount", path.display()))?;
     }
     Ok(())
+}
+
+fn make_mountpoint(root: &Root, path: &Path, mount: &MountPlan) -> Result<()> {
+    if matches!(mount.kind, MountKind::Cgroup { .. }) || root.resolve(path).is_ok() {
+        return Ok(());
+    }
+    let is_file = matches!(&mount.kind, MountKind::Bind { source, .. } if !source.is_dir());
+    let made = if is_file { root.make_file(path) } else { root.make_dirs(path, 0o755) };
+    made.attempt(Code::MountFailed, || format!("make {} for a mount", path.display())).map(drop)
 }
 
 /// Where the mounts come from that CRIU did not look into.

@@ -405,11 +405,11 @@ impl State {
     }
 }
 
-/// The ids below `root`, sorted; a missing root holds none.
-pub fn list(root: &Path) -> Result<Vec<String>> {
+/// The ids below `root`, sorted; `None` if there is no such directory.
+pub fn list(root: &Path) -> Result<Option<Vec<String>>> {
     let attempted = || format!("list {}", root.display());
     let entries = match std::fs::read_dir(root) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         result => result.call("open").attempt(Code::StateInvalid, attempted)?,
     };
     let directories = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
@@ -418,7 +418,7 @@ pub fn list(root: &Path) -> Result<Vec<String>> {
         .filter(|name| check_id(name).is_ok() && root.join(name).join(STATE_FILE).exists())
         .collect();
     ids.sort_unstable();
-    Ok(ids)
+    Ok(Some(ids))
 }
 
 /// Writes the pid, whole or not at all: beside, then renamed.
