@@ -98,6 +98,11 @@ fn delete_force_kills_and_forgets() {
 #[test]
 fn list_shows_every_container() {
     let Some(mut stage) = stage() else { return };
+    if stage.is_ours() {
+        // Old runcs take a root that is not there for an empty one.
+        stage.call(&["list"]).fails(1, "no such file or directory");
+    }
+    std::fs::create_dir(stage.root()).unwrap();
     let empty = stage.call(&["list"]).ok().out;
     assert!(empty.starts_with("ID ") && empty.contains("OWNER"), "{empty}");
     stage.script(LOOP);
