@@ -138,3 +138,17 @@ fn a_hook_of_a_program_in_the_foreground_can_be_signalled() {
     stage.run().ok();
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "SigBlk:\t0000000000000000\n");
 }
+
+#[test]
+fn a_container_whose_poststart_fails_at_start_is_forgotten() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("runc before 1.2 keeps it") {
+        return;
+    }
+    stage.config["hooks"] = json!({ "poststart": [{ "path": "/bin/false" }] });
+    stage.script("while :; do sleep 0.05; done");
+    stage.call(&["create", stage.id()]).ok();
+    stage.call(&["start", stage.id()]).fails(1, "error running poststart hook #0:");
+    stage.call(&["state", stage.id()]).fails(1, "does not exist");
+    stage.is_clean();
+}

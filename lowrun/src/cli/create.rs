@@ -255,7 +255,7 @@ fn hand_on_readiness(created: &Created, signals: Option<&OwnedFd>) -> Result<()>
 fn finish_run(global: &Global, typed: &Typed, created: &Created) -> Result<()> {
     let container = &created.container;
     let document = container.hook_state(Status::Running);
-    let place = hooks::Place { dir: Some(&container.state.bundle), environment: &[] };
+    let place = hooks::Place { dir: Some(&container.state.bundle), environment: None };
     let poststart = hooks::run("poststart", &container.state.poststart, &document, &place).step("run:hooks");
     let result = poststart.and_then(|()| finish_creation(typed, created));
     if result.is_err() {

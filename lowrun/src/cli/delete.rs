@@ -69,7 +69,7 @@ pub(super) fn destroy(global: &Global, container: &Container) -> Result<()> {
 }
 
 /// Kills everything in the container and waits until the first process is gone.
-fn kill(container: &Container) -> Result<()> {
+pub(super) fn kill(container: &Container) -> Result<()> {
     let init = container.state.init.as_ref().and_then(state::Identity::open);
     if let Some(pidfd) = &init {
         let _ = crate::sys::signal::send(std::os::fd::AsFd::as_fd(pidfd), libc::SIGKILL);

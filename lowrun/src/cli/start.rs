@@ -53,8 +53,8 @@ pub(super) fn start(global: &Global, typed: &Typed) -> Result<i32> {
         &hooks::Place::default(),
     )
     .or_else(|fault| {
-        // As runc: a container whose poststart hook fails does not go on.
-        container.state.cgroup.kill().and(Err(fault))
+        // As runc: a container whose poststart hook fails does not go on, and is forgotten.
+        super::delete::kill(&container).and_then(|()| super::delete::destroy(global, &container)).and(Err(fault))
     })
     .step("start:hooks")?;
     match notify {

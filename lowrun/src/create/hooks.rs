@@ -22,7 +22,8 @@ const OUTPUT_MAX: usize = 4096;
 pub struct Place<'a> {
     /// `None` is where lowrun itself is.
     pub dir: Option<&'a Path>,
-    pub environment: &'a [String],
+    /// `None`: as runc does on the host's side, that of lowrun itself.
+    pub environment: Option<&'a [String]>,
 }
 
 /// Runs the hooks of a point one after the other; the first that fails ends it.
@@ -75,8 +76,10 @@ fn spawn(hook: &Hook, place: &Place<'_>) -> Result<Child> {
     if let Some((name, rest)) = hook.args.split_first() {
         command.arg0(name).args(rest);
     }
-    let env = if hook.env.is_empty() { place.environment } else { &hook.env };
-    command.env_clear().envs(env.iter().filter_map(|entry| entry.split_once('=')));
+    let own = Some(hook.env.as_slice()).filter(|env| !env.is_empty());
+    if let Some(env) = own.or(place.environment) {
+        command.env_clear().envs(env.iter().filter_map(|entry| entry.split_once('=')));
+    }
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     if let Some(dir) = place.dir {
         command.current_dir(dir);
@@ -155,6 +158,14 @@ mod tests {
     fn the_environment_is_the_hooks_own() {
         let mut hook = shell("test \"$A\" = b -a -z \"$HOME\"", None);
         hook.env = vec!["A=b".to_owned()];
-        run("prestart", &[hook], b"", &Place { environment: &["HOME=/x".to_owned()], dir: None }).unwrap();
+        run("prestart", &[hook], b"", &Place { environment: Some(&["HOME=/x".to_owned()]), dir: None }).unwrap();
+    }
+
+    #[test]
+    fn without_one_it_is_the_places_or_lowruns() {
+        let none: &[String] = &[];
+        run("prestart", &[shell("test -n \"$CARGO_MANIFEST_DIR\"", None)], b"", &Place::default()).unwrap();
+        let hook = shell("test -z \"$CARGO_MANIFEST_DIR\"", None);
+        run("createContainer", &[hook], b"", &Place { environment: Some(none), dir: None }).unwrap();
     }
 }

@@ -221,7 +221,9 @@ fn run_hooks(setup: &Setup<'_>, channel: &InitEnd, root: &Rootfs) -> Result<()> 
     root.enter_dir()?;
     let me = rustix::process::getpid().as_raw_nonzero().get();
     let document = hook_state(setup.state, Status::Creating, me);
-    hooks::run("createContainer", &hooks.create_container, &document, &hooks::Place::default())
+    // Among what may be the image's, nothing of the host's environment.
+    let place = hooks::Place { environment: Some(&[]), dir: None };
+    hooks::run("createContainer", &hooks.create_container, &document, &place)
 }
 
 /// Root of the user namespace: without it, what is made belongs to an id that is not mapped.
