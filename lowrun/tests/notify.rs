@@ -81,6 +81,9 @@ fn a_run_in_the_foreground_tells_it_and_goes_on() {
 #[test]
 fn a_program_that_ends_unready_keeps_nobody_waiting() {
     let Some(mut stage) = stage() else { return };
+    if stage.differs("runc 1.1 does not notice the end of a run") {
+        return;
+    }
     let (_socket, path) = manager(&stage);
     stage.script("exit 6");
     let outcome = stage.finish(command(&stage, &path, &["run", stage.id()]));
