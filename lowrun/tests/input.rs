@@ -12,7 +12,8 @@ fn broken(stage: &Stage) -> Value {
     let (outcome, log) = stage.logged(&["run", stage.id()]);
     assert_eq!(outcome.status, 1, "{outcome:?}");
     stage.is_clean();
-    assert_eq!(outcome.err.lines().filter(|line| line.starts_with("lowrun: ")).count(), usize::from(stage.is_ours()));
+    let told = outcome.err.lines().filter(|line| line.starts_with("lowrun: ")).count();
+    assert_eq!(told, usize::from(stage.is_ours()), "{outcome:?}");
     let last = log.into_iter().rfind(|line| line["level"] == "error").expect("an error line");
     assert!(!last["msg"].as_str().unwrap().contains('\n'), "{last}");
     last
