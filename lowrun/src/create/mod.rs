@@ -24,7 +24,7 @@ use std::path::Path;
 use rustix::process::Pid;
 
 use crate::cgroup::Cgroup;
-use crate::channel::ToInit;
+use crate::channel::{HostEnd, ToInit};
 use crate::fault::{Attempt, Code, Fault, Result, Step};
 use crate::init::Setup;
 use crate::log::Log;
@@ -82,6 +82,8 @@ pub(crate) struct Made {
     pub(crate) cgroup: Option<Cgroup>,
     pub(crate) process: Option<(Pid, OwnedFd)>,
     pub(crate) notify: Option<OwnedFd>,
+    /// Open until the process is killed: one that finds it closed reports that, as if it were the fault.
+    host: Option<HostEnd>,
 }
 
 impl Made {
@@ -139,14 +141,15 @@ fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid,
     span("cgroup-unified", || state.cgroup.create_unified(&plan.cgroup)).step("create:cgroup")?;
     let Cloned { host, pid, pidfd, born_in_cgroup } = span("clone", || clone(&setup)).step("create:clone")?;
     let (pid, pidfd) = made.process.insert((pid, pidfd));
-    let meeting = Meeting { setup: &setup, host: &host, pid: *pid, pidfd: pidfd.as_fd(), runs };
+    let host = made.host.insert(host);
+    let meeting = Meeting { setup: &setup, host, pid: *pid, pidfd: pidfd.as_fd(), runs };
     let init = meeting.prepare(born_in_cgroup)?;
     let running = State { init: Some(init), ..state.clone() };
     dir.save(&running).step("create:state")?;
     host.send(ToInit::Cgroup);
     // The container side has work to do meanwhile.
     if setup.host_makes_network {
-        span("network-create", || make_network(&host)).step("create:network")?;
+        span("network-create", || make_network(host)).step("create:network")?;
     }
     drop(setup.program.take());
     meeting.converse(&running)?;
