@@ -269,3 +269,25 @@ fn killed_at_any_system_call_it_leaves_what_delete_removes() {
         });
     }
 }
+
+#[test]
+fn a_fault_of_the_host_side_is_told_once_however_slow_the_host_side_is() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("lowrun has two sides") {
+        return;
+    }
+    if !Path::new("/usr/bin/strace").exists() {
+        eprintln!("skipped: needs strace");
+        return;
+    }
+    stage.config["linux"]["resources"]["cpu"] = serde_json::json!({ "cpus": "9999" });
+    stage.write_config();
+    let mut command = Command::new("strace");
+    // As on a machine with too much to do, between the fault and the end of the container side.
+    command.args(["-o", "/dev/null", "-e", "inject=pidfd_send_signal:delay_enter=200000"]);
+    command.arg(stage.command().get_program()).arg("--root").arg(stage.root());
+    command.args(["run", stage.id()]).current_dir(stage.bundle());
+    let outcome = stage.finish(command).fails(1, "cpuset.cpus");
+    assert_eq!(outcome.err.lines().count(), 1, "{outcome:?}");
+    stage.is_clean();
+}
