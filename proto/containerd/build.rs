@@ -4,7 +4,7 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message;
 
-const FILES: [&str; 19] = [
+const FILES: [&str; 24] = [
     "containers.proto",
     "content.proto",
     "diff.proto",
@@ -12,6 +12,7 @@ const FILES: [&str; 19] = [
     "event_content.proto",
     "event_image.proto",
     "event_namespace.proto",
+    "event_sandbox.proto",
     "event_snapshot.proto",
     "event_task.proto",
     "events.proto",
@@ -20,9 +21,13 @@ const FILES: [&str; 19] = [
     "leases.proto",
     "namespaces.proto",
     "platform.proto",
+    "sandbox.proto",
     "sandbox_types.proto",
     "snapshots.proto",
+    "streaming.proto",
     "tasks.proto",
+    "transfer.proto",
+    "transfer_types.proto",
     "version.proto",
 ];
 

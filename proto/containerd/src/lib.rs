@@ -30,7 +30,8 @@ pub mod services {
     pub use super::protocol::containerd::services::{
         containers::v1 as containers, content::v1 as content, diff::v1 as diff, events::v1 as events,
         images::v1 as images, introspection::v1 as introspection, leases::v1 as leases, namespaces::v1 as namespaces,
-        snapshots::v1 as snapshots, tasks::v1 as tasks, version::v1 as version,
+        sandbox::v1 as sandbox, snapshots::v1 as snapshots, streaming::v1 as streaming, tasks::v1 as tasks,
+        transfer::v1 as transfer, version::v1 as version,
     };
 }
 
