@@ -7,7 +7,7 @@
 //! GET manifest ◀── token        or, for a Basic challenge, the credentials themselves
 //! ```
 //!
-//! What is asked for is always the right to pull one repository, whatever scope the challenge names. A token lives as
+//! What is asked for is always the right to pull, or to push to, one repository, whatever scope the challenge names. A token lives as
 //! long as the pull that it was got for, and with that pull's credentials: nobody else's pull can use it.
 
 pub(crate) mod challenge;
@@ -30,14 +30,22 @@ const TOKEN_ANSWER_MAX: u64 = 1 << 20;
 /// How this client calls itself where a token server wants to know.
 const CLIENT_ID: &str = "strata";
 
-/// The `Authorization` that the challenges of `answer`, a 401, ask for, to pull `path`.
+/// What is asked for.
+pub(crate) struct Scope<'a> {
+    /// The repository.
+    pub(crate) path: &'a str,
+    /// `pull`, or `pull,push`.
+    pub(crate) actions: &'a str,
+}
+
+/// The `Authorization` that the challenges of `answer`, a 401, ask for.
 ///
 /// # Errors
 /// No credentials where some are needed, or a token server that does not give a token.
 pub(crate) async fn authorize(
     transport: &Transport,
     answer: Answer,
-    path: &str,
+    scope: &Scope<'_>,
     credentials: &Credentials,
 ) -> Result<HeaderValue, Problem> {
     let registry = answer.host.clone();
@@ -48,7 +56,7 @@ pub(crate) async fn authorize(
     let challenges = challenge::parse(answer.response.headers().get_all(WWW_AUTHENTICATE));
     match challenges.into_iter().max_by_key(Challenge::strength) {
         Some(Challenge::Bearer { realm, service }) => {
-            token(transport, &Realm::new(transport, &registry, &answer, realm, service)?, path, credentials).await
+            token(transport, &Realm::new(transport, &registry, &answer, realm, service)?, scope, credentials).await
         }
         Some(Challenge::Basic) => match credentials {
             Credentials::Basic { user, password } => Ok(basic(user, password)),
@@ -103,10 +111,10 @@ fn registry_host(authority: &str) -> Option<String> {
 async fn token(
     transport: &Transport,
     realm: &Realm,
-    path: &str,
+    scope: &Scope<'_>,
     credentials: &Credentials,
 ) -> Result<HeaderValue, Problem> {
-    let scope = format!("repository:{path}:pull");
+    let scope = format!("repository:{}:{}", scope.path, scope.actions);
     let answer = match credentials {
         Credentials::IdentityToken(token) => {
             transport.post_form(&realm.uri, refresh_form(realm, &scope, token)).await?

@@ -4,8 +4,8 @@
 //! Reference ─ Client::resolve ─▶ Image { manifest, index … } ─ Image::config, Image::blob ─▶ verified bytes
 //! ```
 //!
-//! It speaks the OCI distribution specification and Docker's registry API v2, pulling only. engined uses it; it knows
-//! nothing of engined, of stores and of containers. What it does not do: keep anything between two pulls but idle
+//! It speaks the OCI distribution specification and Docker's registry API v2. engined uses it, and the helper with which
+//! shimd moves images; it knows nothing of engined, of stores and of containers. What it does not do: keep anything between two pulls but idle
 //! connections, write a file, or trust a byte before its digest and its size are those that were promised.
 //!
 //! | file | what |
@@ -17,6 +17,7 @@
 //! | `repository` | one repository at one host: requests with authorization and retries |
 //! | `resolve` | from a name to one image's manifest |
 //! | `blob` | verified, resumable streams |
+//! | `session`, `push` | the same piece by piece, and writing |
 //!
 //! It stands on hyper and rustls directly. The `oci-client` crate was tried for it and found wanting where a registry
 //! cannot be trusted: it reads manifests and tokens of any size into memory, shows neither `Content-Type` nor where a
@@ -29,10 +30,12 @@ mod digest;
 mod document;
 mod error;
 mod platform;
+mod push;
 mod reference;
 mod repository;
 mod resolve;
 mod retry;
+mod session;
 mod transport;
 
 use std::path::PathBuf;
@@ -48,8 +51,10 @@ pub use document::{
 };
 pub use error::{Cause, Error, PLATFORM_NOT_FOUND, Problem, REGISTRY_FAILED, REGISTRY_RATE_LIMITED};
 pub use platform::{Platform, PlatformError};
+pub use push::Upload;
 pub use reference::{DEFAULT_TAG, HUB, HUB_HOST, Reference, ReferenceError, ReferenceProblem};
 pub use resolve::Image;
+pub use session::Session;
 
 use repository::Repository;
 use transport::Transport;
@@ -96,8 +101,13 @@ impl Client {
         };
         let mirrors = self.mirrors.iter().filter(|_| reference.domain() == HUB);
         let mut sources: Vec<Repository> = mirrors.map(|host| repository(host, Credentials::Anonymous)).collect();
-        sources.push(repository(reference.host(), credentials.clone()));
+        sources.push(self.own(reference, credentials));
         sources
+    }
+
+    /// The registry of the reference itself.
+    fn own(&self, reference: &Reference, credentials: &Credentials) -> Repository {
+        Repository::new(Arc::clone(&self.transport), reference.host(), reference.path(), credentials.clone())
     }
 
     /// Finds the image that `reference` means for `platform` and fetches its documents, but no blob yet.

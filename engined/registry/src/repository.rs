@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, RANGE};
-use http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use tokio::time::{sleep, timeout};
 
 use crate::auth::{self, Credentials};
@@ -14,7 +14,7 @@ use crate::digest::Digest;
 use crate::document::{ACCEPTED, DOCUMENT_MAX};
 use crate::error::Problem;
 use crate::retry::{Attempts, DOCUMENT_ATTEMPTS, RETRY_AFTER_MAX};
-use crate::transport::{Answer, Transport};
+use crate::transport::{Answer, Transport, host_and_port};
 
 /// Longest time for one attempt at a document, however its bytes trickle.
 const DOCUMENT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -30,8 +30,16 @@ pub(crate) struct Repository {
     /// never unset.
     tls: AtomicBool,
     credentials: Credentials,
+    right: Right,
     /// What the last challenge led to.
     authorization: Mutex<Option<HeaderValue>>,
+}
+
+/// What a repository is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Right {
+    Pull,
+    Push,
 }
 
 /// A document's bytes, with what the registry said about them.
@@ -46,7 +54,11 @@ impl Repository {
     pub(crate) fn new(transport: Arc<Transport>, host: &str, path: &str, credentials: Credentials) -> Repository {
         let tls = AtomicBool::new(!transport.may_be_plain(host));
         let (host, path) = (host.to_owned(), path.to_owned());
-        Repository { transport, host, path, tls, credentials, authorization: Mutex::new(None) }
+        Repository { transport, host, path, tls, credentials, right: Right::Pull, authorization: Mutex::new(None) }
+    }
+
+    pub(crate) fn with(self, right: Right) -> Repository {
+        Repository { right, ..self }
     }
 
     pub(crate) fn transport(&self) -> &Transport {
@@ -122,9 +134,63 @@ impl Repository {
         if answer.response.status() != StatusCode::UNAUTHORIZED {
             return Ok(answer);
         }
-        let fresh = auth::authorize(&self.transport, answer, &self.path, &self.credentials).await?;
-        *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(fresh.clone());
+        let fresh = self.authorize(answer).await?;
         let answer = self.get(tail, headers, Some(&fresh)).await?;
+        if answer.response.status() != StatusCode::UNAUTHORIZED {
+            return Ok(answer);
+        }
+        Err(auth::refused(&self.transport, answer, &self.credentials).await)
+    }
+
+    async fn authorize(&self, refused: Answer) -> Result<HeaderValue, Problem> {
+        let actions = if self.right == Right::Push { "pull,push" } else { "pull" };
+        let scope = auth::Scope { path: &self.path, actions };
+        let fresh = auth::authorize(&self.transport, refused, &scope, &self.credentials).await?;
+        *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(fresh.clone());
+        Ok(fresh)
+    }
+
+    /// A request that is no GET; with the URL that was asked in the end.
+    pub(crate) async fn write(
+        &self,
+        method: Method,
+        tail: &str,
+        headers: &HeaderMap,
+        body: Bytes,
+    ) -> Result<(Answer, Uri), Problem> {
+        let tls = self.tls.load(Ordering::Relaxed);
+        let uri = self.uri(tail, tls)?;
+        let plain = match self.write_at(method.clone(), &uri, headers, body.clone()).await {
+            Err(problem @ (Problem::Broken { .. } | Problem::Status { status: 400, .. })) if !tls => problem,
+            outcome => return outcome.map(|answer| (answer, uri)),
+        };
+        let uri = self.uri(tail, true)?;
+        match self.write_at(method, &uri, headers, body).await {
+            Err(problem) if problem.is_no_tls() => Err(plain),
+            outcome => {
+                self.tls.store(true, Ordering::Relaxed);
+                outcome.map(|answer| (answer, uri))
+            }
+        }
+    }
+
+    /// The same at a place that the registry named. Credentials go to the registry alone.
+    pub(crate) async fn write_at(
+        &self,
+        method: Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+        body: Bytes,
+    ) -> Result<Answer, Problem> {
+        self.transport.allowed(uri)?;
+        let is_own = host_and_port(uri).eq_ignore_ascii_case(&self.host);
+        let known = self.authorization().filter(|_| is_own);
+        let answer = self.transport.exchange(method.clone(), uri, headers, known.as_ref(), body.clone()).await?;
+        if answer.response.status() != StatusCode::UNAUTHORIZED || !is_own {
+            return Ok(answer);
+        }
+        let fresh = self.authorize(answer).await?;
+        let answer = self.transport.exchange(method, uri, headers, Some(&fresh), body).await?;
         if answer.response.status() != StatusCode::UNAUTHORIZED {
             return Ok(answer);
         }

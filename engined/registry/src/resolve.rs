@@ -131,7 +131,7 @@ fn choose<'i>(index: &'i Index, platform: &Platform) -> Result<&'i Descriptor, P
 }
 
 /// The document that a tag or a digest stands for. A digest wins over a tag, and then it is the digest that is checked.
-async fn fetch_named(source: &Repository, reference: &Reference) -> Result<Fetched<Document>, Problem> {
+pub(crate) async fn fetch_named(source: &Repository, reference: &Reference) -> Result<Fetched<Document>, Problem> {
     let name = match (reference.digest(), reference.tag()) {
         (Some(digest), _) => digest.as_str(),
         (None, Some(tag)) => tag,
@@ -143,7 +143,10 @@ async fn fetch_named(source: &Repository, reference: &Reference) -> Result<Fetch
 }
 
 /// The document that an index describes: its digest, its size and its media type must be as described.
-async fn fetch_described(source: &Repository, descriptor: &Descriptor) -> Result<Fetched<Document>, Problem> {
+pub(crate) async fn fetch_described(
+    source: &Repository,
+    descriptor: &Descriptor,
+) -> Result<Fetched<Document>, Problem> {
     let raw = source.document(descriptor.digest.as_str()).await?;
     verify(&raw.bytes, descriptor)?;
     let described = Some(descriptor.media_type.clone());

@@ -118,6 +118,19 @@ impl Transport {
         self.checked(response, uri, false).await
     }
 
+    /// One request whose redirects are not followed. Statuses of failure are problems, but for 401.
+    pub(crate) async fn exchange(
+        &self,
+        method: Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+        authorization: Option<&HeaderValue>,
+        body: Bytes,
+    ) -> Result<Answer, Problem> {
+        let response = self.send(method, uri, headers, authorization, body).await?;
+        self.checked(response, uri, false).await
+    }
+
     /// One request, one answer.
     async fn send(
         &self,
@@ -273,7 +286,7 @@ fn is_redirect(status: StatusCode) -> bool {
 }
 
 /// `location` as seen from `base` (RFC 3986, section 4.2), without its fragment.
-fn resolve(base: &Uri, location: &str) -> Option<Uri> {
+pub(crate) fn resolve(base: &Uri, location: &str) -> Option<Uri> {
     let location = location.split('#').next().unwrap_or_default();
     let scheme = base.scheme_str()?;
     let authority = base.authority()?;
