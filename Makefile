@@ -32,10 +32,10 @@ setup:
 
 build:
 	@$(SETUP) build
-	cargo build --release --locked -p engined -p shimd
+	cargo build --release --locked -p engined -p shimd -p shimd-registry
 	$(STATIC) cargo build --profile small --locked --target $(HOST) -p strata -p containerd-shim-strata-v1 -p lowrun
 	@mkdir -p $(BIN)
-	@for program in engined shimd; do ln -f target/release/$$program $(BIN)/$$program; done
+	@for program in engined shimd shimd-registry; do ln -f target/release/$$program $(BIN)/$$program; done
 	@for program in strata containerd-shim-strata-v1 lowrun; do ln -f target/$(HOST)/small/$$program $(BIN)/$$program; done
 
 # The images of the demo and the tests; those that are there already stay as they are.
