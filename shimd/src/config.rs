@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 
 const DEFAULT_ROOT: &str = "/var/lib/shimd";
 const DEFAULT_STATE: &str = "/run/shimd";
+const REGISTRY_HELPER: &str = "shimd-registry";
 const DEFAULT_ADDRESS: &str = "/run/shimd/shimd.sock";
 
 /// The supervisor: keeps images and snapshots, and starts, watches and remembers containers, over containerd's API.
@@ -30,6 +31,9 @@ pub(crate) struct Flags {
     /// Look for shims in this directory first.
     #[arg(long, value_name = "DIR")]
     pub(crate) shim_path: Option<PathBuf>,
+    /// Talk to registries with this program [default: shimd-registry beside shimd].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) registry_helper: Option<PathBuf>,
     /// Form of the log on stderr.
     #[arg(long, value_enum, default_value_t)]
     pub(crate) log_format: LogFormat,
@@ -53,6 +57,7 @@ struct File {
     state: Option<PathBuf>,
     address: Option<PathBuf>,
     shim_path: Option<PathBuf>,
+    registry_helper: Option<PathBuf>,
     /// Group whose members may use the socket, by number.
     group: Option<u32>,
 }
@@ -64,6 +69,7 @@ pub(crate) struct Config {
     pub(crate) state: PathBuf,
     pub(crate) address: PathBuf,
     pub(crate) shim_path: Option<PathBuf>,
+    pub(crate) registry_helper: PathBuf,
     pub(crate) group: Option<u32>,
 }
 
@@ -81,6 +87,10 @@ impl Config {
             state: pick(&flags.state, file.state, DEFAULT_STATE)?,
             address: pick(&flags.address, file.address, DEFAULT_ADDRESS)?,
             shim_path: flags.shim_path.clone().or(file.shim_path).map(absolute).transpose()?,
+            registry_helper: match flags.registry_helper.clone().or(file.registry_helper) {
+                Some(path) => absolute(path)?,
+                None => beside_shimd(REGISTRY_HELPER)?,
+            },
             group: file.group,
         })
     }
@@ -91,6 +101,11 @@ impl Config {
         name.push(".ttrpc");
         name.into()
     }
+}
+
+fn beside_shimd(name: &str) -> Result<PathBuf> {
+    let shimd = std::env::current_exe().map_err(|source| Error::io("find the program of shimd", source))?;
+    Ok(shimd.with_file_name(name))
 }
 
 fn read(path: &Path) -> Result<File> {

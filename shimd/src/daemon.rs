@@ -16,9 +16,11 @@ use crate::event::Events;
 use crate::gc::Gc;
 use crate::image::Images;
 use crate::namespace::Namespaces;
+use crate::sandbox::Sandboxes;
 use crate::shim::{Launcher, runtime};
 use crate::snapshot::Snapshots;
 use crate::task::Tasks;
+use crate::transfer::Transfers;
 use crate::trash::Trash;
 use crate::upkeep::Upkeep;
 use crate::{api, layout};
@@ -30,12 +32,14 @@ pub(crate) struct Daemon {
     pub(crate) namespaces: Namespaces,
     pub(crate) containers: Containers,
     pub(crate) images: Images,
+    pub(crate) sandboxes: Sandboxes,
     pub(crate) content: Arc<Content>,
     pub(crate) snapshots: Arc<Snapshots>,
-    pub(crate) differ: Differ,
+    pub(crate) differ: Arc<Differ>,
     pub(crate) tasks: Arc<Tasks>,
     pub(crate) gc: Gc,
-    pub(crate) upkeep: Upkeep,
+    pub(crate) upkeep: Arc<Upkeep>,
+    pub(crate) transfers: Arc<Transfers>,
     /// Names this store, for as long as it exists.
     pub(crate) uuid: String,
 }
@@ -43,9 +47,14 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Opens what is on disk; each part makes records and files agree.
     fn open(config: &Config) -> Result<Daemon> {
-        for directory in [&config.root, &config.state] {
-            layout::make_private(directory)
-                .map_err(|error| Error::io(format!("make {}", directory.display()), error))?;
+        let failed = |path: &Path| {
+            let attempted = format!("make {}", path.display());
+            |error| Error::io(attempted, error)
+        };
+        layout::make_private(&config.root).map_err(failed(&config.root))?;
+        let bundles = crate::task::bundles(&config.state);
+        for directory in [&config.state, &bundles] {
+            layout::make_passage(directory).map_err(failed(directory))?;
         }
         let boot_id = boot_id()?;
         let store = Arc::new(Store::open(&config.root)?);
@@ -55,13 +64,30 @@ impl Daemon {
         let snapshots = Arc::new(Snapshots::open(&config.root, store.clone(), trash, boot_id.clone())?);
         let events = Arc::new(Events::new());
         let tasks = open_tasks(config, &boot_id, store.clone(), events.clone())?;
+        let images = Images(store.clone());
+        let differ = Arc::new(Differ::new(provisional.clone()));
+        let upkeep = Arc::new(Upkeep::new(store.clone(), snapshots.clone(), provisional));
+        let transfers = Transfers {
+            store: store.clone(),
+            content: content.clone(),
+            images: images.clone(),
+            snapshots: snapshots.clone(),
+            differ: differ.clone(),
+            events: events.clone(),
+            upkeep: upkeep.clone(),
+            streams: Arc::default(),
+            helper: config.registry_helper.clone(),
+            unpacking: std::sync::Mutex::default(),
+        };
         Ok(Daemon {
             namespaces: Namespaces::new(store.clone()),
             containers: Containers(store.clone()),
-            images: Images(store.clone()),
-            differ: Differ::new(provisional.clone()),
+            images,
+            sandboxes: Sandboxes(store.clone()),
+            differ,
             gc: Gc::new(store.clone(), content.clone(), snapshots.clone()),
-            upkeep: Upkeep::new(store.clone(), snapshots.clone(), provisional),
+            upkeep,
+            transfers: Arc::new(transfers),
             uuid: uuid(&store)?,
             store,
             events,

@@ -59,6 +59,8 @@ pub(crate) enum Error {
     ShimDied { id: String },
     /// What a shim answered; passed on unchanged.
     Shim(Box<Fault>),
+    /// What the registry helper answered; passed on unchanged.
+    Registry(Box<Fault>),
 }
 
 /// The result of nearly everything here.
@@ -97,7 +99,7 @@ impl Error {
 
     /// The fault that a caller gets, for a request at `step` of a run.
     pub(crate) fn fault(&self, step: &str) -> Fault {
-        if let Error::Shim(fault) = self {
+        if let Error::Shim(fault) | Error::Registry(fault) = self {
             return (**fault).clone();
         }
         let (code, class) = self.class();
@@ -137,7 +139,7 @@ impl Error {
             Error::Store { .. } | Error::Record { .. } => (word::STORE, GrpcCode::Internal),
             Error::ShimStart { .. } => (word::SHIM_START_FAILED, GrpcCode::Unknown),
             Error::ShimDied { .. } => (code::SHIM_DIED, GrpcCode::Unavailable),
-            Error::Shim(_) => (code::UNKNOWN, GrpcCode::Unknown),
+            Error::Shim(_) | Error::Registry(_) => (code::UNKNOWN, GrpcCode::Unknown),
         }
     }
 }
@@ -173,7 +175,7 @@ impl fmt::Display for Error {
             Error::Record { what, .. } => write!(f, "decode a {what} record"),
             Error::ShimStart { runtime, why, .. } => write!(f, "start a shim of runtime {runtime:?}: {why}"),
             Error::ShimDied { id } => write!(f, "the shim of container {id:?} died"),
-            Error::Shim(fault) => f.write_str(&fault.message),
+            Error::Shim(fault) | Error::Registry(fault) => f.write_str(&fault.message),
         }
     }
 }

@@ -34,6 +34,7 @@ impl Fields for Info {
 }
 
 /// The images of all namespaces.
+#[derive(Clone)]
 pub(crate) struct Images(pub(crate) Arc<Store>);
 
 impl Images {

@@ -64,9 +64,11 @@ impl Namespaces {
         })
     }
 
-    pub(crate) fn get(&self, name: &Namespace) -> Result<Labels> {
-        let record: Record = self.store.read()?.require(&key(&[name.as_str()]), name.as_str())?;
-        Ok(record.labels)
+    /// The labels of a namespace. One that does not exist yet has none, as in containerd: Docker's daemon looks for
+    /// defaults in labels before anything is in its namespace.
+    pub(crate) fn labels(&self, name: &Namespace) -> Result<Labels> {
+        let record: Option<Record> = self.store.read()?.get(&key(&[name.as_str()]))?;
+        Ok(record.unwrap_or_default().labels)
     }
 
     pub(crate) fn list(&self, filters: &Filters) -> Result<Vec<Info>> {
@@ -94,12 +96,13 @@ impl Namespaces {
 
     /// Removes an empty namespace.
     pub(crate) fn delete(&self, name: &Namespace) -> Result<()> {
-        const HELD: [(Table, &str); 5] = [
+        const HELD: [(Table, &str); 6] = [
             (Table::Containers, "containers"),
             (Table::Images, "images"),
             (Table::Blobs, "content"),
             (Table::Snapshots, "snapshots"),
             (Table::Leases, "leases"),
+            (Table::Sandboxes, "sandboxes"),
         ];
         let entry = key(&[name.as_str()]);
         self.store.write(Durability::Process, |writer| {

@@ -1,45 +1,87 @@
 //! The introspection service: what shimd is made of, told as containerd's plug-ins, which clients look for.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use prost::Name;
+use prost_types::Any;
 use proto_containerd::services::introspection as wire;
 use proto_containerd::services::introspection::introspection_server::Introspection;
-use proto_containerd::types::Platform;
-use std::borrow::Cow;
+use proto_containerd::types::{Platform, RuntimeInfo, RuntimeRequest};
 use tonic::{Request, Response, Status};
 
 use super::Api;
 use super::scope::OrStatus;
-use crate::error::Error;
+use crate::error::{Error, Result as OurResult};
 use crate::filter::{Fields, Filters, present};
+use crate::transfer::architecture;
 
 const STEP: &str = "report";
+/// The part that knows runtimes.
+const RUNTIME: &str = "io.containerd.runtime.v2";
 
-/// Type and id of each part, as containerd calls them.
-const PARTS: [(&str, &str); 18] = [
-    ("io.containerd.content.v1", "content"),
-    ("io.containerd.snapshotter.v1", "overlayfs"),
-    ("io.containerd.metadata.v1", "bolt"),
-    ("io.containerd.differ.v1", "walking"),
-    ("io.containerd.gc.v1", "scheduler"),
-    ("io.containerd.event.v1", "exchange"),
-    ("io.containerd.runtime.v2", "task"),
-    ("io.containerd.grpc.v1", "containers"),
-    ("io.containerd.grpc.v1", "content"),
-    ("io.containerd.grpc.v1", "diff"),
-    ("io.containerd.grpc.v1", "events"),
-    ("io.containerd.grpc.v1", "images"),
-    ("io.containerd.grpc.v1", "introspection"),
-    ("io.containerd.grpc.v1", "leases"),
-    ("io.containerd.grpc.v1", "namespaces"),
-    ("io.containerd.grpc.v1", "snapshots"),
-    ("io.containerd.grpc.v1", "tasks"),
-    ("io.containerd.grpc.v1", "version"),
+/// What clients know of a part.
+struct Part {
+    kind: &'static str,
+    id: &'static str,
+    /// It works on images or containers, so it has a platform.
+    has_platform: bool,
+}
+
+const fn part(kind: &'static str, id: &'static str) -> Part {
+    Part { kind, id, has_platform: false }
+}
+
+const fn platform_part(kind: &'static str, id: &'static str) -> Part {
+    Part { kind, id, has_platform: true }
+}
+
+/// Each part, as containerd calls them: of 1.x and of 2.x.
+const PARTS: [Part; 37] = [
+    part("io.containerd.content.v1", "content"),
+    platform_part("io.containerd.snapshotter.v1", "overlayfs"),
+    part("io.containerd.metadata.v1", "bolt"),
+    platform_part("io.containerd.differ.v1", "walking"),
+    part("io.containerd.gc.v1", "scheduler"),
+    part("io.containerd.event.v1", "exchange"),
+    part("io.containerd.lease.v1", "manager"),
+    platform_part("io.containerd.runtime.v2", "task"),
+    part("io.containerd.shim.v1", "manager"),
+    part("io.containerd.streaming.v1", "manager"),
+    platform_part("io.containerd.transfer.v1", "local"),
+    part("io.containerd.sandbox.store.v1", "local"),
+    part("io.containerd.service.v1", "containers-service"),
+    part("io.containerd.service.v1", "content-service"),
+    part("io.containerd.service.v1", "diff-service"),
+    part("io.containerd.service.v1", "images-service"),
+    part("io.containerd.service.v1", "introspection-service"),
+    part("io.containerd.service.v1", "leases-service"),
+    part("io.containerd.service.v1", "namespaces-service"),
+    part("io.containerd.service.v1", "snapshots-service"),
+    part("io.containerd.service.v1", "tasks-service"),
+    part("io.containerd.grpc.v1", "containers"),
+    part("io.containerd.grpc.v1", "content"),
+    part("io.containerd.grpc.v1", "diff"),
+    part("io.containerd.grpc.v1", "events"),
+    part("io.containerd.grpc.v1", "healthcheck"),
+    part("io.containerd.grpc.v1", "images"),
+    part("io.containerd.grpc.v1", "introspection"),
+    part("io.containerd.grpc.v1", "leases"),
+    part("io.containerd.grpc.v1", "namespaces"),
+    part("io.containerd.grpc.v1", "sandboxes"),
+    part("io.containerd.grpc.v1", "snapshots"),
+    part("io.containerd.grpc.v1", "streaming"),
+    part("io.containerd.grpc.v1", "tasks"),
+    part("io.containerd.grpc.v1", "transfer"),
+    part("io.containerd.grpc.v1", "version"),
+    part("io.containerd.ttrpc.v1", "events"),
 ];
 
 #[tonic::async_trait]
 impl Introspection for Api {
     async fn plugins(&self, request: Request<wire::PluginsRequest>) -> Result<Response<wire::PluginsResponse>, Status> {
         let filters = Filters::parse(&request.get_ref().filters).or_status(STEP)?;
-        let plugins = PARTS.iter().map(plugin).filter(|plugin| filters.matches(plugin)).collect();
+        let plugins = PARTS.iter().map(|part| self.plugin(part)).filter(|plugin| filters.matches(plugin)).collect();
         Ok(Response::new(wire::PluginsResponse { plugins }))
     }
 
@@ -58,29 +100,43 @@ impl Introspection for Api {
         request: Request<wire::PluginInfoRequest>,
     ) -> Result<Response<wire::PluginInfoResponse>, Status> {
         let request = request.into_inner();
-        let found = PARTS.iter().find(|(kind, id)| *kind == request.r#type && *id == request.id);
-        let part = found.ok_or_else(|| Error::not_found("plugin", format!("{}.{}", request.r#type, request.id)));
-        let plugin = plugin(part.or_status(STEP)?);
-        Ok(Response::new(wire::PluginInfoResponse { plugin: Some(plugin), extra: None }))
+        let found = PARTS.iter().find(|part| part.kind == request.r#type && part.id == request.id);
+        let found = found.ok_or_else(|| Error::not_found("plugin", format!("{}.{}", request.r#type, request.id)));
+        let plugin = self.plugin(found.or_status(STEP)?);
+        let extra = match request.options.filter(|_| plugin.r#type == RUNTIME) {
+            Some(options) => Some(self.runtime_info(&options).await.or_status(STEP)?),
+            None => None,
+        };
+        Ok(Response::new(wire::PluginInfoResponse { plugin: Some(plugin), extra }))
     }
 }
 
-fn plugin((kind, id): &(&str, &str)) -> wire::Plugin {
-    let platform = Platform { os: "linux".to_owned(), architecture: architecture().to_owned(), ..Platform::default() };
-    wire::Plugin {
-        r#type: (*kind).to_owned(),
-        id: (*id).to_owned(),
-        platforms: vec![platform],
-        ..wire::Plugin::default()
+impl Api {
+    fn plugin(&self, part: &Part) -> wire::Plugin {
+        let platform =
+            Platform { os: "linux".to_owned(), architecture: architecture().to_owned(), ..Platform::default() };
+        // Where snapshots lie is looked up by those who make their own beside them.
+        let exports = match part.kind {
+            "io.containerd.snapshotter.v1" => HashMap::from([("root".to_owned(), self.snapshots.root())]),
+            _ => HashMap::new(),
+        };
+        wire::Plugin {
+            r#type: part.kind.to_owned(),
+            id: part.id.to_owned(),
+            platforms: if part.has_platform { vec![platform] } else { Vec::new() },
+            exports,
+            ..wire::Plugin::default()
+        }
     }
-}
 
-/// Go's name of the processor.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
+    /// What a runtime tells of itself.
+    async fn runtime_info(&self, options: &Any) -> OurResult<Any> {
+        let invalid = |why: String| Error::invalid("options", why);
+        let request: Option<RuntimeRequest> =
+            proto_containerd::from_any(options).map_err(|error| invalid(error.to_string()))?;
+        let request = request.ok_or_else(|| invalid(format!("{:?} is no RuntimeRequest", options.type_url)))?;
+        let info = self.tasks.runtime_info(&request.runtime_path, request.options.as_ref()).await?;
+        Ok(Any { type_url: RuntimeInfo::full_name(), value: info })
     }
 }
 

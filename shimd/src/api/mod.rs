@@ -6,16 +6,20 @@
 mod containers;
 mod content;
 mod convert;
+mod details;
 mod diff;
 mod events;
 mod images;
 mod introspection;
 mod leases;
 mod namespaces;
+mod sandboxes;
 mod scope;
 mod snapshots;
+mod streaming;
 mod tasks;
 mod traced;
+mod transfer;
 mod ttrpc;
 mod version;
 
@@ -60,6 +64,7 @@ pub(crate) async fn serve(daemon: Arc<Daemon>, listener: UnixListener, stop: imp
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME_MAX)
+        .layer(details::DetailsLayer)
         .layer(traced::TraceLayer);
     macro_rules! service {
         ($($server:ident)::*) => {
@@ -82,8 +87,11 @@ pub(crate) async fn serve(daemon: Arc<Daemon>, listener: UnixListener, stop: imp
         .add_service(service!(introspection::introspection_server::IntrospectionServer))
         .add_service(service!(leases::leases_server::LeasesServer))
         .add_service(service!(namespaces::namespaces_server::NamespacesServer))
+        .add_service(service!(sandbox::store_server::StoreServer))
         .add_service(service!(snapshots::snapshots_server::SnapshotsServer))
+        .add_service(service!(streaming::streaming_server::StreamingServer))
         .add_service(service!(tasks::tasks_server::TasksServer))
+        .add_service(service!(transfer::transfer_server::TransferServer))
         .add_service(service!(version::version_server::VersionServer))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
         .await

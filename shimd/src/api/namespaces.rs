@@ -21,7 +21,7 @@ impl Namespaces for Api {
         request: Request<wire::GetNamespaceRequest>,
     ) -> Result<Response<wire::GetNamespaceResponse>, Status> {
         let name = Namespace::parse(&request.get_ref().name).or_status(STEP)?;
-        let labels = self.namespaces.get(&name).or_status(STEP)?;
+        let labels = self.namespaces.labels(&name).or_status(STEP)?;
         Ok(Response::new(wire::GetNamespaceResponse { namespace: Some(to_wire(name.as_str(), labels)) }))
     }
 

@@ -364,7 +364,13 @@ impl<'a> Work<'a> {
     fn record_blob(&self, digest: &Digest, commit: &Commit) -> Result<()> {
         let opening = self.opening;
         let now = Some(clock::now());
-        let record = Blob { size: self.offset, labels: commit.labels.clone(), created_at: now, updated_at: now };
+        let record = Blob {
+            size: self.offset,
+            labels: commit.labels.clone(),
+            created_at: now,
+            updated_at: now,
+            is_unleased: opening.lease.is_none(),
+        };
         self.content.store.write(Durability::Process, |writer| {
             let entry = key(&[opening.namespace.as_str(), digest.as_str()]);
             if writer.bytes(Table::Blobs, &entry)?.is_some() {

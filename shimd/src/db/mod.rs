@@ -52,10 +52,11 @@ pub(crate) enum Table {
     Leases = 8,
     /// `namespace, lease, type, id`; no values.
     LeaseResources = 9,
+    Sandboxes = 10,
 }
 
 impl Table {
-    const ALL: [Table; 10] = [
+    const ALL: [Table; 11] = [
         Table::Meta,
         Table::Namespaces,
         Table::Containers,
@@ -66,6 +67,7 @@ impl Table {
         Table::SnapshotChildren,
         Table::Leases,
         Table::LeaseResources,
+        Table::Sandboxes,
     ];
 
     fn from_number(number: u8) -> Option<Table> {
@@ -84,6 +86,7 @@ impl Table {
             Table::SnapshotChildren => "snapshot-children",
             Table::Leases => "leases",
             Table::LeaseResources => "lease-resources",
+            Table::Sandboxes => "sandboxes",
         })
     }
 }

@@ -76,6 +76,9 @@ pub(crate) struct Blob {
     pub(crate) created_at: Option<Timestamp>,
     #[prost(message, optional, tag = "4")]
     pub(crate) updated_at: Option<Timestamp>,
+    /// No lease held it when it was made: what it is for may still be on its way.
+    #[prost(bool, tag = "5")]
+    pub(crate) is_unleased: bool,
 }
 
 /// A blob that is being written; key: namespace, ref.
@@ -139,6 +142,29 @@ pub(crate) struct Usage {
     pub(crate) inodes: u64,
 }
 
+/// A sandbox; key: namespace, id.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Sandbox {
+    #[prost(btree_map = "string, string", tag = "1")]
+    pub(crate) labels: Labels,
+    #[prost(string, tag = "2")]
+    pub(crate) runtime: String,
+    #[prost(message, optional, tag = "3")]
+    pub(crate) runtime_options: Option<Any>,
+    /// As the client sent it.
+    #[prost(message, optional, tag = "4")]
+    pub(crate) spec: Option<Any>,
+    #[prost(btree_map = "string, message", tag = "5")]
+    pub(crate) extensions: BTreeMap<String, Any>,
+    #[prost(message, optional, tag = "6")]
+    pub(crate) created_at: Option<Timestamp>,
+    #[prost(message, optional, tag = "7")]
+    pub(crate) updated_at: Option<Timestamp>,
+    /// Which controller manages it.
+    #[prost(string, tag = "8")]
+    pub(crate) sandboxer: String,
+}
+
 /// A lease; key: namespace, id.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Lease {
@@ -165,4 +191,5 @@ records! {
     Ingest: Ingests, "ingest";
     Snapshot: Snapshots, "snapshot";
     Lease: Leases, "lease";
+    Sandbox: Sandboxes, "sandbox";
 }

@@ -19,6 +19,19 @@ const FLAT: &str = "containerd.io/gc.flat";
 /// An ingest that no lease holds is kept this long: its client may come back.
 const INGEST_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// A blob that was made without a lease is kept this long by collections that nobody asked for: people write a blob
+/// with one command and refer to it with the next. containerd collects so rarely that they can rely on it.
+pub(super) const UNLEASED_AGE: Duration = Duration::from_secs(60);
+
+/// How much a collection takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// All that nothing refers to.
+    All,
+    /// All but blobs that are too young, see [`UNLEASED_AGE`].
+    Settled,
+}
+
 /// A thing in a namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Node {
@@ -44,15 +57,17 @@ pub(super) struct Graph {
     labelled: HashMap<Place, Vec<Node>>,
     /// A snapshot's parent: always needed.
     parents: HashMap<Place, Node>,
+    /// How many blobs were too young.
+    pub(super) young: usize,
 }
 
 impl Graph {
-    pub(super) fn read(view: &impl Access) -> Result<Graph> {
+    pub(super) fn read(view: &impl Access, scope: Scope) -> Result<Graph> {
         let mut graph = Graph::default();
         graph.read_leases(view)?;
         graph.read_images(view)?;
         graph.read_containers(view)?;
-        graph.read_blobs(view)?;
+        graph.read_blobs(view, scope)?;
         graph.read_snapshots(view)?;
         graph.read_ingests(view)?;
         Ok(graph)
@@ -110,9 +125,13 @@ impl Graph {
         })
     }
 
-    fn read_blobs(&mut self, view: &impl Access) -> Result<()> {
+    fn read_blobs(&mut self, view: &impl Access, scope: Scope) -> Result<()> {
         view.each(&[], |entry, record: Blob| {
             let place = place(entry, Node::Blob)?;
+            if scope == Scope::Settled && record.is_unleased && age(record.created_at) < UNLEASED_AGE {
+                self.young += 1;
+                self.roots.push(place.clone());
+            }
             self.add_collectable(place, &record.labels);
             Ok(())
         })
@@ -132,10 +151,7 @@ impl Graph {
     fn read_ingests(&mut self, view: &impl Access) -> Result<()> {
         view.each(&[], |entry, record: Ingest| {
             let place = place(entry, Node::Ingest)?;
-            let seconds = record.started_at.map_or(0, |time| time.seconds.max(0) as u64);
-            let started = UNIX_EPOCH + Duration::from_secs(seconds);
-            let age = SystemTime::now().duration_since(started).unwrap_or_default();
-            if age > INGEST_AGE {
+            if age(record.started_at) > INGEST_AGE {
                 self.nodes.push(place)
             } else {
                 self.roots.push(place)
@@ -209,6 +225,12 @@ impl Graph {
         }
         depth
     }
+}
+
+/// How long ago a time was; what has none is as old as can be.
+fn age(time: Option<prost_types::Timestamp>) -> Duration {
+    let seconds = time.map_or(0, |time| time.seconds.max(0) as u64);
+    SystemTime::now().duration_since(UNIX_EPOCH + Duration::from_secs(seconds)).unwrap_or_default()
 }
 
 fn place(entry: &[u8], node: impl Fn(String) -> Node) -> Result<Place> {

@@ -13,6 +13,7 @@
 mod graph;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, Notify};
@@ -25,7 +26,7 @@ use crate::lease;
 use crate::name::{Digest, Namespace};
 use crate::snapshot::Snapshots;
 use crate::sys;
-use graph::{Graph, Node};
+use graph::{Graph, Node, Scope, UNLEASED_AGE};
 
 /// How long after a removal the collection begins; more removals are taken along.
 const DELAY: Duration = Duration::from_millis(500);
@@ -37,7 +38,8 @@ pub(crate) struct Gc {
     store: Arc<Store>,
     content: Arc<Content>,
     snapshots: Arc<Snapshots>,
-    wanted: Notify,
+    wanted: Arc<Notify>,
+    comes_back: Arc<AtomicBool>,
     running: Mutex<()>,
 }
 
@@ -52,7 +54,7 @@ struct Doomed {
 
 impl Gc {
     pub(crate) fn new(store: Arc<Store>, content: Arc<Content>, snapshots: Arc<Snapshots>) -> Gc {
-        Gc { store, content, snapshots, wanted: Notify::new(), running: Mutex::new(()) }
+        Gc { store, content, snapshots, wanted: Arc::default(), comes_back: Arc::default(), running: Mutex::new(()) }
     }
 
     /// Asks for a collection, soon.
@@ -66,33 +68,55 @@ impl Gc {
             self.wanted.notified().await;
             tokio::time::sleep(DELAY).await;
             let began = Instant::now();
-            if let Err(error) = self.run().await {
-                tracing::warn!(error = %Chain(&error), "collect garbage");
+            match self.collect(Scope::Settled).await {
+                Ok(0) => {}
+                Ok(_) => self.come_back(),
+                Err(error) => tracing::warn!(error = %Chain(&error), "collect garbage"),
             }
             tokio::time::sleep(began.elapsed() * PAUSE_FACTOR).await;
         }
     }
 
-    /// Collects now, and returns when it is done.
+    /// Collects all there is now, and returns when it is done.
     pub(crate) async fn run(&self) -> Result<()> {
+        self.collect(Scope::All).await.map(drop)
+    }
+
+    /// Tells how many blobs were too young.
+    async fn collect(&self, scope: Scope) -> Result<usize> {
         let _running = self.running.lock().await;
         let (store, content, snapshots) = (self.store.clone(), self.content.clone(), self.snapshots.clone());
-        run_blocking(move || collect(&store, &content, &snapshots)).await
+        run_blocking(move || collect(&store, &content, &snapshots, scope)).await
+    }
+
+    /// Asks for another collection when what is too young now is not any more. One is enough for all of them.
+    fn come_back(&self) {
+        if self.comes_back.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (wanted, comes_back) = (self.wanted.clone(), self.comes_back.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(UNLEASED_AGE).await;
+            comes_back.store(false, Ordering::Relaxed);
+            wanted.notify_one();
+        });
     }
 }
 
-fn collect(store: &Store, content: &Content, snapshots: &Snapshots) -> Result<()> {
+fn collect(store: &Store, content: &Content, snapshots: &Snapshots, scope: Scope) -> Result<usize> {
     // Taken before the view: a write in between makes the number stale, which only costs a second marking.
     let seq = store.seq();
-    let garbage = Graph::read(&store.read()?)?.unmarked();
+    let graph = Graph::read(&store.read()?, scope)?;
+    let young = graph.young;
+    let garbage = graph.unmarked();
     if garbage.is_empty() {
-        return Ok(());
+        return Ok(young);
     }
     let doomed = {
         // No blob appears or goes while the records say otherwise.
         let _publishing = content.publishing();
         let doomed = store.write(Durability::Process, |writer| {
-            let garbage = if store.seq() == seq { garbage } else { Graph::read(writer)?.unmarked() };
+            let garbage = if store.seq() == seq { garbage } else { Graph::read(writer, scope)?.unmarked() };
             remove_records(writer, content, snapshots, garbage)
         })?;
         content.remove_files(&doomed.blobs, &doomed.ingests);
@@ -101,7 +125,7 @@ fn collect(store: &Store, content: &Content, snapshots: &Snapshots) -> Result<()
     snapshots.remove_files(&doomed.snapshots);
     tracing::debug!(count = doomed.count, "garbage was collected");
     sys::trim_malloc();
-    Ok(())
+    Ok(young)
 }
 
 fn remove_records(

@@ -53,7 +53,7 @@ impl Rig {
     }
 
     fn collect(&self) -> (String, String) {
-        collect(&self.store, &self.content, &self.snapshots).unwrap();
+        collect(&self.store, &self.content, &self.snapshots, Scope::All).unwrap();
         let blobs = self.content.list(&self.namespace, &Filters::default()).unwrap();
         let snapshots = self.snapshots.list(&self.namespace, &Filters::default()).unwrap();
         let digits = blobs.iter().map(|info| info.digest.chars().last().unwrap()).collect();
@@ -118,4 +118,17 @@ fn back_references() {
     rig.blob('b', &[("containerd.io/gc.bref.container", "gone")]);
     rig.put("c", &Container::default());
     assert_eq!(rig.collect().0, "a");
+}
+
+#[test]
+fn a_young_blob_without_a_lease_is_taken_only_when_all_is_asked_for() {
+    let rig = rig();
+    let young = Blob { is_unleased: true, created_at: Some(crate::clock::now()), ..Blob::default() };
+    rig.put(&digest('a'), &young);
+    rig.put(&digest('b'), &Blob { is_unleased: false, ..young.clone() });
+    rig.put(&digest('c'), &Blob { created_at: None, ..young });
+    assert_eq!(collect(&rig.store, &rig.content, &rig.snapshots, Scope::Settled).unwrap(), 1);
+    let left = rig.content.list(&rig.namespace, &Filters::default()).unwrap();
+    assert_eq!(left.into_iter().map(|info| info.digest).collect::<Vec<_>>(), [digest('a')]);
+    assert_eq!(rig.collect().0, "");
 }

@@ -23,6 +23,8 @@ use crate::name::Namespace;
 /// How long a shim may take to come up, or to clean up: the latter kills processes and unmounts.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 const DELETE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long it may take to say what it is.
+const INFO_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a shim prints is an address or an error; more is cut off.
 const OUTPUT_MAX: usize = 16 << 10;
 /// Variables that shims get from shimd's environment.
@@ -114,6 +116,28 @@ impl Launcher {
             return Err(failed(format!("{}: {}", output.status, words(&output))));
         }
         DeleteResponse::decode(output.stdout.as_slice()).map_err(|_| failed("its answer is no message".to_owned()))
+    }
+
+    /// What a shim and its runtime say of themselves: an encoded `RuntimeInfo`.
+    pub(crate) async fn info(&self, program: &Path, options: Option<&Any>) -> Result<Vec<u8>> {
+        let failed = |why: String, source| Error::ShimStart {
+            runtime: program.display().to_string(),
+            why: format!("-info: {why}"),
+            source,
+        };
+        let mut command = Command::new(program);
+        command.arg("-info").env_clear().process_group(0).kill_on_drop(true);
+        command.envs(PASSED_ON.iter().filter_map(|name| Some((*name, std::env::var_os(name)?))));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(|source| failed("it cannot be executed".to_owned(), Some(source)))?;
+        let input = options.map(Message::encode_to_vec).unwrap_or_default();
+        let output = tokio::time::timeout(INFO_TIMEOUT, converse(&mut child, &input)).await;
+        let output = output.map_err(|_| failed("it does not end".to_owned(), None))?;
+        let output = output.map_err(|source| failed("it cannot be read".to_owned(), Some(source)))?;
+        if !output.status.success() {
+            return Err(failed(format!("{}: {}", output.status, words(&output)), None));
+        }
+        Ok(output.stdout)
     }
 
     fn bootstrap(&self, subject: &Subject<'_>, options: Option<&Any>) -> BootstrapParams {

@@ -96,6 +96,11 @@ impl Snapshots {
         Ok(snapshots)
     }
 
+    /// Where they lie.
+    pub(crate) fn root(&self) -> String {
+        self.directory.display().to_string()
+    }
+
     /// Makes a snapshot that can be written (`Active`) or only looked at (`View`), and names its mounts.
     pub(crate) fn make(&self, kind: SnapshotKind, request: Request<'_>) -> Result<Vec<Mount>> {
         check_name("snapshot key", request.key)?;

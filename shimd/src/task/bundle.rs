@@ -12,12 +12,13 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::layout;
 use crate::name::Namespace;
 use crate::shim::Endpoint;
 use crate::trash::Trash;
@@ -59,12 +60,13 @@ impl Bundle {
         match make_directory(&bundle.path, 0o700) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let parent = directory(state).join(namespace.as_str());
-                std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&parent).map_err(failed)?;
+                layout::make_passage(&parent).map_err(failed)?;
                 make_directory(&bundle.path, 0o700).map_err(failed)?;
             }
             outcome => outcome.map_err(failed)?,
         }
         bundle.fill(spec).map_err(failed)?;
+        bundle.open_to_root_of(spec).map_err(failed)?;
         Ok(bundle)
     }
 
@@ -77,6 +79,13 @@ impl Bundle {
         let log = self.path.join(LOG);
         rustix::fs::mknodat(rustix::fs::CWD, &log, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)?;
         Ok(())
+    }
+
+    /// Who is root in the container's user namespace must be able to pass.
+    fn open_to_root_of(&self, spec: &[u8]) -> io::Result<()> {
+        let Some(group) = mapped_root_group(spec) else { return Ok(()) };
+        std::os::unix::fs::chown(&self.path, None, Some(group))?;
+        std::fs::set_permissions(&self.path, std::fs::Permissions::from_mode(0o710))
     }
 
     pub(crate) fn log(&self) -> PathBuf {
@@ -119,6 +128,33 @@ impl Bundle {
     }
 }
 
+/// The host's number for group 0 of the container, where a user namespace makes it another one.
+fn mapped_root_group(spec: &[u8]) -> Option<u32> {
+    #[derive(Default, Deserialize)]
+    struct Spec {
+        #[serde(default)]
+        linux: Linux,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Linux {
+        #[serde(default)]
+        gid_mappings: Vec<Mapping>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Mapping {
+        #[serde(rename = "containerID")]
+        container: u32,
+        #[serde(rename = "hostID")]
+        host: u32,
+    }
+    // What is wrong with a spec is for the runtime to say.
+    let spec: Spec = serde_json::from_slice(spec).ok()?;
+    let root = spec.linux.gid_mappings.iter().find(|mapping| mapping.container == 0)?;
+    (root.host != 0).then_some(root.host)
+}
+
 fn detach(path: &Path) -> io::Result<()> {
     use rustix::mount::UnmountFlags;
     Ok(rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?)
@@ -126,4 +162,20 @@ fn detach(path: &Path) -> io::Result<()> {
 
 fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
     std::fs::DirBuilder::new().mode(mode).create(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_group_of_a_mapped_root() {
+        let spec = |mappings: &str| format!(r#"{{"linux":{{"gidMappings":{mappings}}}}}"#);
+        let mapped = spec(r#"[{"containerID":5,"hostID":1,"size":1},{"containerID":0,"hostID":100000,"size":9}]"#);
+        assert_eq!(mapped_root_group(mapped.as_bytes()), Some(100_000));
+        assert_eq!(mapped_root_group(spec(r#"[{"containerID":0,"hostID":0,"size":9}]"#).as_bytes()), None);
+        for without in ["{}", "", "[]", r#"{"linux":{}}"#] {
+            assert_eq!(mapped_root_group(without.as_bytes()), None, "{without}");
+        }
+    }
 }

@@ -27,14 +27,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use prost_types::Timestamp;
+use prost_types::{Any, Timestamp};
 use tokio::sync::watch as channel;
 
 use crate::db::Store;
 use crate::error::{Chain, Error, Result};
 use crate::event::Events;
 use crate::name::Namespace;
-use crate::shim::{Endpoint, Launcher, Shim};
+use crate::shim::{Endpoint, Launcher, Shim, runtime};
 use crate::trace;
 use crate::trash::Trash;
 use bundle::Bundle;
@@ -126,6 +126,12 @@ impl Tasks {
             Some(Entry::Known(task)) => Ok(task.clone()),
             _ => Err(Error::not_found("task", id)),
         }
+    }
+
+    /// What the shim of a runtime says of itself: an encoded `RuntimeInfo`.
+    pub(crate) async fn runtime_info(&self, runtime: &str, options: Option<&Any>) -> Result<Vec<u8>> {
+        let program = runtime::find(runtime, &self.launcher.search_path)?;
+        self.launcher.info(&program, options).await
     }
 
     /// All tasks of a namespace, in order of their ids.

@@ -1,0 +1,221 @@
+//! The registry helper: a process of its own, without privileges, that has the network sockets which shimd has not.
+//!
+//! One helper serves one transfer. Orders and answers share its two pipes; each answer goes to the order of its stream.
+//! It is ended with the transfer, however that ends.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use proto_registry::{Answer, Descriptor as WireDescriptor, Document, Fetch, Open, Order, PushDocument};
+use proto_registry::{answer, order, receive, send};
+use strata_fault::Fault;
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::sync::mpsc;
+
+use super::document::Descriptor;
+use crate::error::{Error, Result};
+use crate::name::Digest;
+
+/// Answers of one order that wait to be taken.
+const QUEUE: usize = 8;
+/// What the helper gets of shimd's environment: which proxies to use, and which authorities to trust.
+const PASSED_ON: [&str; 9] = [
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "ALL_PROXY",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+];
+
+type Waiting = Arc<Mutex<HashMap<u32, mpsc::Sender<answer::Kind>>>>;
+
+/// A helper at work on one repository.
+pub(super) struct Helper {
+    input: tokio::sync::Mutex<ChildStdin>,
+    waiting: Waiting,
+    next: AtomicU32,
+    /// Killed when it is dropped.
+    _child: Child,
+}
+
+/// An order that is being carried out.
+pub(super) struct Answers<'a> {
+    helper: &'a Helper,
+    stream: u32,
+    answers: mpsc::Receiver<answer::Kind>,
+}
+
+impl Helper {
+    /// Starts `program` for a repository.
+    pub(super) async fn start(program: &Path, open: Open) -> Result<Helper> {
+        let failed = |source| Error::io(format!("start the registry helper {}", program.display()), source);
+        let mut command = Command::new(program);
+        command.env_clear().envs(PASSED_ON.iter().filter_map(|name| Some((*name, std::env::var_os(name)?))));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        command.current_dir("/").process_group(0).kill_on_drop(true);
+        let mut child = command.spawn().map_err(failed)?;
+        let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(failed(std::io::ErrorKind::BrokenPipe.into()));
+        };
+        let waiting = Waiting::default();
+        tokio::spawn(hand_out(output, waiting.clone()));
+        let helper = Helper { input: input.into(), waiting, next: AtomicU32::new(0), _child: child };
+        helper.order(order::Kind::Open(open)).await?.done().await?;
+        Ok(helper)
+    }
+
+    /// What the repository's reference stands for.
+    pub(super) async fn resolve(&self) -> Result<(Descriptor, Bytes)> {
+        let document = self.order(order::Kind::Resolve(true)).await?.document().await?;
+        let described = document.descriptor.unwrap_or_default();
+        let digest = Digest::parse(&described.digest)?;
+        Ok((Descriptor::new(&described.media_type, digest, described.size), document.bytes))
+    }
+
+    /// A document by its descriptor.
+    pub(super) async fn document(&self, descriptor: &Descriptor) -> Result<Bytes> {
+        let order = order::Kind::Document(wire(descriptor));
+        Ok(self.order(order).await?.document().await?.bytes)
+    }
+
+    /// The bytes of a blob from `offset` on.
+    pub(super) async fn fetch(&self, descriptor: &Descriptor, offset: u64) -> Result<Answers<'_>> {
+        self.order(order::Kind::Fetch(Fetch { descriptor: Some(wire(descriptor)), offset })).await
+    }
+
+    /// Whether the repository has a blob.
+    pub(super) async fn has(&self, descriptor: &Descriptor) -> Result<bool> {
+        match self.order(order::Kind::Check(wire(descriptor))).await?.next().await? {
+            answer::Kind::Has(found) => Ok(found),
+            _ => Err(confused()),
+        }
+    }
+
+    /// Begins to push a blob: its bytes follow.
+    pub(super) async fn push(&self, descriptor: &Descriptor) -> Result<Answers<'_>> {
+        self.order(order::Kind::Push(wire(descriptor))).await
+    }
+
+    pub(super) async fn push_document(&self, descriptor: &Descriptor, bytes: Bytes, is_root: bool) -> Result<()> {
+        let order = PushDocument { descriptor: Some(wire(descriptor)), bytes, is_root };
+        self.order(order::Kind::PushDocument(order)).await?.done().await
+    }
+
+    async fn order(&self, kind: order::Kind) -> Result<Answers<'_>> {
+        let stream = self.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, answers) = mpsc::channel(QUEUE);
+        lock(&self.waiting).insert(stream, sender);
+        let answers = Answers { helper: self, stream, answers };
+        self.send(stream, kind).await?;
+        Ok(answers)
+    }
+
+    async fn send(&self, stream: u32, kind: order::Kind) -> Result<()> {
+        let order = Order { stream, kind: Some(kind) };
+        let mut input = self.input.lock().await;
+        send(&mut *input, &order).await.map_err(|error| Error::io("write to the registry helper", error))
+    }
+}
+
+impl Answers<'_> {
+    /// The next answer that is no failure.
+    async fn next(&mut self) -> Result<answer::Kind> {
+        match self.answers.recv().await {
+            Some(answer::Kind::Failed(status)) => match Fault::from_status_bytes(&status) {
+                Ok(Some(fault)) => Err(Error::Registry(Box::new(fault))),
+                _ => Err(confused()),
+            },
+            Some(kind) => Ok(kind),
+            None => {
+                let source = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+                Err(Error::io("hear from the registry helper, which ended", source))
+            }
+        }
+    }
+
+    /// The next bytes of a blob; `None` at its verified end.
+    pub(super) async fn data(&mut self) -> Result<Option<Bytes>> {
+        match self.next().await? {
+            answer::Kind::Data(piece) => Ok(Some(piece)),
+            answer::Kind::Done(_) => Ok(None),
+            _ => Err(confused()),
+        }
+    }
+
+    /// Hands over bytes of a blob that is pushed.
+    pub(super) async fn give(&self, piece: Bytes) -> Result<()> {
+        self.helper.send(self.stream, order::Kind::Data(piece)).await
+    }
+
+    /// All bytes were given: waits until the registry has the blob.
+    pub(super) async fn given(self) -> Result<()> {
+        self.helper.send(self.stream, order::Kind::End(true)).await?;
+        self.done().await
+    }
+
+    async fn document(mut self) -> Result<Document> {
+        match self.next().await? {
+            answer::Kind::Document(document) => Ok(document),
+            _ => Err(confused()),
+        }
+    }
+
+    async fn done(mut self) -> Result<()> {
+        match self.next().await? {
+            answer::Kind::Done(_) => Ok(()),
+            _ => Err(confused()),
+        }
+    }
+}
+
+impl Drop for Answers<'_> {
+    fn drop(&mut self) {
+        lock(&self.helper.waiting).remove(&self.stream);
+    }
+}
+
+/// Gives each answer to its order, until the helper ends: then nobody waits any more.
+async fn hand_out(mut output: ChildStdout, waiting: Waiting) {
+    loop {
+        match receive::<Answer>(&mut output).await {
+            Ok(Some(Answer { stream, kind: Some(kind) })) => {
+                let order = lock(&waiting).get(&stream).cloned();
+                if let Some(order) = order {
+                    let _ = order.send(kind).await;
+                }
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => break,
+            Err(error) => {
+                tracing::warn!(%error, "read from the registry helper");
+                break;
+            }
+        }
+    }
+    lock(&waiting).clear();
+}
+
+fn lock(waiting: &Waiting) -> MutexGuard<'_, HashMap<u32, mpsc::Sender<answer::Kind>>> {
+    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn wire(descriptor: &Descriptor) -> WireDescriptor {
+    WireDescriptor {
+        media_type: descriptor.media_type.clone(),
+        digest: descriptor.digest.to_string(),
+        size: descriptor.size,
+    }
+}
+
+fn confused() -> Error {
+    let source = std::io::Error::from(std::io::ErrorKind::InvalidData);
+    Error::io("understand the registry helper", source)
+}

@@ -1,0 +1,190 @@
+//! An image's layers become snapshots, named by their chain ids as containerd's clients name them.
+
+use std::sync::{Arc, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use proto_containerd::events;
+use proto_containerd::types::transfer::{ImageStore, UnpackConfiguration};
+use sha2::{Digest as _, Sha256};
+
+use super::document::{Config, Descriptor};
+use super::gather::Manifest;
+use super::platform::Platform;
+use super::{Job, Transfers};
+use crate::db::record::{Labels, SnapshotKind};
+use crate::diff::Target;
+use crate::error::{Chain, Error, Result};
+use crate::lease::{self, Resource};
+use crate::name::{Digest, Namespace};
+use crate::snapshot::{Mount, Request, SNAPSHOTTER};
+
+/// Label of a layer: its diff id.
+pub(super) const UNCOMPRESSED: &str = "containerd.io/uncompressed";
+/// Label of a config: the snapshot of the image's last layer.
+const SNAPSHOT_REF: &str = "containerd.io/gc.ref.snapshot.overlayfs";
+/// Label of a snapshot: the chain id that it is made for.
+const CHAIN_ID: &str = "containerd.io/snapshot.ref";
+
+/// A layer on its way into a snapshot.
+struct Layer<'a> {
+    descriptor: &'a Descriptor,
+    diff_id: &'a Digest,
+    /// Empty for the first one.
+    parent: &'a str,
+    chain_id: &'a str,
+}
+
+impl Transfers {
+    /// The right to unpack a chain id.
+    fn unpacking(&self, namespace: &Namespace, chain_id: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut unpacking = self.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
+        unpacking.retain(|_, lock| lock.strong_count() > 0);
+        let entry = unpacking.entry((namespace.clone(), chain_id.to_owned())).or_default();
+        entry.upgrade().unwrap_or_else(|| {
+            let lock = Arc::default();
+            *entry = Arc::downgrade(&lock);
+            lock
+        })
+    }
+}
+
+impl Job {
+    /// Unpacks those images that the store is asked to unpack.
+    pub(super) async fn unpack_wanted(&self, manifests: &[Manifest], to: &ImageStore) -> Result<()> {
+        for manifest in manifests.iter().filter(|_| !to.unpacks.is_empty()) {
+            let config = Config::parse(&manifest.config, &self.read(&manifest.config)?)?;
+            if to.unpacks.iter().any(|wanted| is_for(wanted, &config.platform)) {
+                self.unpack(manifest, &config).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn unpack(&self, manifest: &Manifest, config: &Config) -> Result<()> {
+        let diff_ids = config.diff_ids()?;
+        if diff_ids.len() != manifest.layers.len() {
+            let why = format!("{} layers, but its config has {} diff ids", manifest.layers.len(), diff_ids.len());
+            return Err(Error::invalid(manifest.descriptor.digest.as_str(), why));
+        }
+        let mut parent = String::new();
+        for (descriptor, diff_id) in manifest.layers.iter().zip(&diff_ids) {
+            let chain_id = chain_id(&parent, diff_id);
+            self.unpack_layer(&Layer { descriptor, diff_id, parent: &parent, chain_id: &chain_id }).await?;
+            parent = chain_id;
+        }
+        if parent.is_empty() {
+            return Ok(());
+        }
+        self.label(&manifest.config.digest, SNAPSHOT_REF, &parent)
+    }
+
+    async fn unpack_layer(&self, layer: &Layer<'_>) -> Result<()> {
+        let lock = self.of.unpacking(&self.namespace, layer.chain_id);
+        let _unpacking = lock.lock().await;
+        if self.of.snapshots.stat(&self.namespace, layer.chain_id).is_ok() {
+            let held = Resource { kind: lease::SNAPSHOT.to_owned(), id: layer.chain_id.to_owned() };
+            return lease::add_resource(&self.of.store, &self.namespace, &self.lease, &held);
+        }
+        let key = format!("extract-{} {}", unique(), layer.chain_id);
+        let mounts = self.prepare(&key, layer)?;
+        let applied = self.apply(layer, &mounts).await.and_then(|()| self.commit(&key, layer));
+        if applied.is_err()
+            && let Err(error) = self.of.snapshots.remove(&self.namespace, &key)
+        {
+            tracing::warn!(error = %Chain(&error), "remove a snapshot that was not unpacked");
+        }
+        applied?;
+        self.label(&layer.descriptor.digest, UNCOMPRESSED, layer.diff_id.as_str())
+    }
+
+    fn prepare(&self, key: &str, layer: &Layer<'_>) -> Result<Vec<Mount>> {
+        let request = Request {
+            namespace: &self.namespace,
+            lease: Some(&self.lease),
+            key,
+            parent: layer.parent,
+            labels: Labels::from([(CHAIN_ID.to_owned(), layer.chain_id.to_owned())]),
+        };
+        let mounts = self.of.snapshots.make(SnapshotKind::Active, request)?;
+        let event = events::SnapshotPrepare {
+            key: key.to_owned(),
+            parent: layer.parent.to_owned(),
+            snapshotter: SNAPSHOTTER.to_owned(),
+        };
+        self.of.events.publish(&self.namespace, "/snapshot/prepare", &event);
+        Ok(mounts)
+    }
+
+    async fn apply(&self, layer: &Layer<'_>, mounts: &[Mount]) -> Result<()> {
+        let digest = &layer.descriptor.digest;
+        let (blob, _) = self.of.content.blob(&self.namespace, digest)?;
+        let applied = self.of.differ.apply(digest, blob, Target::from_mounts(mounts)?).await?;
+        if applied.diff_id == *layer.diff_id {
+            return Ok(());
+        }
+        Err(Error::DigestMismatch {
+            what: format!("unpacked layer {digest}"),
+            expected: layer.diff_id.to_string(),
+            actual: applied.diff_id.to_string(),
+        })
+    }
+
+    fn commit(&self, key: &str, layer: &Layer<'_>) -> Result<()> {
+        let labels = Labels::from([(CHAIN_ID.to_owned(), layer.chain_id.to_owned())]);
+        self.of.snapshots.commit(&self.namespace, Some(&self.lease), key, layer.chain_id, labels)?;
+        let event = events::SnapshotCommit {
+            key: key.to_owned(),
+            name: layer.chain_id.to_owned(),
+            snapshotter: SNAPSHOTTER.to_owned(),
+        };
+        self.of.events.publish(&self.namespace, "/snapshot/commit", &event);
+        self.of.upkeep.schedule_sync();
+        Ok(())
+    }
+
+    pub(super) fn label(&self, digest: &Digest, key: &str, value: &str) -> Result<()> {
+        let labels = Labels::from([(key.to_owned(), value.to_owned())]);
+        self.of.content.update(&self.namespace, digest, &labels, &[format!("labels.{key}")]).map(drop)
+    }
+}
+
+/// Whether an image for `offered` shall be unpacked; what is wanted for another snapshotter is not, as in containerd.
+fn is_for(wanted: &UnpackConfiguration, offered: &Platform) -> bool {
+    if !matches!(wanted.snapshotter.as_str(), "" | SNAPSHOTTER) {
+        tracing::warn!(snapshotter = wanted.snapshotter, "nothing is unpacked for a snapshotter that is not there");
+        return false;
+    }
+    let wanted = wanted.platform.clone().map_or_else(Platform::host, Platform::from);
+    wanted.accepts(offered)
+}
+
+/// The name of a layer with all that is below it.
+fn chain_id(parent: &str, diff_id: &Digest) -> String {
+    if parent.is_empty() {
+        return diff_id.to_string();
+    }
+    let mut hasher = Sha256::new();
+    hasher.update(format!("{parent} {diff_id}"));
+    Digest::from_sha256(&hasher.finalize()).to_string()
+}
+
+/// Nobody else unpacks the same chain id meanwhile; a key that a killed shimd left is another.
+fn unique() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chain_ids_are_those_of_the_specification() {
+        let diff_id = |byte: u8| Digest::from_sha256(&[byte; 32]);
+        let first = chain_id("", &diff_id(1));
+        assert_eq!(first, diff_id(1).to_string());
+        let text = format!("{} {}", diff_id(1), diff_id(2));
+        let mut hasher = Sha256::new();
+        hasher.update(text);
+        assert_eq!(chain_id(&first, &diff_id(2)), Digest::from_sha256(&hasher.finalize()).to_string());
+    }
+}
