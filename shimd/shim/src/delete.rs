@@ -13,6 +13,7 @@ use crate::cli::Flags;
 use crate::error::Error;
 use crate::lowrun::{LogName, Options, Runtime, null_stdio, says_gone};
 use crate::rootfs;
+use crate::socket::is_served;
 use crate::stdio::above_stdio;
 use crate::task::timestamp;
 
@@ -69,6 +70,10 @@ fn unmount(bundle: &Path) -> Result<(), Error> {
 fn remove_socket(bundle: &Path) -> Result<(), Error> {
     let Ok(address) = fs::read_to_string(bundle.join("address")) else { return Ok(()) };
     let Some(path) = address.trim().strip_prefix("unix://") else { return Ok(()) };
+    // Of a shim that other containers of its group still have.
+    if is_served(Path::new(path)) {
+        return Ok(());
+    }
     match fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(Error::System { what: format!("remove {path}"), source })

@@ -16,6 +16,7 @@ mod cgroup;
 mod cli;
 mod delete;
 mod error;
+mod group;
 mod info;
 mod lowrun;
 mod poll;

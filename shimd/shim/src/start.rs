@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 use crate::cli::Flags;
 use crate::error::Error;
+use crate::group;
 use crate::serve::{self, Setting};
 use crate::socket::{SUN_PATH_LEN, is_served, listen};
 use crate::sys::process::{Forked, close_inherited, exit_now, fork};
@@ -39,9 +40,10 @@ pub(crate) fn start(flags: &Flags) -> Result<(), Error> {
     let params = params(flags);
     let socket = socket_path(flags, params.as_ref());
     let address = format!("unix://{}", socket.display());
+    // In the bundle of each container of a group: whoever cleans up after one looks there.
+    write("address", &address)?;
     if let Some(listener) = new_socket(&socket)? {
-        let left =
-            write("address", &address).and_then(|()| leave_serving(flags, params.as_ref(), listener, socket.clone()));
+        let left = leave_serving(flags, params.as_ref(), listener, socket.clone());
         // Nobody serves on it.
         left.inspect_err(|_| drop(fs::remove_file(&socket)))?;
     }
@@ -58,10 +60,11 @@ fn params(flags: &Flags) -> Option<BootstrapParams> {
     (params.instance_id == flags.id && !params.containerd_ttrpc_address.is_empty()).then_some(params)
 }
 
-/// The socket of this container: beside containerd's own, named by what makes it unique. Containers that are to share
-/// a shim would share the last word of the name.
+/// The socket of this container: beside containerd's own, named by what makes it unique. Containers that share a shim
+/// share the last word of the name: the group's in place of the container's own.
 fn socket_path(flags: &Flags, params: Option<&BootstrapParams>) -> PathBuf {
-    let identity = Path::new(&flags.address).join(&flags.namespace).join(&flags.id);
+    let shared = group::of(Path::new("."));
+    let identity = Path::new(&flags.address).join(&flags.namespace).join(shared.as_ref().unwrap_or(&flags.id));
     let digest = Sha256::digest(identity.as_os_str().as_encoded_bytes());
     let mut name: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     name.truncate(NAME_LEN);
