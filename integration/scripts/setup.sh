@@ -59,5 +59,6 @@ install() {
 mapfile -t missing < <(missing_packages)
 if [ ${#missing[@]} -gt 0 ]; then install "${missing[@]}"; fi
 command -v cargo >/dev/null || { say "no cargo: install Rust (rustup.rs) first"; exit 1; }
+case " ${purposes[*]} " in *" peers "*) bash "$top/integration/scripts/newer-containerd.sh" "$top/target/peers" ;; esac
 case " ${purposes[*]} " in *" bench "*) bash "$top/integration/scripts/newer-crun.sh" "$top/target/peers" ;; esac
 say "all there (${purposes[*]})"

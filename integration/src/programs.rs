@@ -17,9 +17,15 @@ pub fn images() -> PathBuf {
     std::env::var_os("STRATA_IMAGES").map_or_else(|| top().join("target/images"), PathBuf::from)
 }
 
+/// A program of a newer containerd (2.x), which `make setup` unpacks beside the checkout's own programs.
+pub fn newer_peer(name: &str) -> Option<PathBuf> {
+    let path = top().join("target/peers/containerd.root/usr/bin").join(name);
+    path.exists().then_some(path)
+}
+
 /// A program of ours that must be there before anything can be tested, if one is missing.
 pub fn missing_of_ours() -> Option<PathBuf> {
-    ["strata", "engined", "shimd", "containerd-shim-strata-v1", "lowrun"]
+    ["strata", "engined", "shimd", "shimd-registry", "containerd-shim-strata-v1", "lowrun"]
         .iter()
         .map(|name| ours().join(name))
         .find(|path| !path.exists())

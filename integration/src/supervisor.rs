@@ -8,8 +8,9 @@ use crate::call::{Call, Output};
 use crate::daemon::Daemon;
 use crate::lab::Lab;
 use crate::leak::{self, Kind, Leak};
+use crate::registry::{Access, Registry};
 use crate::skip::{obstacle, skip, test_name};
-use crate::stack::theirs::start_containerd_with;
+use crate::stack::theirs::{start_containerd_program, start_containerd_with};
 use crate::stack::{Subject, ours};
 use crate::terminal::Terminal;
 use crate::{programs, wait};
@@ -19,6 +20,8 @@ use crate::{programs, wait};
 pub enum Daemonship {
     Shimd,
     Containerd,
+    /// 2.x.
+    NewerContainerd,
 }
 
 /// Runs a test on the supervisor that `SUBJECT` names.
@@ -29,7 +32,22 @@ pub fn supervisor(test: impl FnOnce(&mut Supervised)) {
     }
 }
 
-/// Runs a test on one of the two, with busybox imported; then nothing may be left.
+/// Runs a test on shimd or on a containerd 2.x, as `SUBJECT` says, asked by the `ctr` of 2.x.
+pub fn newer_supervisor(test: impl FnOnce(&mut Supervised)) {
+    let Some(ctr) = programs::newer_peer("ctr") else {
+        return skip("there is no containerd 2.x: run 'make setup'");
+    };
+    let daemonship = match Subject::chosen() {
+        Subject::Ours => Daemonship::Shimd,
+        Subject::Theirs => Daemonship::NewerContainerd,
+    };
+    supervised_by(daemonship, |supervised| {
+        supervised.ctr = ctr;
+        test(supervised);
+    });
+}
+
+/// Runs a test on one of them, with busybox imported; then nothing may be left.
 pub fn supervised_by(daemonship: Daemonship, test: impl FnOnce(&mut Supervised)) {
     supervised_with(daemonship, &programs::ours(), test);
 }
@@ -39,10 +57,10 @@ pub fn supervised_with(daemonship: Daemonship, shims: &Path, test: impl FnOnce(&
     if let Some(reason) = obstacle() {
         return skip(reason);
     }
-    if programs::peer("ctr").is_none() {
+    let Some(ctr) = programs::peer("ctr") else {
         return skip("containerd is not installed: run 'make setup'");
-    }
-    let mut supervised = Supervised::start(daemonship, shims);
+    };
+    let mut supervised = Supervised::start(daemonship, shims, ctr);
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         supervised.import_busybox();
         test(&mut supervised);
@@ -62,15 +80,16 @@ pub struct Supervised {
     daemonship: Daemonship,
     socket: PathBuf,
     shims: PathBuf,
+    ctr: PathBuf,
 }
 
 impl Supervised {
-    fn start(daemonship: Daemonship, shims: &Path) -> Supervised {
+    fn start(daemonship: Daemonship, shims: &Path, ctr: PathBuf) -> Supervised {
         let lab = Lab::enter();
         let name = if daemonship == Daemonship::Shimd { "shimd" } else { "containerd" };
         let socket = lab.site().path(&format!("run/{name}.sock"));
         let daemon = start_daemon(&lab, daemonship, shims);
-        Supervised { lab, daemon, daemonship, socket, shims: shims.to_path_buf() }
+        Supervised { lab, daemon, daemonship, socket, shims: shims.to_path_buf(), ctr }
     }
 
     pub fn is_ours(&self) -> bool {
@@ -111,7 +130,7 @@ impl Supervised {
     }
 
     fn command(&self) -> std::process::Command {
-        let mut command = self.lab.site().command(&programs::peer("ctr").expect("ctr was looked for"));
+        let mut command = self.lab.site().command(&self.ctr);
         command.arg("--address").arg(&self.socket).args(["--namespace", self.namespace()]);
         command
     }
@@ -131,6 +150,14 @@ impl Supervised {
         let mut command = self.lab.site().command(Path::new("/bin/sh"));
         command.args(["-c", script]);
         Call::new(command)
+    }
+
+    /// An empty registry in the lab.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn registry(&self) -> Registry {
+        Registry::start(self.lab.site(), "registry", Access::Anyone).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// `ctr` in a terminal.
@@ -198,6 +225,10 @@ fn start_daemon(lab: &Lab, daemonship: Daemonship, shims: &Path) -> Daemon {
     let path = format!("{}:/usr/bin:/usr/sbin:/bin:/sbin", shims.display());
     let daemon = match daemonship {
         Daemonship::Containerd => start_containerd_with(lab.site(), &[("PATH", &path)]),
+        Daemonship::NewerContainerd => {
+            let program = programs::newer_peer("containerd").expect("it was looked for");
+            start_containerd_program(lab.site(), &program, &[("PATH", &path)])
+        }
         Daemonship::Shimd => ours::start_shimd(lab.site(), shims),
     };
     daemon.unwrap_or_else(|error| panic!("{error}"))

@@ -74,7 +74,7 @@ fn assert_links_none(package: &str, unwanted: &[&str]) {
     assert!(found.is_empty(), "{package} links {found:?}");
 }
 
-const PROCESSES: [&str; 5] = ["strata", "engined", "shimd", "containerd-shim-strata-v1", "lowrun"];
+const PROCESSES: [&str; 6] = ["strata", "engined", "shimd", "shimd-registry", "containerd-shim-strata-v1", "lowrun"];
 
 #[test]
 fn no_process_imports_another() {

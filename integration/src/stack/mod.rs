@@ -108,6 +108,13 @@ pub fn theirs_with(flags: &[&str], test: impl FnOnce(&mut Stack)) {
     on_docker(|site| Theirs::start_with(site, flags), test);
 }
 
+/// Runs a test on Debian's dockerd with shimd in containerd's place.
+pub fn theirs_on_shimd(test: impl FnOnce(&mut Stack)) {
+    let path = programs::ours().join("shimd");
+    assert!(path.exists(), "{} is missing: run 'make build'", path.display());
+    on_docker(Theirs::start_on_shimd, test);
+}
+
 fn on_docker(start: impl FnOnce(&Site) -> Result<Theirs, String>, test: impl FnOnce(&mut Stack)) {
     if programs::peer("dockerd").is_none() {
         return skip("dockerd is not installed: run 'make setup'");

@@ -1,8 +1,9 @@
 //! Debian's dockerd over Debian's containerd, with all their state in the site.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::ours;
 use crate::daemon::Daemon;
 use crate::site::Site;
 use crate::{http, programs};
@@ -19,7 +20,16 @@ impl Theirs {
     /// # Errors
     /// When one is missing or does not start.
     pub fn start(site: &Site) -> Result<Theirs, String> {
-        Theirs::start_configured(site, "{}\n", &[])
+        Theirs::start_configured(site, "{}\n", &[], containerd(site)?)
+    }
+
+    /// The same with shimd in containerd's place.
+    ///
+    /// # Errors
+    /// As [`Theirs::start`].
+    pub fn start_on_shimd(site: &Site) -> Result<Theirs, String> {
+        let shimd = ours::start_shimd(site, &programs::ours())?;
+        Theirs::start_configured(site, "{}\n", &[], (shimd, "run/shimd.sock"))
     }
 
     /// The same with a program of ours, such as `lowrun`, in runc's place.
@@ -29,7 +39,7 @@ impl Theirs {
     pub fn start_over(site: &Site, runtime: &str) -> Result<Theirs, String> {
         let path = programs::ours().join(runtime);
         let config = serde_json::json!({"runtimes": {runtime: {"path": path}}, "default-runtime": runtime});
-        Theirs::start_configured(site, &config.to_string(), &[])
+        Theirs::start_configured(site, &config.to_string(), &[], containerd(site)?)
     }
 
     /// The same with `flags` of dockerd.
@@ -37,11 +47,16 @@ impl Theirs {
     /// # Errors
     /// As [`Theirs::start`].
     pub fn start_with(site: &Site, flags: &[&str]) -> Result<Theirs, String> {
-        Theirs::start_configured(site, "{}\n", flags)
+        Theirs::start_configured(site, "{}\n", flags, containerd(site)?)
     }
 
-    fn start_configured(site: &Site, config: &str, flags: &[&str]) -> Result<Theirs, String> {
-        let containerd = start_containerd(site)?;
+    /// Over a supervisor that listens at a place in the site.
+    fn start_configured(
+        site: &Site,
+        config: &str,
+        flags: &[&str],
+        (containerd, at): (Daemon, &str),
+    ) -> Result<Theirs, String> {
         let program = programs::peer("dockerd").ok_or("dockerd is not installed")?;
         let config = site.write_config("docker.json", config)?;
         let socket = socket(site);
@@ -49,7 +64,7 @@ impl Theirs {
         command.arg("--config-file").arg(config).arg("--host").arg(format!("unix://{}", socket.display()));
         command.arg("--data-root").arg(site.path("lib/docker")).arg("--exec-root").arg(site.path("run/docker"));
         command.arg("--pidfile").arg(site.path("run/docker.pid"));
-        command.arg("--containerd").arg(site.path("run/containerd.sock"));
+        command.arg("--containerd").arg(site.path(at));
         command.arg("--cgroup-parent").arg(format!("/strata-{}", site.instance())).args(flags);
         let mut dockerd = Daemon::start("dockerd", command, &site.path("log/dockerd.log"))?;
         dockerd.ready(|| http::get_unix(&socket, "/_ping").is_some_and(|(status, _)| status == 200))?;
@@ -73,6 +88,11 @@ impl Theirs {
     }
 }
 
+/// Debian's containerd, and where it listens.
+fn containerd(site: &Site) -> Result<(Daemon, &'static str), String> {
+    Ok((start_containerd(site)?, "run/containerd.sock"))
+}
+
 fn socket(site: &Site) -> PathBuf {
     site.path("run/docker.sock")
 }
@@ -86,8 +106,19 @@ pub fn start_containerd(site: &Site) -> Result<Daemon, String> {
 }
 
 /// The same with variables of its environment set, such as a PATH with other shims.
+///
+/// # Errors
+/// As [`start_containerd`].
 pub fn start_containerd_with(site: &Site, environment: &[(&str, &str)]) -> Result<Daemon, String> {
     let program = programs::peer("containerd").ok_or("containerd is not installed")?;
+    start_containerd_program(site, &program, environment)
+}
+
+/// The same with a containerd of another version.
+///
+/// # Errors
+/// When it does not start.
+pub fn start_containerd_program(site: &Site, program: &Path, environment: &[(&str, &str)]) -> Result<Daemon, String> {
     let socket = site.path("run/containerd.sock");
     let config = site.write_config(
         "containerd.toml",
@@ -99,7 +130,7 @@ pub fn start_containerd_with(site: &Site, environment: &[(&str, &str)]) -> Resul
             socket.display()
         ),
     )?;
-    let mut command = site.daemon(&program);
+    let mut command = site.daemon(program);
     command.envs(environment.iter().copied()).arg("--config").arg(config);
     let mut daemon = Daemon::start("containerd", command, &site.path("log/containerd.log"))?;
     daemon.ready(|| std::os::unix::net::UnixStream::connect(&socket).is_ok())?;

@@ -49,6 +49,7 @@ with_every_pairing! {
     a_task_starts_again_in_its_container
     what_the_spec_asks_is_done
     many_at_once
+    containers_of_a_group_share_a_shim
 }
 
 fn pair(daemonship: Daemonship, shim: &'static str, test: fn(&mut Pair)) {
@@ -421,4 +422,26 @@ fn many_at_once(p: &mut Pair) {
     for (number, running) in calls.collect::<Vec<_>>() {
         assert_eq!(running.end().code(number).text(), number.to_string());
     }
+}
+
+fn containers_of_a_group_share_a_shim(p: &mut Pair) {
+    let group = ["-d", "--annotation", "io.containerd.runc.v2.group=pod"];
+    for id in ["first", "second"] {
+        p.run(&group, id, &["sh", "-c", "trap 'exit 33' TERM; while :; do sleep 0.1; done"]).ok();
+        p.supervised.wait_for_status(id, "RUNNING");
+    }
+    p.sleeper("alone");
+    let parent = |id: &str| process::find(p.pid(id)).expect("it runs").parent;
+    assert_eq!(parent("first"), parent("second"));
+    assert_ne!(parent("first"), parent("alone"));
+    // The first that came goes first: what is left does not depend on it.
+    p.kill_and_delete("first");
+    p.supervised.run(&["containers", "rm", "first"]).ok();
+    assert_eq!(p.exec("second", "e", &["echo", "still here"]).ok().text(), "still here");
+    p.supervised.kill_and_restart();
+    assert_eq!(p.exec("second", "f", &["echo", "and after"]).ok().text(), "and after");
+    p.run(&group, "third", &["sh", "-c", "exit 3"]).ok();
+    p.supervised.wait_for_status("third", "STOPPED");
+    p.supervised.assert_deleted_with("third", 3);
+    p.kill_and_delete("second");
 }

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use integration::{Stack, theirs, theirs_over, theirs_with, wait};
+use integration::{Stack, theirs, theirs_on_shimd, theirs_over, theirs_with, wait};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::show;
@@ -29,6 +29,23 @@ over_both! {
     namespaces_of_others
     health_restarts_and_copies
     the_classic_build
+}
+
+/// Docker's daemon with shimd in containerd's place, runc below both.
+mod over_shimd {
+    macro_rules! over_shimd {
+        ($($name:ident)*) => { $(#[test] fn $name() { super::theirs_on_shimd(super::$name) })* };
+    }
+
+    over_shimd! {
+        run_gives_output_input_and_exit_code
+        exec_stop_logs_and_removal
+        pause_and_top
+        limits_are_changed_while_it_runs
+        an_oom_kill_is_seen
+        a_terminal_and_an_exec_in_one
+        hardening
+    }
 }
 
 fn sleeper<'a>(s: &Stack, flags: &[&'a str], name: &'a str) {
