@@ -9,15 +9,15 @@ use proto_registry::{
     Answer, Credentials as WireCredentials, Descriptor as WireDescriptor, Open, Order, answer, order,
 };
 use proto_registry::{Document as WireDocument, Fetch, PIECE, PushDocument, receive, send};
-use strata_fault::{Fault, Layer, code};
-use strata_registry::{Client, Config, Credentials, Descriptor, Reference, Session};
+use strata_fault::{Fault, GrpcCode, Layer, code};
+use strata_registry::{Client, Config, Credentials, Descriptor, Reference, ReferenceError, Session};
 use tokio::sync::mpsc;
 
 /// Answers that wait to be written, and pieces of one blob that wait to be pushed.
 const QUEUE: usize = 4;
 
 type Answers = mpsc::Sender<Answer>;
-type Outcome = Result<answer::Kind, Fault>;
+type Outcome = Result<answer::Kind, Box<Fault>>;
 
 /// Serves until the input ends.
 pub(crate) async fn serve() -> io::Result<()> {
@@ -64,10 +64,9 @@ impl Helper {
     }
 
     fn open(&mut self, open: &Open) -> Outcome {
-        let reference: Reference = open.reference.parse().map_err(|error: strata_registry::ReferenceError| {
-            Fault::new(Layer::Registry, "pull", code::INVALID_ARGUMENT, error.to_string())
-                .caused_by(error.problem())
-                .grpc(strata_fault::GrpcCode::InvalidArgument)
+        let reference: Reference = open.reference.parse().map_err(|error: ReferenceError| {
+            let fault = Fault::new(Layer::Registry, "pull", code::INVALID_ARGUMENT, error.to_string());
+            Box::new(fault.caused_by(error.problem()).grpc(GrpcCode::InvalidArgument))
         })?;
         let insecure = if open.is_plain { vec![reference.host().to_owned()] } else { Vec::new() };
         let client = Client::new(Config { insecure, ..Config::default() });
@@ -112,7 +111,7 @@ async fn carry_out(
         order::Kind::Document(wanted) => document(session, wanted).await,
         order::Kind::Fetch(fetch) => fetch_blob(session, stream, fetch, answers).await,
         order::Kind::Check(wanted) => {
-            let found = session.has_blob(&from_wire(&wanted)?).await.map_err(|error| error.fault())?;
+            let found = session.has_blob(&from_wire(&wanted)?).await.map_err(fault)?;
             Ok(answer::Kind::Has(found))
         }
         order::Kind::Push(descriptor) => match pieces {
@@ -125,7 +124,7 @@ async fn carry_out(
 }
 
 async fn resolve(session: &Session) -> Outcome {
-    let found = session.resolve().await.map_err(|error| error.fault())?;
+    let found = session.resolve().await.map_err(fault)?;
     let descriptor = WireDescriptor {
         media_type: found.descriptor.media_type,
         digest: found.descriptor.digest.to_string(),
@@ -135,14 +134,14 @@ async fn resolve(session: &Session) -> Outcome {
 }
 
 async fn document(session: &Session, wanted: WireDescriptor) -> Outcome {
-    let bytes = session.document(&from_wire(&wanted)?).await.map_err(|error| error.fault())?;
+    let bytes = session.document(&from_wire(&wanted)?).await.map_err(fault)?;
     Ok(answer::Kind::Document(WireDocument { descriptor: Some(wanted), bytes }))
 }
 
 async fn fetch_blob(session: &Session, stream: u32, fetch: Fetch, answers: &Answers) -> Outcome {
     let descriptor = from_wire(&fetch.descriptor.unwrap_or_default())?;
     let mut blob = session.blob(&descriptor, fetch.offset);
-    while let Some(mut bytes) = blob.next().await.map_err(|error| error.fault())? {
+    while let Some(mut bytes) = blob.next().await.map_err(fault)? {
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(PIECE));
             answer(answers, stream, Ok(answer::Kind::Data(piece))).await;
@@ -152,8 +151,8 @@ async fn fetch_blob(session: &Session, stream: u32, fetch: Fetch, answers: &Answ
 }
 
 async fn push(session: &Session, descriptor: &Descriptor, mut pieces: mpsc::Receiver<Bytes>) -> Outcome {
-    let failed = |problem| session.pushing("push blob", descriptor, problem).fault();
-    let mut upload = session.upload(descriptor).await.map_err(|error| error.fault())?;
+    let failed = |problem| fault(session.pushing("push blob", descriptor, problem));
+    let mut upload = session.upload(descriptor).await.map_err(fault)?;
     while let Some(piece) = pieces.recv().await {
         upload.write(&piece).await.map_err(failed)?;
     }
@@ -164,7 +163,7 @@ async fn push(session: &Session, descriptor: &Descriptor, mut pieces: mpsc::Rece
 async fn push_document(session: &Session, document: PushDocument) -> Outcome {
     let descriptor = from_wire(&document.descriptor.unwrap_or_default())?;
     let pushed = session.push_document(&descriptor, document.bytes, document.is_root).await;
-    pushed.map_err(|error| error.fault())?;
+    pushed.map_err(fault)?;
     Ok(answer::Kind::Done(true))
 }
 
@@ -174,7 +173,7 @@ async fn answer(answers: &Answers, stream: u32, outcome: Outcome) {
     let _ = answers.send(Answer { stream, kind: Some(kind) }).await;
 }
 
-fn from_wire(wire: &WireDescriptor) -> Result<Descriptor, Fault> {
+fn from_wire(wire: &WireDescriptor) -> Result<Descriptor, Box<Fault>> {
     let digest = wire.digest.parse().map_err(|_| broken(&format!("digest {:?}", wire.digest)))?;
     Ok(Descriptor {
         media_type: wire.media_type.clone(),
@@ -197,6 +196,11 @@ fn credentials(wire: WireCredentials) -> Credentials {
     }
 }
 
-fn broken(what: &str) -> Fault {
-    Fault::new(Layer::Registry, "pull", code::INVALID_ARGUMENT, format!("the registry helper was given {what}"))
+fn fault(error: strata_registry::Error) -> Box<Fault> {
+    Box::new(error.fault())
+}
+
+fn broken(what: &str) -> Box<Fault> {
+    let words = format!("the registry helper was given {what}");
+    Box::new(Fault::new(Layer::Registry, "pull", code::INVALID_ARGUMENT, words))
 }

@@ -21,10 +21,9 @@ mod registry;
 pub(crate) mod stream;
 mod unpack;
 
-use std::collections::HashMap;
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 
 use prost_types::Any;
 use proto_containerd::services::images as events;
@@ -47,6 +46,7 @@ use gather::Wanted;
 pub(crate) use platform::architecture;
 use progress::Progress;
 use stream::{StreamReader, StreamWriter, Streams};
+use unpack::Unpacking;
 
 /// How long what a killed shimd left of a transfer is kept from the garbage collector, in seconds.
 const LEASE_SECONDS: i64 = 24 * 60 * 60;
@@ -64,7 +64,7 @@ pub(crate) struct Transfers {
     /// The program that talks to registries.
     pub(crate) helper: PathBuf,
     /// Chain ids that are being unpacked: the second who wants one waits, and finds it.
-    pub(crate) unpacking: Mutex<HashMap<(Namespace, String), Weak<tokio::sync::Mutex<()>>>>,
+    pub(crate) unpacking: Mutex<Unpacking>,
 }
 
 /// What is asked for.

@@ -1,6 +1,7 @@
 //! An image's layers become snapshots, named by their chain ids as containerd's clients name them.
 
-use std::sync::{Arc, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use proto_containerd::events;
@@ -24,6 +25,9 @@ pub(super) const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 const SNAPSHOT_REF: &str = "containerd.io/gc.ref.snapshot.overlayfs";
 /// Label of a snapshot: the chain id that it is made for.
 const CHAIN_ID: &str = "containerd.io/snapshot.ref";
+
+/// Who unpacks what: a lock for each chain id that somebody works on.
+pub(crate) type Unpacking = HashMap<(Namespace, String), Weak<tokio::sync::Mutex<()>>>;
 
 /// A layer on its way into a snapshot.
 struct Layer<'a> {
