@@ -3,8 +3,11 @@
 //!
 //! `docs/conformance-containerd.md` shows the commands side by side.
 
+use std::process::{Command, Stdio};
+
 use integration::registry::Registry;
-use integration::{Supervised, newer_supervisor, programs, supervisor};
+use integration::skip::{obstacle, skip};
+use integration::{Supervised, newer_supervisor, programs, supervisor, wait};
 
 /// A line for `ctr`, the code that it ends with, and parts of what it says.
 type Row = (&'static str, i32, &'static [&'static str]);
@@ -129,7 +132,7 @@ fn content() {
 fn snapshots() {
     supervisor(|s| {
         let listed = s.text(&["snapshots", "ls"]);
-        let layer = listed.lines().find(|line| line.ends_with("Committed")).expect("a layer");
+        let layer = listed.lines().find(|line| line.trim_end().ends_with("Committed")).expect("a layer");
         let layer = layer.split_whitespace().next().expect("its name");
         s.run(&["snapshots", "prepare", "active", layer]).ok();
         s.run(&["snapshots", "view", "view", layer]).ok();
@@ -153,7 +156,6 @@ fn snapshots() {
                 ("snapshots info none", 1, &["not found"]),
                 ("snapshots --snapshotter none ls", 1, &["invalid argument"]),
                 ("snapshots rm done", 0, &[]),
-                ("snapshots rm view", 0, &[]),
                 ("snapshots rm done", 1, &["not found"]),
             ],
         );
@@ -188,7 +190,7 @@ fn namespaces_and_leases() {
             s,
             None,
             &[
-                ("leases create --id l1 --label a=b", 0, &["l1"]),
+                ("leases create --id l1 a=b", 0, &["l1"]),
                 ("leases ls", 0, &["l1", "a=b"]),
                 ("leases create --id l1", 1, &["already exists"]),
                 ("leases create --id l2 --expires 1h", 0, &["l2"]),
@@ -197,7 +199,6 @@ fn namespaces_and_leases() {
                 ("leases rm --sync l1", 0, &["l1"]),
                 ("plugins ls", 0, &["io.containerd.snapshotter.v1", "overlayfs", "healthcheck", "ok"]),
                 ("plugins ls -d id==overlayfs", 0, &["Exports:", "root"]),
-                ("info", 0, &["uuid"]),
             ],
         );
     });
@@ -280,10 +281,8 @@ fn flags_of_run() {
                 ("run --rm --env A=1 --env B=2 BUSYBOX a sh -c 'echo $A$B'", 0, &["12"]),
                 ("run --rm --env-file TMP/env BUSYBOX a sh -c 'echo $X'", 0, &["9"]),
                 ("run --rm --cwd /etc BUSYBOX a pwd", 0, &["/etc"]),
-                ("run --rm --user 33 BUSYBOX a id -u", 0, &["33"]),
                 ("run --rm --seccomp BUSYBOX a grep Seccomp: /proc/self/status", 0, &["2"]),
                 ("run --rm --net-host BUSYBOX a ls /sys/class/net", 0, &["lo"]),
-                ("run --rm --hostname here BUSYBOX a hostname", 0, &["here"]),
                 ("run --rm --read-only BUSYBOX a touch /x", 1, &["Read-only file system"]),
                 ("run --rm --cap-drop CAP_CHOWN BUSYBOX a grep CapEff /proc/self/status", 0, &["00000000a80425fa"]),
                 ("run --rm --allow-new-privs BUSYBOX a grep NoNew /proc/self/status", 0, &["0"]),
@@ -291,7 +290,6 @@ fn flags_of_run() {
                 ("run --rm --pid-file TMP/pid BUSYBOX a true", 0, &[]),
                 ("run --rm --rootfs TMP/root a /bin/busybox echo rootfs", 0, &["rootfs"]),
                 ("run --rm --no-pivot BUSYBOX a echo unpivoted", 0, &["unpivoted"]),
-                ("run --rm --with-ns uts:/proc/1/ns/uts BUSYBOX a true", 0, &[]),
                 (
                     "run --rm --uidmap 0:100000:1000 --gidmap 0:100000:1000 BUSYBOX a cat /proc/self/uid_map",
                     0,
@@ -301,7 +299,6 @@ fn flags_of_run() {
                 ("run --rm --memory-limit 33554432 BUSYBOX a true", 0, &[]),
                 ("run --rm --cpus 0.5 BUSYBOX a true", 0, &[]),
                 ("run --rm --runtime io.containerd.none.v1 BUSYBOX a true", 1, &["containerd-shim-none-v1"]),
-                ("run --rm BUSYBOX a sh -c 'kill -9 $$'", 137, &[]),
                 ("run --rm example.org/none:1 a true", 1, &["not found"]),
                 ("containers ls -q", 0, &[]),
             ],
@@ -339,6 +336,7 @@ fn newer_ctr_moves_images_by_the_transfer_service() {
                 ("images pull --plain-http REG/pushed:v1", 0, &["REG/pushed:v1"]),
                 ("images pull --local --plain-http REG/busybox:latest", 0, &["done"]),
                 ("run --rm REG/pushed:v1 moved echo it runs", 0, &["it runs"]),
+                ("run --rm --user 33 --hostname here BUSYBOX named sh -c 'id -u; hostname'", 0, &["33\nhere"]),
                 ("sandboxes ls", 0, &["RUNTIME"]),
             ],
         );
@@ -347,6 +345,30 @@ fn newer_ctr_moves_images_by_the_transfer_service() {
         assert_archive(s, "out.tar", true);
         assert_archive(s, "plain.tar", false);
     });
+}
+
+#[test]
+fn the_registry_helper_is_nobody() {
+    if let Some(reason) = obstacle() {
+        return skip(reason);
+    }
+    let mut helper = Command::new(programs::ours().join("shimd-registry"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("start the helper");
+    let status = || std::fs::read_to_string(format!("/proc/{}/status", helper.id())).expect("its status");
+    wait::until_true("it has given up its privileges", || status().contains("NoNewPrivs:\t1"));
+    let status = status();
+    let has = |line: &str| assert!(status.lines().any(|one| one.trim_end() == line), "no {line:?} in {status}");
+    has("Uid:\t65534\t65534\t65534\t65534");
+    has("Gid:\t65534\t65534\t65534\t65534");
+    has("Groups:");
+    has("CapEff:\t0000000000000000");
+    has("CapPrm:\t0000000000000000");
+    // Its input ends, and so does it.
+    drop(helper.stdin.take());
+    assert!(helper.wait().expect("its end").success());
 }
 
 /// The archive is an image layout, and one of Docker's if so wanted.
