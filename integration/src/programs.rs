@@ -25,7 +25,7 @@ pub fn newer_peer(name: &str) -> Option<PathBuf> {
 
 /// A program of ours that must be there before anything can be tested, if one is missing.
 pub fn missing_of_ours() -> Option<PathBuf> {
-    ["strata", "engined", "shimd", "shimd-registry", "containerd-shim-strata-v1", "lowrun"]
+    ["strata", "engined", "shimd", "containerd-shim-strata-v1", "lowrun"]
         .iter()
         .map(|name| ours().join(name))
         .find(|path| !path.exists())
