@@ -70,8 +70,9 @@ impl Terminal {
             }
             if master.contains(PollFlags::IN) {
                 self.copy_output();
-            } else if master.contains(PollFlags::HUP) {
-                // Every slave is closed: nothing more comes, only the end.
+            } else if master.contains(PollFlags::HUP) && !signal.contains(PollFlags::IN) {
+                // Every slave is closed: nothing more comes, only the end. Not if a signal was taken just now: it may have
+                // been that of the end, after which no other comes.
                 let signal =
                     sys::signal::next(signals.as_fd()).attempt(Code::SystemError, || "wait for the program")?;
                 wait::hand_on(pidfd, signal);
