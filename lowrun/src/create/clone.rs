@@ -13,12 +13,36 @@ use crate::init::{self, Setup};
 use crate::path;
 use crate::plan::Plan;
 use crate::plan::namespaces::Kind;
+use crate::plan::sysctl;
 use crate::sys::clone::{Forked, clone3};
 use crate::sys::{self, Call};
 
 /// The namespaces that are joined, opened. That of pids is joined by the parent: it counts for children.
 pub(super) fn open_joins(plan: &Plan) -> Result<Vec<(Kind, OwnedFd)>> {
-    plan.namespaces.joined().map(|(kind, path)| Ok((kind, open_namespace(kind, path)?))).collect()
+    let joins = plan.namespaces.joined().map(|(kind, path)| Ok((kind, open_namespace(kind, path)?)));
+    let joins: Vec<(Kind, OwnedFd)> = joins.collect::<Result<_>>()?;
+    check_parameters(plan, &joins)?;
+    Ok(joins)
+}
+
+/// A namespace that is joined may be lowrun's own: a parameter of it would be set on the host.
+fn check_parameters(plan: &Plan, joins: &[(Kind, OwnedFd)]) -> Result<()> {
+    for (path, _) in &plan.sysctl {
+        let kind = sysctl::kind_of(path);
+        let join = joins.iter().find(|(joined, _)| *joined == kind);
+        if join.is_some_and(|(_, namespace)| is_own(kind, namespace)) {
+            return Err(Fault::new(Code::SpecInvalid, format!("linux.sysctl {path:?}"))
+                .cause(format!("not allowed in host {} namespace", kind.as_str())));
+        }
+    }
+    Ok(())
+}
+
+/// In doubt it is.
+fn is_own(kind: Kind, namespace: &OwnedFd) -> bool {
+    let own = rustix::fs::stat(format!("/proc/self/ns/{}", kind.proc_name()));
+    let (Ok(own), Ok(joined)) = (own, rustix::fs::fstat(namespace)) else { return true };
+    (own.st_dev, own.st_ino) == (joined.st_dev, joined.st_ino)
 }
 
 fn open_namespace(kind: Kind, path: &Path) -> Result<OwnedFd> {

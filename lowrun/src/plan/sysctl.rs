@@ -19,8 +19,8 @@ const IPC: [&str; 8] = [
 
 /// Path below `/proc` and value of each parameter of the section.
 ///
-/// Only what a namespace of the container holds may be set, by the same rules as runc's; whether a joined network
-/// namespace is the host's own is checked where it is opened.
+/// Only what a namespace of the container holds may be set, by the same rules as runc's; whether a joined namespace is
+/// the host's own is checked where it is opened.
 pub fn parse(section: &BTreeMap<String, String>, namespaces: &Namespaces) -> Result<Vec<(String, String)>> {
     let mut parameters = Vec::with_capacity(section.len());
     for (name, value) in section {
@@ -35,6 +35,16 @@ pub fn parse(section: &BTreeMap<String, String>, namespaces: &Namespaces) -> Res
         parameters.push((format!("sys/{path}"), value.clone()));
     }
     Ok(parameters)
+}
+
+/// The kind of namespace that a parameter belongs to, by the path that [`parse`] gave it.
+pub fn kind_of(path: &str) -> Kind {
+    match path.strip_prefix("sys/").unwrap_or(path) {
+        "kernel/domainname" => Kind::Uts,
+        path if path.starts_with("net/") => Kind::Network,
+        path if path.starts_with("user/") => Kind::User,
+        _ => Kind::Ipc,
+    }
 }
 
 /// Why a parameter may not be set.
