@@ -39,7 +39,10 @@ use crate::fault::{Attempt, Code, Fault, Result};
 use crate::sys::{self, Call, Failure};
 
 /// Most bytes of one message: a fault with long paths.
-const MESSAGE_MAX: usize = 64 * 1024;
+pub const MESSAGE_MAX: usize = 64 * 1024;
+/// Most bytes of one text, and most causes, of a fault that would not fit.
+const TEXT_MAX: usize = 1024;
+const CAUSES_MAX: usize = 6;
 
 /// What the host side says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,10 +129,9 @@ impl InitEnd {
 
     /// Says something. Only `write(2)`, which every seccomp profile allows.
     pub fn send(&self, message: &FromInit) -> Result<()> {
-        let text = serde_json::to_vec(message)
+        let text = encode(message)
             .map_err(|error| Fault::new(Code::SystemError, "write the channel").cause(error.to_string()))?;
-        let text = &text[..text.len().min(MESSAGE_MAX)];
-        self.with("write the channel", |socket| rustix::io::write(socket, text).call("write").map(drop))
+        self.with("write the channel", |socket| rustix::io::write(socket, &text).call("write").map(drop))
     }
 
     /// Waits for exactly this word.
@@ -197,6 +199,33 @@ fn read(socket: &OwnedFd, buffer: &mut Vec<u8>) -> sys::Result<usize> {
     }
 }
 
+/// A message as it is sent. A fault may repeat words of the spec or of the image, which have no bound: it is shortened
+/// until it fits, because the host side can do nothing with a part of a message.
+pub fn encode(message: &FromInit) -> serde_json::Result<Vec<u8>> {
+    let text = serde_json::to_vec(message)?;
+    match message {
+        FromInit::Fault(fault) if text.len() > MESSAGE_MAX => {
+            serde_json::to_vec(&FromInit::Fault(Box::new(shortened(fault))))
+        }
+        _ => Ok(text),
+    }
+}
+
+/// Nine texts of [`TEXT_MAX`] bytes fit also when each byte is escaped to six.
+fn shortened(fault: &Fault) -> Fault {
+    let start = |text: &String| {
+        let end = (0..=TEXT_MAX.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+        text[..end.unwrap_or(0)].to_owned()
+    };
+    Fault {
+        step: start(&fault.step),
+        message: start(&fault.message),
+        causes: fault.causes.iter().take(CAUSES_MAX).map(start).collect(),
+        hint: fault.hint.as_ref().map(start),
+        ..*fault
+    }
+}
+
 /// A message from the container side; what is not one is refused, whoever wrote it.
 pub fn decode(text: &[u8]) -> Option<FromInit> {
     serde_json::from_slice(text).ok()
@@ -215,6 +244,17 @@ mod tests {
         assert_eq!((fault.step.as_str(), fault.causes.len()), ("create:mounts", 1));
         drop(init);
         assert!(host.receive().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_fault_of_any_length_arrives() {
+        let (host, init) = pair().unwrap();
+        let long = "\u{1}".repeat(1_000_000) + "é";
+        let mut fault = Fault::new(Code::MountFailed, long.clone()).hint(long.clone()).at(&long);
+        fault.causes = vec![long; 20];
+        init.send(&FromInit::Fault(fault)).unwrap();
+        let Some(FromInit::Fault(fault)) = host.receive().unwrap() else { panic!("no fault") };
+        assert_eq!((fault.code, fault.message.len()), (Code::MountFailed, TEXT_MAX));
     }
 
     #[test]

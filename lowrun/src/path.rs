@@ -20,6 +20,11 @@ const TRIES: usize = 512;
 /// Longest chain of symlinks, as the kernel's.
 const SYMLINKS: usize = 40;
 
+/// Longest path that a system call takes, in bytes.
+pub const PATH_MAX: usize = 4095;
+/// What is said of a longer one.
+pub const TOO_LONG: &str = "longer than the 4095 bytes of a path";
+
 /// Handle of a directory that paths are resolved in as if it were `/`.
 pub struct Root {
     fd: OwnedFd,

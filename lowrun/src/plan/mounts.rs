@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::fault::{Code, Fault, Result};
-use crate::path::clean;
+use crate::path::{PATH_MAX, TOO_LONG, clean};
 use crate::spec::{self, IdMapping};
 use crate::sys::mount::{
     MOUNT_ATTR_ATIME_MASK, MOUNT_ATTR_NOATIME, MOUNT_ATTR_NODEV, MOUNT_ATTR_NODIRATIME, MOUNT_ATTR_NOEXEC,
@@ -186,6 +186,10 @@ impl MountPlan {
         let invalid = |cause: &str| Fault::new(Code::SpecInvalid, format!("mounts[{index}]")).cause(cause);
         if [&mount.destination, &mount.source, &mount.kind].iter().any(|text| text.contains('\0')) {
             return Err(invalid("mount field contains null byte"));
+        }
+        let paths = [("destination", &mount.destination), ("source", &mount.source)];
+        if let Some((field, _)) = paths.iter().find(|(_, path)| path.len() > PATH_MAX) {
+            return Err(Fault::new(Code::SpecInvalid, format!("mounts[{index}].{field}")).cause(TOO_LONG));
         }
         let mut words = Options::default();
         mount.options.iter().for_each(|option| words.take(option));

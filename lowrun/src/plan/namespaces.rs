@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::fault::{Code, Fault, Result};
+use crate::path::{PATH_MAX, TOO_LONG};
 use crate::spec;
 
 /// A kind of namespace.
@@ -93,6 +94,9 @@ impl Namespaces {
             })?;
             if namespaces.has(kind) {
                 return Err(Fault::new(Code::SpecInvalid, field()).cause(format!("duplicated ns {:?}", entry.kind)));
+            }
+            if entry.path.len() > PATH_MAX {
+                return Err(Fault::new(Code::SpecInvalid, field()).cause(TOO_LONG));
             }
             let path = (!entry.path.is_empty()).then(|| PathBuf::from(&entry.path));
             namespaces.0.push(Entry { kind, path });
