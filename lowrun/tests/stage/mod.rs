@@ -213,6 +213,30 @@ impl Stage {
         self.finish(command)
     }
 
+    /// As [`Stage::call`], by a shell that first does what `preparation` says: limits, descriptors.
+    pub fn call_after<S: AsRef<OsStr>>(&self, preparation: &str, words: &[S]) -> Outcome {
+        self.write_config();
+        let call = self.command();
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("{preparation}; exec \"$0\" \"$@\"")]);
+        shell.arg(call.get_program()).args(call.get_args()).args(words);
+        shell.stdin(Stdio::null()).current_dir(self.bundle());
+        self.finish(shell)
+    }
+
+    /// Makes a user namespace whose root is `id` on the host, and gives it the root file system.
+    pub fn user_namespace(&mut self, id: u32) {
+        self.namespace("user", Some(""));
+        let map = json!([{ "containerID": 0, "hostID": id, "size": 65_536 }]);
+        self.config["linux"]["uidMappings"] = map.clone();
+        self.config["linux"]["gidMappings"] = map;
+        let rootfs = self.rootfs();
+        let owner = format!("{id}:{id}");
+        assert!(Command::new("chown").args(["-hR", &owner]).arg(&rootfs).status().unwrap().success());
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(self.dir.path(), open).unwrap();
+    }
+
     /// Runs a prepared command to its end.
     pub fn finish(&self, mut command: Command) -> Outcome {
         let (out, err) = (self.dir.path().join("stdout"), self.dir.path().join("stderr"));
