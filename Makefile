@@ -6,6 +6,7 @@
 #   make check             formatting, lints, dependency rules, unit tests, documentation; needs no root
 #   make bench             Strata beside its peers, interleaved; writes docs/benchmarks.md
 #   make test-vm           the runtime in a guest whose kernel has cgroup v2 alone
+#   make fuzz FUZZ_SECONDS=20 lowrun's fuzz targets, each for so long, at idle priority
 #
 # Containers need root: where you are somebody else, the targets that start containers use sudo and say so.
 
@@ -13,6 +14,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 ROOT    ?= /tmp/strata
+FUZZ_SECONDS ?= 20
 BIN     := target/strata/bin
 IMAGES  := target/images
 HOST    := $(shell rustc -vV | sed -n 's/^host: //p')
@@ -24,7 +26,7 @@ STATIC  := $(COMMIT) RUSTFLAGS="-C target-feature=+crt-static -C relocation-mode
 SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E env "PATH=$$PATH")
 SETUP   := bash integration/scripts/setup.sh
 
-.PHONY: all setup build images harness demo up down test check bench test-vm clean
+.PHONY: all setup build images harness demo up down test check bench test-vm fuzz clean
 all: build
 
 setup:
@@ -78,6 +80,10 @@ bench: build images
 test-vm: build
 	@$(SETUP) vm test
 	@bash integration/vm/run.sh $(BIN)/lowrun
+
+fuzz:
+	@$(SETUP) build fuzz
+	@LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$$(gcc -print-multiarch) bash integration/scripts/fuzz.sh $(FUZZ_SECONDS)
 
 clean:
 	rm -rf target

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building, the demo, the tests and the benchmarks need, with apt. Quick when everything is there.
 #
-#   setup.sh [PURPOSE...]      build test peers vm bench; default: all of them
+#   setup.sh [PURPOSE...]      build test peers vm fuzz bench; default: all of them
 #
 # Nothing here starts a daemon: while packages are installed, Debian's policy-rc.d says no to their services.
 set -euo pipefail
@@ -17,11 +17,13 @@ declare -A packages=(
     [peers]="docker.io containerd runc crun iptables criu podman buildah uidmap"
     # a guest with cgroup v2 alone
     [vm]="qemu-system-x86 cpio"
+    # libFuzzer is C++
+    [fuzz]="g++ util-linux"
     # gives the newer crun, which is only unpacked aside, a C library of its own
     [bench]="patchelf"
 )
 purposes=("$@")
-[ ${#purposes[@]} -gt 0 ] || purposes=(build test peers vm bench)
+[ ${#purposes[@]} -gt 0 ] || purposes=(build test peers vm fuzz bench)
 
 say() { echo "setup: $*"; }
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }

@@ -50,7 +50,8 @@ fn instruction(code: u8, destination: u8, source: u8, offset: i16, immediate: i3
     Instruction { code, registers: destination | source << 4, offset, immediate }
 }
 
-fn compile(rules: &[DeviceRule]) -> Vec<Instruction> {
+/// The program that judges by these rules.
+pub fn compile(rules: &[DeviceRule]) -> Vec<Instruction> {
     let mut program = vec![
         instruction(LOAD_WORD, R_TYPE, R1, 0, 0),
         instruction(AND_IMMEDIATE, R_TYPE, 0, 0, 0xffff),

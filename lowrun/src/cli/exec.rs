@@ -159,7 +159,7 @@ fn set_user(user: &mut spec::User, typed: &Typed) -> Result<()> {
 }
 
 /// `UID[:GID]`, decimal numbers and nothing else: what is not a number must never end up as 0.
-pub(crate) fn parse_user(text: &str) -> Result<(u32, Option<u32>)> {
+pub fn parse_user(text: &str) -> Result<(u32, Option<u32>)> {
     match text.split_once(':') {
         Some((uid, gid)) => Ok((parse_id(uid, "uid")?, Some(parse_id(gid, "gid")?))),
         None => Ok((parse_id(text, "uid")?, None)),

@@ -23,6 +23,8 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+pub use exec::parse_user;
+
 use args::{Command, Typed, obsolete, option, switch};
 
 use crate::fault::{Attempt, Code, Fault, Result, Step};

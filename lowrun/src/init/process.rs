@@ -347,7 +347,8 @@ fn home(uid: u32) -> Option<String> {
     home_in(&String::from_utf8_lossy(&text), uid)
 }
 
-fn home_in(passwd: &str, uid: u32) -> Option<String> {
+/// The home directory of the first entry with this uid.
+pub fn home_in(passwd: &str, uid: u32) -> Option<String> {
     let entries = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
     let mut own = entries.filter(|fields| fields.get(2).is_some_and(|id| id.parse() == Ok(uid)));
     own.next().and_then(|fields| fields.get(5).map(|home| (*home).to_owned())).filter(|home| !home.is_empty())

@@ -364,7 +364,8 @@ fn read_state(dir: &Dir) -> crate::sys::Result<Vec<u8>> {
     Ok(text)
 }
 
-fn parse_state(path: &Path, text: &[u8]) -> Result<State> {
+/// Reads the text of the state file at `path`.
+pub fn parse_state(path: &Path, text: &[u8]) -> Result<State> {
     #[derive(Deserialize)]
     struct Head {
         format: u32,
