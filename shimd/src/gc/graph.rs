@@ -20,7 +20,7 @@ const FLAT: &str = "containerd.io/gc.flat";
 const INGEST_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A blob that was made without a lease is kept this long by collections that nobody asked for: people write a blob
-/// with one command and refer to it with the next. containerd collects so rarely that they can rely on it.
+/// with one command and refer to it with the next.
 pub(super) const UNLEASED_AGE: Duration = Duration::from_secs(60);
 
 /// How much a collection takes.
