@@ -10,6 +10,7 @@
 pub mod devices;
 pub mod discover;
 pub mod notify;
+mod rootless;
 pub mod stats;
 mod update;
 mod v1;

@@ -65,7 +65,10 @@ fn dir<'c>(cgroup: &'c Cgroup, controller: &str, field: &str, nothing_asked: boo
         Some(hierarchy) => Ok(Some(&hierarchy.dir)),
         None if nothing_asked => Ok(None),
         None => {
-            Err(Fault::new(Code::Unsupported, field).cause(format!("the cgroup controller {controller} is missing")))
+            // The words that callers of runc know, whether the kernel has no such controller or the user no right to it.
+            Err(Fault::new(Code::Unsupported, field)
+                .cause(format!("cannot set {controller} limit"))
+                .cause("container could not join or create cgroup"))
         }
     }
 }

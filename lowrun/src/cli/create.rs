@@ -173,6 +173,7 @@ impl Input {
             no_pivot: typed.is_on("no-pivot"),
             no_new_keyring: typed.is_on("no-new-keyring"),
             notifies: self.notifies,
+            rootless: global.rootless,
         })
     }
 }

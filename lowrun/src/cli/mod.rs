@@ -29,6 +29,7 @@ use args::{Command, Typed, obsolete, option, switch};
 
 use crate::fault::{Attempt, Code, Fault, Result, Step};
 use crate::log::{Format, Log};
+use crate::rootless;
 use crate::sys::Call;
 use crate::trace;
 
@@ -93,6 +94,8 @@ pub(crate) struct Global {
     pub(crate) root: PathBuf,
     /// Whether the caller named it.
     pub(crate) root_is_named: bool,
+    /// What `--rootless` says, if not auto.
+    pub(crate) rootless: Option<bool>,
     pub(crate) log: Log,
     /// The name that lowrun was called by: where it stands in for runc, help says runc.
     pub(crate) program: String,
@@ -112,7 +115,10 @@ pub fn main(line: Vec<OsString>) -> i32 {
     };
     trace::begin(std::env::var("TRACEPARENT").ok().as_deref(), log.is_debug());
     let global = match root_dir(&typed) {
-        Ok(root) => Global { root, root_is_named: typed.value("root").is_some(), log, program },
+        Ok(root) => match rootless(&typed) {
+            Ok(rootless) => Global { root, root_is_named: typed.value("root").is_some(), rootless, log, program },
+            Err(fault) => return fail(&log, &fault),
+        },
         Err(fault) => return fail(&log, &fault),
     };
     let status = match dispatch(&typed, &global, line) {
@@ -169,19 +175,21 @@ fn root_dir(typed: &Typed) -> Result<PathBuf> {
     Ok(root)
 }
 
-/// `--rootless` is read here, so that a word that means nothing is not taken for one that does.
-fn check_rootless(typed: &Typed) -> Result<()> {
-    match typed.text("rootless")?.unwrap_or_default().to_lowercase().as_str() {
-        "" | "auto" | "true" | "false" | "t" | "f" | "1" | "0" => Ok(()),
+/// `--rootless`; a word that means nothing is not taken for one that does.
+fn rootless(typed: &Typed) -> Result<Option<bool>> {
+    match typed.text("rootless")?.unwrap_or_default().to_ascii_lowercase().as_str() {
+        "" | "auto" => Ok(None),
+        "true" | "t" | "1" => Ok(Some(true)),
+        "false" | "f" | "0" => Ok(Some(false)),
         other => Err(Fault::new(Code::InvalidArgument, format!("invalid --rootless: {other:?}"))
             .hint("true, false or auto")
             .at("validate")),
     }
 }
 
-/// A user without privilege keeps states in the own runtime directory.
+/// A user without privilege, or root of a user namespace, keeps states in the own runtime directory.
 fn default_root() -> PathBuf {
-    let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !rustix::process::geteuid().is_root());
+    let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty() && rootless::lacks_privilege());
     own.map_or(PathBuf::from(DEFAULT_ROOT), |dir| Path::new(&dir).join("lowrun"))
 }
 
@@ -202,7 +210,6 @@ fn dispatch(typed: &Typed, global: &Global, mut line: Vec<OsString>) -> Result<i
     if typed.wants_help || line.is_empty() {
         return print(&help::overview(&global.program)).map(|()| 0);
     }
-    check_rootless(typed)?;
     let name = line.remove(0);
     let entry = find(&name.to_string_lossy())?;
     let typed = args::parse(entry.command, &mut line, false)?;

@@ -6,14 +6,14 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
 
-use super::wait;
+use super::{id_map, wait};
 use crate::channel::{self, FromInit, HostEnd, ToInit};
 use crate::fault::{Attempt, Code, Fault, Result};
 use crate::init::{self, Setup};
-use crate::path;
 use crate::plan::Plan;
 use crate::plan::namespaces::Kind;
 use crate::plan::sysctl;
+use crate::rootless;
 use crate::sys::clone::{Forked, clone3};
 use crate::sys::{self, Call};
 
@@ -51,9 +51,19 @@ fn open_namespace(kind: Kind, path: &Path) -> Result<OwnedFd> {
         .attempt(Code::NamespaceFailed, || format!("open {} namespace {}", kind.as_str(), path.display()))
 }
 
-/// A user namespace and others to join take a helper; see `init::enter`.
+/// A user namespace and others to join take a helper; see `init::enter`. So does what cannot be left again without the
+/// host's privilege.
 pub(super) fn is_staged(plan: &Plan) -> bool {
-    plan.namespaces.has(Kind::User) && plan.namespaces.joined().next().is_some()
+    let namespaces = &plan.namespaces;
+    namespaces.has(Kind::User) && namespaces.joined().next().is_some()
+        || helper_makes_time(plan)
+        || namespaces.path(Kind::Pid).is_some() && rootless::lacks_privilege()
+}
+
+/// Without the host's privilege, a time namespace is made in the user namespace, and its offsets must be set before
+/// anybody is in it.
+pub(super) fn helper_makes_time(plan: &Plan) -> bool {
+    plan.namespaces.is_new(Kind::Time) && rootless::lacks_privilege()
 }
 
 /// What `clone3` makes. A cgroup namespace is made later, when the child is in its cgroup; a time namespace earlier,
@@ -64,9 +74,10 @@ pub(super) fn clone_flags(plan: &Plan) -> u64 {
 }
 
 /// A network namespace takes the kernel longer to make than all others together: it is made by the host side while the
-/// container side mounts. One that is to belong to a user namespace is made with it.
+/// container side mounts. One that is to belong to a user namespace is made with it, and without the host's privilege
+/// lowrun could not come back from there.
 pub(super) fn host_makes_network(plan: &Plan) -> bool {
-    plan.namespaces.is_new(Kind::Network) && !plan.namespaces.has(Kind::User)
+    plan.namespaces.is_new(Kind::Network) && !plan.namespaces.has(Kind::User) && !rootless::lacks_privilege()
 }
 
 /// Makes the namespace with its loopback interface up, hands it over, and returns to the own: hooks run there.
@@ -102,7 +113,11 @@ pub(super) fn clone(setup: &Setup<'_>) -> Result<Cloned> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::open(&hierarchy.dir, flags, Mode::empty()).ok()
     });
-    let flags = if setup.staged { 0 } else { setup.clone_flags };
+    let flags = match setup.staged {
+        true if setup.helper_makes_time => setup.clone_flags & Kind::User.flag(),
+        true => 0,
+        false => setup.clone_flags,
+    };
     let attempted = || "make the container's process";
     let mut born = cgroup_fd.is_some();
     let forked = match clone3(flags, cgroup_fd.as_ref().map(AsFd::as_fd)) {
@@ -123,6 +138,11 @@ pub(super) fn clone(setup: &Setup<'_>) -> Result<Cloned> {
             if !setup.staged {
                 return Ok(Cloned { host, pid, pidfd, born_in_cgroup: born });
             }
+            if setup.helper_makes_time && setup.plan.namespaces.is_new(Kind::User) {
+                let plan = setup.plan;
+                id_map::write(setup.proc.as_fd(), pid, &plan.uid_mappings, &plan.gid_mappings)?;
+                host.send(ToInit::Mapped);
+            }
             // The child is a helper, whose sibling is the container's process.
             let pid = receive_sibling(&host, pidfd.as_fd())?;
             Ok(Cloned { host, pid, pidfd: open_pid(pid)?, born_in_cgroup: false })
@@ -133,18 +153,13 @@ pub(super) fn clone(setup: &Setup<'_>) -> Result<Cloned> {
 /// Namespaces that the parent must be in when it clones, and what brings it back.
 fn enter_before_clone(setup: &Setup<'_>) -> Result<Vec<(Kind, OwnedFd)>> {
     let mut restore = Vec::new();
-    for (kind, fd) in setup.joins.iter().filter(|(kind, _)| *kind == Kind::Pid) {
+    for (kind, fd) in setup.joins.iter().filter(|(kind, _)| *kind == Kind::Pid && !setup.staged) {
         restore.push((Kind::Pid, open_namespace(Kind::Pid, Path::new("/proc/self/ns/pid"))?));
         sys::process::setns(fd.as_fd(), kind.flag()).attempt(Code::NamespaceFailed, || "join the pid namespace")?;
     }
-    if setup.plan.namespaces.is_new(Kind::Time) {
-        let attempted = || "make a time namespace";
+    if setup.plan.namespaces.is_new(Kind::Time) && !setup.helper_makes_time {
         restore.push((Kind::Time, open_namespace(Kind::Time, Path::new("/proc/self/ns/time"))?));
-        sys::process::unshare(Kind::Time.flag()).attempt(Code::NamespaceFailed, attempted)?;
-        if !setup.plan.time_offsets.is_empty() {
-            path::write_in_proc(setup.proc.as_fd(), "self/timens_offsets", &setup.plan.time_offsets)
-                .attempt(Code::SpecInvalid, || "set linux.timeOffsets")?;
-        }
+        init::make_time_namespace(setup.plan, setup.proc.as_fd())?;
     }
     Ok(restore)
 }
@@ -157,7 +172,7 @@ fn restore_after_clone(restore: Vec<(Kind, OwnedFd)>) -> Result<()> {
 }
 
 /// Waits for the helper to say who the container's process is, and for the helper's end.
-fn receive_sibling(host: &HostEnd, helper: BorrowedFd<'_>) -> Result<Pid> {
+pub(super) fn receive_sibling(host: &HostEnd, helper: BorrowedFd<'_>) -> Result<Pid> {
     let said = host.receive();
     let _ = wait::reap(helper);
     match said? {
@@ -169,7 +184,7 @@ fn receive_sibling(host: &HostEnd, helper: BorrowedFd<'_>) -> Result<Pid> {
     }
 }
 
-fn open_pid(pid: Pid) -> Result<OwnedFd> {
+pub(super) fn open_pid(pid: Pid) -> Result<OwnedFd> {
     rustix::process::pidfd_open(pid, PidfdFlags::empty())
         .call("pidfd_open")
         .attempt(Code::SystemError, || "keep the container's process")

@@ -7,7 +7,8 @@ use std::path::{Component, Path};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
 
-use super::{is_gone, pass_listener, seccomp, wait};
+use super::clone::{open_pid, receive_sibling};
+use super::{is_gone, open_to_own_user, pass_listener, seccomp, wait};
 use crate::cgroup::{Cgroup, Hierarchy, discover};
 use crate::channel::{self, FromInit, HostEnd, ToInit};
 use crate::fault::{Attempt, Code, Fault, Result, Step};
@@ -17,6 +18,7 @@ use crate::log::Log;
 use crate::path;
 use crate::plan::namespaces::Kind;
 use crate::plan::process::ProcessPlan;
+use crate::rootless;
 use crate::state::Container;
 use crate::sys::clone::{Forked, clone3};
 use crate::sys::{self, Call};
@@ -47,7 +49,9 @@ pub fn exec(request: ExecRequest<'_>) -> Result<(Pid, OwnedFd)> {
     if !request.cgroups.is_empty() {
         check_is_there(&cgroup).step("exec:cgroup")?;
     }
-    let kinds = container.state.namespaces.kinds().filter(|kind| *kind != Kind::Pid);
+    // Without privilege a namespace of pids can be joined from the user namespace only, by a helper.
+    let staged = rootless::is_unprivileged() && container.state.namespaces.has(Kind::User);
+    let kinds = container.state.namespaces.kinds().filter(|kind| staged || *kind != Kind::Pid);
     let setup = ExecSetup {
         id: &container.state.id,
         process: request.process,
@@ -58,12 +62,14 @@ pub fn exec(request: ExecRequest<'_>) -> Result<(Pid, OwnedFd)> {
         program: Cell::new(request.program),
         init,
         namespaces: kinds.fold(0, |flags, kind| flags | kind.flag()),
+        staged,
         entrances: cgroup.entrances().step("exec:cgroup")?,
         proc: path::open_proc().attempt(Code::RootfsUnsafe, || "open the host's /proc").step("exec:clone")?,
         console: request.console,
         pidfd_socket: request.pidfd_socket,
         extra_fds: request.extra_fds,
     };
+    inherit_oom_score(&setup, container).step("exec:limits")?;
     let in_pid_namespace = container.state.namespaces.has(Kind::Pid);
     let (host, pid, pidfd) = span("clone", || clone(&setup, &cgroup, in_pid_namespace)).step("exec:clone")?;
     drop(setup.program.take());
@@ -77,7 +83,7 @@ pub fn exec(request: ExecRequest<'_>) -> Result<(Pid, OwnedFd)> {
 
 fn clone(setup: &ExecSetup<'_>, cgroup: &Cgroup, in_pid_namespace: bool) -> Result<(HostEnd, Pid, OwnedFd)> {
     let (host, init) = channel::pair()?;
-    if in_pid_namespace {
+    if in_pid_namespace && !setup.staged {
         // Counts for children only; this process, which has nothing more to clone, stays where it is.
         sys::process::setns(setup.init.as_fd(), Kind::Pid.flag())
             .attempt(Code::NamespaceFailed, || format!("join the pid namespace of container {}", setup.id))?;
@@ -91,12 +97,18 @@ fn clone(setup: &ExecSetup<'_>, cgroup: &Cgroup, in_pid_namespace: bool) -> Resu
             let own = own_cgroup_of(setup.init.as_fd()).attempt(Code::CgroupFailed, attempted)?;
             clone3(0, Some(own.as_fd()))
         }
+        // A directory of the own user, but not the one that this process comes from: as at creation, without.
+        Err(_) if rootless::is_unprivileged() => clone3(0, None),
         result => result,
     };
     match forked.attempt(Code::NamespaceFailed, attempted)? {
         Forked::Child => {
             drop(host);
             init::exec::run(setup, init)
+        }
+        Forked::Parent { pidfd, .. } if setup.staged => {
+            let pid = receive_sibling(&host, pidfd.as_fd())?;
+            Ok((host, pid, open_pid(pid)?))
         }
         Forked::Parent { pid, pidfd } => Ok((host, pid, pidfd)),
     }
@@ -115,9 +127,21 @@ fn own_cgroup_of(init: std::os::fd::BorrowedFd<'_>) -> sys::Result<OwnedFd> {
     rustix::fs::open(&path, flags, Mode::empty()).call("open")
 }
 
+/// Without privilege only the own score can be set, and that while this process is not protected: the new one inherits.
+fn inherit_oom_score(setup: &ExecSetup<'_>, container: &Container) -> Result<()> {
+    let Some(score) = oom_score(setup, container).filter(|_| rootless::is_unprivileged()) else { return Ok(()) };
+    open_to_own_user(true)?;
+    let written = path::write_in_proc(setup.proc.as_fd(), "self/oom_score_adj", &score.to_string());
+    open_to_own_user(false)?;
+    written.attempt(Code::LimitInvalid, || format!("set oom_score_adj to {score}"))
+}
+
+fn oom_score(setup: &ExecSetup<'_>, container: &Container) -> Option<i32> {
+    setup.process.oom_score_adj.or(container.state.process.oom_score_adj)
+}
+
 fn set_oom_score(setup: &ExecSetup<'_>, pid: Pid, container: &Container) -> Result<()> {
-    let score = setup.process.oom_score_adj.or(container.state.process.oom_score_adj);
-    let Some(score) = score else { return Ok(()) };
+    let Some(score) = oom_score(setup, container).filter(|_| !rootless::is_unprivileged()) else { return Ok(()) };
     let file = format!("{}/oom_score_adj", pid.as_raw_nonzero());
     match path::write_in_proc(setup.proc.as_fd(), &file, &score.to_string()) {
         // The process has failed already; why, it says on the channel.

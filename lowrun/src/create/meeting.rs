@@ -31,8 +31,11 @@ impl Meeting<'_> {
     pub(super) fn prepare(&self, born_in_cgroup: bool) -> Result<Identity> {
         let plan = self.setup.plan;
         if plan.namespaces.is_new(Kind::User) {
-            id_map::write(self.setup.proc.as_fd(), self.pid, &plan.uid_mappings, &plan.gid_mappings)
-                .step("create:namespaces")?;
+            self.set_oom_score()?;
+            if !self.setup.helper_makes_time {
+                id_map::write(self.setup.proc.as_fd(), self.pid, &plan.uid_mappings, &plan.gid_mappings)
+                    .step("create:namespaces")?;
+            }
             self.host.send(ToInit::Mapped);
         }
         if self.setup.host_opens_sources {
@@ -41,18 +44,32 @@ impl Meeting<'_> {
         }
         let cgroup = self.setup.cgroup;
         span("cgroup-create", || cgroup.create_v1(&plan.cgroup)).step("create:cgroup")?;
+        if self.setup.tolerant {
+            cgroup.enter_permitted(self.pid, &plan.cgroup).step("create:limits")?;
+            return self.identify();
+        }
         span("cgroup-limits", || cgroup.limit(&plan.cgroup)).step("create:limits")?;
         if self.setup.host_moves {
             cgroup.add(self.pid).step("create:cgroup")?;
         } else if !born_in_cgroup {
             cgroup.add_unified(self.pid).step("create:cgroup")?;
         }
-        if let Some(score) = plan.process.oom_score_adj {
-            let file = format!("{}/oom_score_adj", self.pid.as_raw_nonzero());
-            path::write_in_proc(self.setup.proc.as_fd(), &file, &score.to_string())
-                .attempt(Code::LimitInvalid, || format!("set oom_score_adj to {score}"))
-                .step("create:limits")?;
+        if !plan.namespaces.is_new(Kind::User) {
+            self.set_oom_score()?;
         }
+        self.identify()
+    }
+
+    /// In a user namespace before ids are mapped: after that a user without privilege may not write the file.
+    fn set_oom_score(&self) -> Result<()> {
+        let Some(score) = self.setup.plan.process.oom_score_adj else { return Ok(()) };
+        let file = format!("{}/oom_score_adj", self.pid.as_raw_nonzero());
+        path::write_in_proc(self.setup.proc.as_fd(), &file, &score.to_string())
+            .attempt(Code::LimitInvalid, || format!("set oom_score_adj to {score}"))
+            .step("create:limits")
+    }
+
+    fn identify(&self) -> Result<Identity> {
         Identity::of(self.pid).attempt(Code::SystemError, || "identify the container's process").step("create:clone")
     }
 

@@ -31,12 +31,13 @@ use crate::log::Log;
 use crate::path;
 use crate::plan::Plan;
 use crate::plan::namespaces::Kind;
+use crate::rootless;
 use crate::spec::Spec;
 use crate::state::{Container, Dir, State};
 use crate::sys::signal::SignalSet;
 use crate::sys::{self, Call, Failure};
 use crate::trace::span;
-use clone::{Cloned, clone, clone_flags, host_makes_network, is_staged, make_network, open_joins};
+use clone::{Cloned, clone, clone_flags, helper_makes_time, host_makes_network, is_staged, make_network, open_joins};
 use meeting::Meeting;
 use seccomp::Filter;
 
@@ -64,6 +65,8 @@ pub struct Request<'a> {
     pub no_new_keyring: bool,
     /// Whether the plan has the directory of a socket for readiness.
     pub notifies: bool,
+    /// What `--rootless` says about cgroups, if it says anything.
+    pub rootless: Option<bool>,
 }
 
 /// A container that waits for `start`, or runs.
@@ -126,7 +129,9 @@ pub fn create(request: Request<'_>) -> Result<Created> {
 fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid, OwnedFd)> {
     let (plan, runs) = (request.plan, request.runs);
     check_rootfs(&plan.rootfs).step("create:plan")?;
-    let cgroup = Cgroup::locate(&plan.cgroup).step("create:cgroup")?;
+    rootless::check(plan).step("create:plan")?;
+    let tolerant = rootless::tolerates_cgroups(request.rootless);
+    let cgroup = locate_cgroup(&request, tolerant).step("create:cgroup")?;
     let mut state = State::new(request.id, request.bundle, request.spec, plan, cgroup);
     let filter =
         span("seccomp-prepare", || prepare_filter(plan, request.root, dir, &mut state)).step("create:seccomp")?;
@@ -136,14 +141,16 @@ fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid,
         notify::make_dir(dir.path()).step("create:state")?;
         made.notify = if runs { notify::bind(dir.path()).step("create:state")? } else { None };
     }
-    let setup = prepare(request, dir, &state, filter)?;
+    let setup = prepare(request, dir, &state, filter, tolerant)?;
     made.cgroup = Some(state.cgroup.clone());
     span("cgroup-unified", || state.cgroup.create_unified(&plan.cgroup)).step("create:cgroup")?;
+    open_to_own_user(true).step("create:clone")?;
     let Cloned { host, pid, pidfd, born_in_cgroup } = span("clone", || clone(&setup)).step("create:clone")?;
     let (pid, pidfd) = made.process.insert((pid, pidfd));
     let host = made.host.insert(host);
     let meeting = Meeting { setup: &setup, host, pid: *pid, pidfd: pidfd.as_fd(), runs };
     let init = meeting.prepare(born_in_cgroup)?;
+    open_to_own_user(false).step("create:clone")?;
     let running = State { init: Some(init), ..state.clone() };
     dir.save(&running).step("create:state")?;
     host.send(ToInit::Cgroup);
@@ -157,8 +164,23 @@ fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid,
     Ok((running, pid, pidfd))
 }
 
+/// Without privilege, a process that cannot be traced cannot have its ids mapped either: the files for it are root's.
+/// So it is open for that long, to who is the same user on the host; nobody of the container is there yet.
+pub fn open_to_own_user(open: bool) -> Result<()> {
+    if !rootless::is_unprivileged() {
+        return Ok(());
+    }
+    sys::process::set_dumpable(open).attempt(Code::SystemError, || "protect lowrun from the container")
+}
+
 /// Opens and decides all that the container side will need.
-fn prepare<'a>(request: Request<'a>, dir: &'a Dir, state: &'a State, filter: Option<Filter>) -> Result<Setup<'a>> {
+fn prepare<'a>(
+    request: Request<'a>,
+    dir: &'a Dir,
+    state: &'a State,
+    filter: Option<Filter>,
+    tolerant: bool,
+) -> Result<Setup<'a>> {
     let plan = request.plan;
     let proc = path::open_proc().attempt(Code::RootfsUnsafe, || "open the host's /proc").step("create:clone")?;
     let id_maps = id_map::namespaces(plan, proc.as_fd()).step("create:namespaces")?;
@@ -171,6 +193,7 @@ fn prepare<'a>(request: Request<'a>, dir: &'a Dir, state: &'a State, filter: Opt
         proc,
         joins: open_joins(plan).step("create:namespaces")?,
         staged: is_staged(plan),
+        helper_makes_time: helper_makes_time(plan),
         clone_flags: clone_flags(plan),
         program: Cell::new(request.program),
         console: request.console,
@@ -183,8 +206,22 @@ fn prepare<'a>(request: Request<'a>, dir: &'a Dir, state: &'a State, filter: Opt
         host_makes_network: host_makes_network(plan),
         host_opens_sources: sources::are_opened_by_host(plan),
         id_maps,
-        host_moves: plan.namespaces.has(Kind::User),
+        host_moves: plan.namespaces.has(Kind::User) || tolerant,
+        tolerant,
     })
+}
+
+/// Where the cgroup will be. Who may not make all of it has what may be made already made here.
+fn locate_cgroup(request: &Request<'_>, tolerant: bool) -> Result<Cgroup> {
+    let mut cgroup = match Cgroup::locate(&request.plan.cgroup) {
+        Err(_) if tolerant => Cgroup::default(),
+        result => result?,
+    };
+    if tolerant {
+        let named = request.spec.linux.as_ref().is_some_and(|linux| !linux.cgroups_path.is_empty());
+        cgroup.keep_permitted(named)?;
+    }
+    Ok(cgroup)
 }
 
 /// As runc: the path itself must be the directory, else what a person sees is not what the container gets.

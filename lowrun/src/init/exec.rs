@@ -12,6 +12,7 @@ use crate::log::Log;
 use crate::path::Root;
 use crate::plan::MemoryPolicy;
 use crate::plan::process::ProcessPlan;
+use crate::sys::clone::{Forked, clone3};
 use crate::sys::{self, Call};
 use crate::trace::{self, span};
 
@@ -29,6 +30,8 @@ pub struct ExecSetup<'a> {
     pub init: OwnedFd,
     /// `CLONE_NEW*` of the namespaces to join; pids were joined by the parent.
     pub namespaces: u64,
+    /// Whether a helper joins, and the process is its sibling.
+    pub staged: bool,
     /// Files that a `0` is written to, to enter the v1 cgroups.
     pub entrances: Vec<OwnedFd>,
     /// `/proc` of the host, verified.
@@ -77,6 +80,15 @@ fn join(setup: &ExecSetup<'_>, channel: &InitEnd) -> Result<std::convert::Infall
     span("namespaces", || sys::process::setns(setup.init.as_fd(), setup.namespaces))
         .attempt(Code::NamespaceFailed, || format!("join the namespaces of container {}", setup.id))
         .step("exec:namespaces")?;
+    if setup.staged {
+        let flags = libc::CLONE_PARENT as u64;
+        let forked =
+            clone3(flags, None).attempt(Code::NamespaceFailed, || "make the process").step("exec:namespaces")?;
+        if let Forked::Parent { pid, .. } = forked {
+            channel.send(&FromInit::Init { pid: pid.as_raw_nonzero().get() })?;
+            sys::process::exit_now(0)
+        }
+    }
     let user = crate::plan::namespaces::Kind::User.flag();
     let in_user_namespace = setup.namespaces & user != 0;
     if in_user_namespace {

@@ -16,7 +16,7 @@ mod sources;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use crate::cgroup::Cgroup;
@@ -51,6 +51,8 @@ pub struct Setup<'a> {
     pub joins: Vec<(Kind, OwnedFd)>,
     /// Whether a helper joins, and the container's process is its sibling.
     pub staged: bool,
+    /// Whether the helper makes the time namespace, and before it the user namespace, if that is new.
+    pub helper_makes_time: bool,
     /// `CLONE_NEW*` that the clone makes.
     pub clone_flags: u64,
     /// The mount of lowrun's own program file; each side closes its copy.
@@ -75,6 +77,8 @@ pub struct Setup<'a> {
     pub id_maps: BTreeMap<usize, OwnedFd>,
     /// Whether the host side moves the process into its cgroups.
     pub host_moves: bool,
+    /// Whether cgroups that may not be made are gone without.
+    pub tolerant: bool,
 }
 
 /// Does the container side's work and becomes the program.
@@ -102,11 +106,18 @@ fn enter(setup: &Setup<'_>, channel: &InitEnd) -> Result<std::convert::Infallibl
     sys::signal::SignalSet::empty().block().attempt(Code::SystemError, || "unblock signals")?;
     // The first words of the three stages are those of runc's debug log, which its users know.
     setup.log.debug("nsexec container setup: namespaces are joined");
+    if setup.helper_makes_time {
+        if setup.plan.namespaces.is_new(Kind::User) {
+            channel.expect(ToInit::Mapped)?;
+        }
+        make_time_namespace(setup.plan, setup.proc.as_fd()).step("create:namespaces")?;
+    }
     span("namespaces", || join(setup)).step("create:namespaces")?;
     if !setup.staged {
         return container(setup, channel);
     }
-    let flags = setup.clone_flags | libc::CLONE_PARENT as u64;
+    let user = if setup.helper_makes_time { Kind::User.flag() } else { 0 };
+    let flags = setup.clone_flags & !user | libc::CLONE_PARENT as u64;
     match clone3(flags, None).attempt(Code::NamespaceFailed, || "make the namespaces").step("create:namespaces")? {
         Forked::Child => container(setup, channel),
         Forked::Parent { pid, .. } => {
@@ -123,8 +134,8 @@ fn join(setup: &Setup<'_>) -> Result<()> {
         format!("join {} namespace {}", kind.as_str(), path.display())
     };
     // Those of the host go first, with the host's privilege; those that belong to the user namespace fail then and are
-    // tried again from within it.
-    let joins = setup.joins.iter().filter(|(kind, _)| *kind != Kind::Pid);
+    // tried again from within it. That of pids counts for children: without a helper the parent has joined it.
+    let joins = setup.joins.iter().filter(|(kind, _)| setup.staged || *kind != Kind::Pid);
     let (user, others): (Vec<_>, Vec<_>) = joins.partition(|(kind, _)| *kind == Kind::User);
     let mut later = Vec::new();
     for (kind, fd) in others {
@@ -146,6 +157,11 @@ fn container(setup: &Setup<'_>, channel: &InitEnd) -> Result<std::convert::Infal
     // What is made has the mode that was asked for; the program gets its own mask at the end.
     rustix::process::umask(rustix::fs::Mode::empty());
     let sources = enter_user_namespace(setup, channel).step("create:namespaces")?;
+    if setup.clone_flags & Kind::Network.flag() != 0 {
+        sys::net::loopback_up()
+            .attempt(Code::NamespaceFailed, || "bring the loopback interface up")
+            .step("create:network")?;
+    }
     make_session(setup).step("create:process")?;
     set_names(plan).step("create:namespaces")?;
     let mut root = span("mounts", || Rootfs::build(setup, channel, sources)).step("create:mounts")?;
@@ -181,6 +197,16 @@ fn container(setup: &Setup<'_>, channel: &InitEnd) -> Result<std::convert::Infal
     })
 }
 
+/// Makes a time namespace for the children of this process; its offsets are fixed once somebody is in it.
+pub fn make_time_namespace(plan: &Plan, proc: BorrowedFd<'_>) -> Result<()> {
+    sys::process::unshare(Kind::Time.flag()).attempt(Code::NamespaceFailed, || "make a time namespace")?;
+    if plan.time_offsets.is_empty() {
+        return Ok(());
+    }
+    crate::path::write_in_proc(proc, "self/timens_offsets", &plan.time_offsets)
+        .attempt(Code::SpecInvalid, || "set linux.timeOffsets")
+}
+
 /// In a user namespace: waits until ids are mapped and becomes its root. The sources of mounts are opened before, as
 /// the host's root still: a mapped root may not even look at them.
 fn enter_user_namespace(setup: &Setup<'_>, channel: &InitEnd) -> Result<Sources> {
@@ -193,9 +219,6 @@ fn enter_user_namespace(setup: &Setup<'_>, channel: &InitEnd) -> Result<Sources>
     }
     let sources = Sources::open(setup, channel)?;
     become_root()?;
-    if plan.namespaces.is_new(Kind::Network) {
-        sys::net::loopback_up().attempt(Code::NamespaceFailed, || "bring the loopback interface up")?;
-    }
     Ok(sources)
 }
 

@@ -209,9 +209,7 @@ fn take_identity(program: &Program<'_>) -> Result<()> {
     drop_bounding(process.capabilities.bounding)?;
     caps::keep_caps(true).attempt(Code::SystemError, || "keep capabilities")?;
     own_stdio(process.uid)?;
-    let denied = program.in_user_namespace && setgroups_is_denied(program.proc);
-    let groups = (!denied).then_some(process.groups.as_slice());
-    kernel::set_ids(process.uid, process.gid, groups).map_err(|failure| {
+    set_ids(process, program.proc).map_err(|failure| {
         let (uid, gid) = (process.uid, process.gid);
         let fault = Fault::of(Code::UserInvalid, format!("become user {uid}:{gid}"), failure);
         match failure.errno {
@@ -226,6 +224,16 @@ fn take_identity(program: &Program<'_>) -> Result<()> {
     }
     check_cwd(&process.cwd)?;
     set_capabilities(&process.capabilities, program.log)
+}
+
+/// A user namespace without the right to give up groups keeps those it has, whether lowrun or somebody before made it.
+fn set_ids(process: &ProcessPlan, proc: BorrowedFd<'_>) -> sys::Result<()> {
+    match kernel::set_ids(process.uid, process.gid, Some(&process.groups)) {
+        Err(failure) if failure.call == "setgroups" && setgroups_is_denied(proc) => {
+            kernel::set_ids(process.uid, process.gid, None)
+        }
+        result => result,
+    }
 }
 
 /// Whether it was entered; without privilege being refused is left for later.
