@@ -5,6 +5,8 @@
 //! closed to everybody else, and so must each file, else the profile is compiled anew. The key is a hash of the
 //! profile's text and of all that its meaning depends on.
 
+mod enosys;
+
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -157,13 +159,16 @@ pub fn compile(section: &RawValue) -> Result<Option<Filter>> {
     if profile.default_action.is_empty() && profile.syscalls.is_empty() {
         return Ok(None);
     }
+    if profile.listener_path.is_empty() && !profile.listener_metadata.is_empty() {
+        return Err(invalid("listenerMetadata without a listenerPath"));
+    }
     let mut flags = profile_flags(profile.flags.as_deref())?;
     let notifies = profile.syscalls.iter().any(|rule| rule.action == "SCMP_ACT_NOTIFY");
     let listener = listener(&profile, notifies)?;
-    if listener.is_some() {
-        flags |= kernel::FILTER_FLAG_NEW_LISTENER;
-    } else {
-        flags &= !kernel::FILTER_FLAG_WAIT_KILLABLE_RECV;
+    match listener {
+        Some(_) => flags |= kernel::FILTER_FLAG_NEW_LISTENER,
+        // It is about waiting for a listener, and the kernel takes it with one only.
+        None => flags &= !kernel::FILTER_FLAG_WAIT_KILLABLE_RECV,
     }
     let program = build(&profile)?;
     Ok(Some(Filter { program, flags, listener }))
@@ -208,10 +213,16 @@ fn profile_flags(names: Option<&[String]>) -> Result<u64> {
     names.iter().try_fold(0, |flags, name| match FLAGS.iter().find(|(known, _)| known == name) {
         // The filter is installed by the only thread there is.
         Some((_, kernel::FILTER_FLAG_TSYNC)) => Ok(flags),
-        Some((_, bit)) if kernel::knows_flags(*bit) => Ok(flags | bit),
+        Some((_, bit)) if is_supported(*bit) => Ok(flags | bit),
         Some(_) => Err(invalid(format!("seccomp flag {name:?} is not supported by the kernel"))),
         None => Err(invalid(format!("seccomp flag {name:?} is not known"))),
     })
+}
+
+/// Whether the kernel has a flag; one goes with a listener only.
+pub fn is_supported(flag: u64) -> bool {
+    let listener = if flag == kernel::FILTER_FLAG_WAIT_KILLABLE_RECV { kernel::FILTER_FLAG_NEW_LISTENER } else { 0 };
+    kernel::knows_flags(flag | listener)
 }
 
 fn build(profile: &Seccomp) -> Result<Vec<u8>> {
@@ -230,8 +241,9 @@ fn build(profile: &Seccomp) -> Result<Vec<u8>> {
     }
     let program = export(&filter)?;
     Ok(match default {
-        ScmpAction::Errno(errno) if errno != libc::ENOSYS => enosys::prepend(&program, profile),
-        _ => program,
+        // What lets calls through, and a tracer that knows them better.
+        ScmpAction::Allow | ScmpAction::Log | ScmpAction::Trace(_) | ScmpAction::Errno(libc::ENOSYS) => program,
+        _ => enosys::prepend(&program, profile),
     })
 }
 
@@ -282,6 +294,9 @@ fn condition(arg: &SyscallArg) -> ScmpArgCompare {
 }
 
 fn action(name: &str, errno: Option<u32>) -> Result<ScmpAction> {
+    if errno.is_some() && !matches!(name, "SCMP_ACT_ERRNO" | "SCMP_ACT_TRACE") {
+        return Err(invalid(format!("action {name:?} takes no errno")));
+    }
     let errno = errno.unwrap_or(libc::EPERM as u32);
     Ok(match name {
         "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" => ScmpAction::KillThread,
@@ -339,58 +354,6 @@ fn export(filter: &ScmpFilterContext) -> Result<Vec<u8>> {
     Ok(program)
 }
 
-mod enosys {
-    //! ENOSYS for system calls that are newer than the profile.
-    //!
-    //! A profile that denies by default with EPERM would also deny calls that did not exist when it was written, and
-    //! programs that try a new call fall back to the old one on ENOSYS, not on EPERM. So calls with a higher number
-    //! than any that the profile names get ENOSYS, in front of the filter; the native architecture only.
-
-    use libseccomp::ScmpSyscall;
-
-    use crate::spec::Seccomp;
-
-    const LOAD_ABSOLUTE: u16 = 0x20;
-    const JUMP_EQUAL: u16 = 0x15;
-    const JUMP_GREATER: u16 = 0x25;
-    const RETURN: u16 = 0x06;
-    const OFFSET_NUMBER: u32 = 0;
-    const OFFSET_ARCH: u32 = 4;
-    const RETURN_ERRNO: u32 = 0x0005_0000;
-
-    #[cfg(target_arch = "x86_64")]
-    const AUDIT_ARCH: u32 = 0xc000_003e;
-    #[cfg(target_arch = "aarch64")]
-    const AUDIT_ARCH: u32 = 0xc000_00b7;
-    /// Numbers from here on are of the x32 interface, which the filter itself judges.
-    #[cfg(target_arch = "x86_64")]
-    const NUMBER_END: u32 = 0x4000_0000;
-    #[cfg(target_arch = "aarch64")]
-    const NUMBER_END: u32 = u32::MAX;
-
-    pub(super) fn prepend(program: &[u8], profile: &Seccomp) -> Vec<u8> {
-        let names = profile.syscalls.iter().flat_map(|rule| &rule.names);
-        let highest = names.filter_map(|name| ScmpSyscall::from_name(name).ok()).map(i32::from).max();
-        let Some(highest) = highest.filter(|number| *number >= 0) else { return program.to_vec() };
-        let stub = [
-            (LOAD_ABSOLUTE, 0, 0, OFFSET_ARCH),
-            (JUMP_EQUAL, 0, 4, AUDIT_ARCH),
-            (LOAD_ABSOLUTE, 0, 0, OFFSET_NUMBER),
-            (JUMP_GREATER, 0, 2, highest as u32),
-            (JUMP_GREATER, 1, 0, NUMBER_END - 1),
-            (RETURN, 0, 0, RETURN_ERRNO | libc::ENOSYS as u32),
-        ];
-        let mut whole = Vec::with_capacity(stub.len() * 8 + program.len());
-        for (code, yes, no, value) in stub {
-            whole.extend(code.to_ne_bytes());
-            whole.extend([yes, no]);
-            whole.extend(value.to_ne_bytes());
-        }
-        whole.extend(program);
-        whole
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -423,6 +386,8 @@ mod tests {
             r#"{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_MOON"]}"#,
             r#"{"defaultAction":"SCMP_ACT_ALLOW","flags":["SECCOMP_FILTER_FLAG_MOON"]}"#,
             r#"{"defaultAction":"SCMP_ACT_NOTIFY"}"#,
+            r#"{"defaultAction":"SCMP_ACT_KILL","defaultErrnoRet":1}"#,
+            r#"{"defaultAction":"SCMP_ACT_ALLOW","listenerMetadata":"x"}"#,
             r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["bpf"],"action":"SCMP_ACT_NOTIFY"}]}"#,
         ] {
             assert_eq!(compiled(text).unwrap_err().code, Code::SeccompFailed, "{text}");
