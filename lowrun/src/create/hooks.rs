@@ -1,6 +1,6 @@
 //! Runs hooks: a program with the container's state on stdin, bounded in time.
 
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -16,6 +16,8 @@ use crate::sys::Call;
 
 /// Most bytes of a hook's stderr that an error repeats.
 const OUTPUT_MAX: usize = 4096;
+/// What a pipe holds, at least, without anybody reading.
+const PIPE_BYTES: usize = 16 * 4096;
 
 /// Where a point's hooks run, and in what environment if they name none.
 #[derive(Default)]
@@ -52,7 +54,7 @@ fn prefix((point, index): (&str, usize), hook: &Hook, mut fault: Box<Fault>) -> 
 }
 
 fn run_one(hook: &Hook, state: &[u8], place: &Place<'_>) -> Result<()> {
-    let mut child = spawn(hook, place)?;
+    let mut child = spawn(hook, place, state)?;
     // A hook that does not read its stdin is no error: it may have ended already.
     if let Some(mut stdin) = child.stdin.take() {
         let _ = stdin.write_all(state);
@@ -71,7 +73,7 @@ fn run_one(hook: &Hook, state: &[u8], place: &Place<'_>) -> Result<()> {
     Err(if said.is_empty() { fault } else { fault.cause(format!("stderr: {said}")) })
 }
 
-fn spawn(hook: &Hook, place: &Place<'_>) -> Result<Child> {
+fn spawn(hook: &Hook, place: &Place<'_>, state: &[u8]) -> Result<Child> {
     let mut command = Command::new(&hook.path);
     if let Some((name, rest)) = hook.args.split_first() {
         command.arg0(name).args(rest);
@@ -80,12 +82,25 @@ fn spawn(hook: &Hook, place: &Place<'_>) -> Result<Child> {
     if let Some(env) = own.or(place.environment) {
         command.env_clear().envs(env.iter().filter_map(|entry| entry.split_once('=')));
     }
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.stdin(stdin(state)?).stdout(Stdio::null()).stderr(Stdio::piped());
     if let Some(dir) = place.dir {
         command.current_dir(dir);
     }
     crate::sys::signal::unblock_in(&mut command);
     command.spawn().call("execve").attempt(Code::HookFailed, || "start it")
+}
+
+/// A pipe; for a state that would fill one, a file, so that a hook that does not read cannot hold its timeout up.
+fn stdin(state: &[u8]) -> Result<Stdio> {
+    if state.len() <= PIPE_BYTES {
+        return Ok(Stdio::piped());
+    }
+    let attempted = || "hand the state over";
+    let memory = rustix::fs::memfd_create("state", rustix::fs::MemfdFlags::CLOEXEC).call("memfd_create");
+    let mut file = std::fs::File::from(memory.attempt(Code::HookFailed, attempted)?);
+    let written = file.write_all(state).and_then(|()| file.rewind());
+    written.call("write").attempt(Code::HookFailed, attempted)?;
+    Ok(Stdio::from(file))
 }
 
 fn wait(child: &mut Child, timeout_s: Option<i64>) -> Result<ExitStatus> {
@@ -151,6 +166,14 @@ mod tests {
     #[test]
     fn a_hook_that_hangs_is_ended() {
         let fault = run("poststart", &[shell("exec sleep 60", Some(1))], b"", &Place::default()).unwrap_err();
+        assert!(fault.one_line().contains("timeout"));
+    }
+
+    #[test]
+    fn a_long_state_holds_no_timeout_up() {
+        let state = vec![b'x'; 1 << 20];
+        run("prestart", &[shell("test $(wc -c) = 1048576", None)], &state, &Place::default()).unwrap();
+        let fault = run("prestart", &[shell("exec sleep 60", Some(1))], &state, &Place::default()).unwrap_err();
         assert!(fault.one_line().contains("timeout"));
     }
 
