@@ -14,6 +14,7 @@ pub mod init;
 pub mod log;
 pub mod path;
 pub mod plan;
+pub mod rdt;
 pub mod rootless;
 pub mod spec;
 pub mod state;

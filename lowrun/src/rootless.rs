@@ -49,6 +49,9 @@ pub fn check(plan: &Plan) -> Result<()> {
         let field = format!("mounts[{}]", mount.index);
         return refuse(&field, "id-mapped mounts are not supported for rootless containers");
     }
+    if !plan.net_devices.is_empty() {
+        return refuse("linux.netDevices", "network devices are not supported for rootless containers");
+    }
     if plan.namespaces.is_new(Kind::User) {
         return plan.mounts.iter().try_for_each(|mount| check_ids(plan, mount));
     }

@@ -155,6 +155,10 @@ fn sysctl_is_set_in_the_containers_namespaces() {
     stage.config["linux"]["sysctl"] = json!({ "vm.swappiness": "1" });
     assert_eq!(stage.run().status, 1);
     stage.is_clean();
+    stage.config["linux"]["sysctl"] = json!({ "net.ipv4.ip_forward": "1" });
+    stage.namespace("network", Some("/proc/self/ns/net"));
+    stage.run().fails(1, "host network namespace");
+    stage.is_clean();
 }
 
 #[test]

@@ -61,6 +61,7 @@ pub(super) fn destroy(global: &Global, container: &Container) -> Result<()> {
         container.state.cgroup.kill().step("delete:kill")?;
     }
     span("cgroup-remove", || container.state.cgroup.remove()).step("delete:cgroup")?;
+    container.state.rdt.as_ref().map_or(Ok(()), crate::rdt::Group::remove).step("delete:limits")?;
     span("state-remove", || container.dir.remove()).step("delete:state")?;
     for fault in hooks::run_all("poststop", &container.state.poststop, &container.hook_state(Status::Stopped)) {
         global.log.warn(&fault.one_line());

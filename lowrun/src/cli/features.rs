@@ -10,8 +10,8 @@ use crate::fault::Result;
 use crate::plan::capabilities::NAMES;
 use crate::plan::mounts::known_options;
 use crate::plan::namespaces::Kind;
+use crate::plan::{MEMORY_FLAGS, MEMORY_MODES};
 use crate::spec::OCI_VERSION;
-use crate::sys;
 
 pub(super) const FEATURES: Command = Command {
     name: "features",
@@ -57,8 +57,7 @@ pub(super) fn version(global: &Global, _: &Typed) -> Result<i32> {
 pub(super) fn features(_: &Global, _: &Typed) -> Result<i32> {
     let namespaces = Kind::ALL.map(Kind::as_str);
     let flags: Vec<&str> = FLAGS.iter().map(|(name, _)| *name).collect();
-    let supported: Vec<&str> =
-        FLAGS.iter().filter(|(_, bit)| sys::seccomp::knows_flags(*bit)).map(|(name, _)| *name).collect();
+    let supported: Vec<&str> = FLAGS.iter().filter(|(_, bit)| knows_flags(*bit)).map(|(name, _)| *name).collect();
     let architectures: Vec<&str> =
         ARCHITECTURES.iter().map(|(name, _)| *name).filter(|name| *name != "SCMP_ARCH_NATIVE").collect();
     let document = json!({
@@ -88,9 +87,10 @@ pub(super) fn features(_: &Global, _: &Typed) -> Result<i32> {
             },
             "apparmor": { "enabled": true },
             "selinux": { "enabled": true },
-            "intelRdt": { "enabled": false },
+            "intelRdt": { "enabled": true, "schemata": true, "monitoring": true },
+            "memoryPolicy": { "modes": MEMORY_MODES, "flags": MEMORY_FLAGS.map(|(name, _)| name) },
             "mountExtensions": { "idmap": { "enabled": true } },
-            "netDevices": { "enabled": false },
+            "netDevices": { "enabled": true },
         },
         "annotations": {
             "io.github.seccomp.libseccomp.version": seccomp_version(),

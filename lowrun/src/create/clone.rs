@@ -6,12 +6,13 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags};
 
-use super::{id_map, wait};
+use super::{id_map, net_devices, wait};
 use crate::channel::{self, FromInit, HostEnd, ToInit};
 use crate::fault::{Attempt, Code, Fault, Result};
 use crate::init::{self, Setup};
 use crate::plan::Plan;
 use crate::plan::namespaces::Kind;
+use crate::plan::net_devices::NetDevice;
 use crate::plan::sysctl;
 use crate::rootless;
 use crate::sys::clone::{Forked, clone3};
@@ -45,7 +46,7 @@ fn is_own(kind: Kind, namespace: &OwnedFd) -> bool {
     (own.st_dev, own.st_ino) == (joined.st_dev, joined.st_ino)
 }
 
-fn open_namespace(kind: Kind, path: &Path) -> Result<OwnedFd> {
+pub(super) fn open_namespace(kind: Kind, path: &Path) -> Result<OwnedFd> {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
         .call("open")
         .attempt(Code::NamespaceFailed, || format!("open {} namespace {}", kind.as_str(), path.display()))
@@ -80,8 +81,19 @@ pub(super) fn host_makes_network(plan: &Plan) -> bool {
     plan.namespaces.is_new(Kind::Network) && !plan.namespaces.has(Kind::User) && !rootless::lacks_privilege()
 }
 
+/// Moves network devices into a network namespace that is joined, or that the clone has made.
+pub(super) fn move_devices(setup: &Setup<'_>, pid: Pid) -> Result<()> {
+    let devices = &setup.plan.net_devices;
+    if devices.is_empty() || setup.host_makes_network {
+        return Ok(());
+    }
+    let path = setup.plan.namespaces.path(Kind::Network).map(Path::to_owned);
+    let path = path.unwrap_or_else(|| format!("/proc/{}/ns/net", pid.as_raw_nonzero()).into());
+    net_devices::hand_over(devices, open_namespace(Kind::Network, &path)?.as_fd())
+}
+
 /// Makes the namespace with its loopback interface up, hands it over, and returns to the own: hooks run there.
-pub(super) fn make_network(host: &HostEnd) -> Result<()> {
+pub(super) fn make_network(host: &HostEnd, devices: &[NetDevice]) -> Result<()> {
     const OWN: &str = "/proc/self/ns/net";
     let attempted = || "make a network namespace";
     let own = open_namespace(Kind::Network, Path::new(OWN))?;
@@ -90,7 +102,9 @@ pub(super) fn make_network(host: &HostEnd) -> Result<()> {
         .attempt(Code::NamespaceFailed, || "bring the loopback interface up")
         .and_then(|()| open_namespace(Kind::Network, Path::new(OWN)));
     sys::process::setns(own.as_fd(), Kind::Network.flag()).attempt(Code::NamespaceFailed, attempted)?;
-    host.send_descriptor(ToInit::Network, made?.as_fd());
+    let made = made?;
+    net_devices::hand_over(devices, made.as_fd())?;
+    host.send_descriptor(ToInit::Network, made.as_fd());
     Ok(())
 }
 

@@ -10,6 +10,7 @@ pub mod exec;
 pub mod hooks;
 mod id_map;
 mod meeting;
+mod net_devices;
 pub mod notify;
 pub mod seccomp;
 pub mod socket;
@@ -31,12 +32,12 @@ use crate::log::Log;
 use crate::path;
 use crate::plan::Plan;
 use crate::plan::namespaces::Kind;
-use crate::rootless;
 use crate::spec::Spec;
 use crate::state::{Container, Dir, State};
 use crate::sys::signal::SignalSet;
 use crate::sys::{self, Call, Failure};
 use crate::trace::span;
+use crate::{rdt, rootless};
 use clone::{Cloned, clone, clone_flags, helper_makes_time, host_makes_network, is_staged, make_network, open_joins};
 use meeting::Meeting;
 use seccomp::Filter;
@@ -83,6 +84,7 @@ pub struct Created {
 #[derive(Default)]
 pub(crate) struct Made {
     pub(crate) cgroup: Option<Cgroup>,
+    pub(crate) rdt: Option<rdt::Group>,
     pub(crate) process: Option<(Pid, OwnedFd)>,
     pub(crate) notify: Option<OwnedFd>,
     /// Open until the process is killed: one that finds it closed reports that, as if it were the fault.
@@ -97,6 +99,7 @@ impl Made {
             let _ = sys::signal::send(pidfd.as_fd(), libc::SIGKILL);
             let _ = wait::reap(pidfd.as_fd());
         }
+        let rdt_is_gone = self.rdt.is_none_or(|group| group.remove().is_ok());
         let had_process = self.process.is_some();
         let remove = |cgroup: Cgroup| match code {
             Code::CgroupInUse => {
@@ -105,7 +108,7 @@ impl Made {
             }
             _ => cgroup.remove().is_ok(),
         };
-        if self.cgroup.is_none_or(remove) {
+        if self.cgroup.is_none_or(remove) && rdt_is_gone {
             let _ = dir.remove();
         }
     }
@@ -135,6 +138,8 @@ fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid,
     let mut state = State::new(request.id, request.bundle, request.spec, plan, cgroup);
     let filter =
         span("seccomp-prepare", || prepare_filter(plan, request.root, dir, &mut state)).step("create:seccomp")?;
+    let section = plan.intel_rdt.as_ref();
+    state.rdt = section.map(|section| rdt::locate(section, request.id)).transpose().step("create:plan")?;
     // Before anything else is made: whoever finds this state can remove all that it names.
     dir.save(&state).step("create:state")?;
     if request.notifies {
@@ -143,6 +148,7 @@ fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid,
     }
     let setup = prepare(request, dir, &state, filter, tolerant)?;
     made.cgroup = Some(state.cgroup.clone());
+    made.rdt.clone_from(&state.rdt);
     span("cgroup-unified", || state.cgroup.create_unified(&plan.cgroup)).step("create:cgroup")?;
     open_to_own_user(true).step("create:clone")?;
     let Cloned { host, pid, pidfd, born_in_cgroup } = span("clone", || clone(&setup)).step("create:clone")?;
@@ -153,10 +159,14 @@ fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid,
     open_to_own_user(false).step("create:clone")?;
     let running = State { init: Some(init), ..state.clone() };
     dir.save(&running).step("create:state")?;
+    if let (Some(group), Some(section)) = (&state.rdt, &plan.intel_rdt) {
+        group.enter(section, *pid).step("create:limits")?;
+    }
+    clone::move_devices(&setup, *pid).step("create:network")?;
     host.send(ToInit::Cgroup);
     // The container side has work to do meanwhile.
     if setup.host_makes_network {
-        span("network-create", || make_network(host)).step("create:network")?;
+        span("network-create", || make_network(host, &plan.net_devices)).step("create:network")?;
     }
     drop(setup.program.take());
     meeting.converse(&running)?;

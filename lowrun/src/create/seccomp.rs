@@ -213,16 +213,10 @@ fn profile_flags(names: Option<&[String]>) -> Result<u64> {
     names.iter().try_fold(0, |flags, name| match FLAGS.iter().find(|(known, _)| known == name) {
         // The filter is installed by the only thread there is.
         Some((_, kernel::FILTER_FLAG_TSYNC)) => Ok(flags),
-        Some((_, bit)) if is_supported(*bit) => Ok(flags | bit),
+        Some((_, bit)) if kernel::knows_flags(*bit) => Ok(flags | bit),
         Some(_) => Err(invalid(format!("seccomp flag {name:?} is not supported by the kernel"))),
         None => Err(invalid(format!("seccomp flag {name:?} is not known"))),
     })
-}
-
-/// Whether the kernel has a flag; one goes with a listener only.
-pub fn is_supported(flag: u64) -> bool {
-    let listener = if flag == kernel::FILTER_FLAG_WAIT_KILLABLE_RECV { kernel::FILTER_FLAG_NEW_LISTENER } else { 0 };
-    kernel::knows_flags(flag | listener)
 }
 
 fn build(profile: &Seccomp) -> Result<Vec<u8>> {

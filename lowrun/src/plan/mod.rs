@@ -7,6 +7,7 @@ pub mod capabilities;
 pub mod devices;
 pub mod mounts;
 pub mod namespaces;
+pub mod net_devices;
 pub mod process;
 pub mod sysctl;
 
@@ -49,6 +50,8 @@ pub struct Plan {
     pub sysctl: Vec<(String, String)>,
     pub process: ProcessPlan,
     pub seccomp: Option<Box<RawValue>>,
+    pub net_devices: Vec<net_devices::NetDevice>,
+    pub intel_rdt: Option<spec::IntelRdt>,
     pub personality: Option<u64>,
     pub memory_policy: Option<MemoryPolicy>,
     pub cgroup: CgroupPlan,
@@ -87,7 +90,7 @@ pub fn plan(id: &str, bundle: &Path, spec: &Spec) -> Result<Plan> {
     let linux = spec.linux.clone().unwrap_or_default();
     let namespaces = Namespaces::parse(&linux.namespaces)?;
     check_namespaces(spec, &linux, &namespaces)?;
-    check_supported(&linux)?;
+    linux.intel_rdt.as_ref().map_or(Ok(()), crate::rdt::check)?;
     let rootfs = clean(&bundle.join(&root.path).to_string_lossy());
     let mut mounts = mounts(spec, bundle, &namespaces)?;
     mounts.iter_mut().for_each(|mount| mount.strip_root(&rootfs));
@@ -110,6 +113,8 @@ pub fn plan(id: &str, bundle: &Path, spec: &Spec) -> Result<Plan> {
         sysctl: sysctl::parse(&linux.sysctl, &namespaces)?,
         process: ProcessPlan::parse(process)?,
         seccomp: linux.seccomp.clone(),
+        net_devices: net_devices::parse(&linux.net_devices, &namespaces)?,
+        intel_rdt: linux.intel_rdt.clone(),
         personality: linux.personality.as_ref().map(personality).transpose()?,
         memory_policy: linux.memory_policy.as_ref().map(memory_policy).transpose()?,
         cgroup: CgroupPlan {
@@ -173,18 +178,6 @@ fn check_namespaces(spec: &Spec, linux: &spec::Linux, namespaces: &Namespaces) -
     Ok(())
 }
 
-/// What would otherwise be left out in silence.
-fn check_supported(linux: &spec::Linux) -> Result<()> {
-    let unsupported = |field: &str| Err(Fault::new(Code::Unsupported, field).cause("is not supported by this lowrun"));
-    if !linux.net_devices.is_empty() {
-        return unsupported("linux.netDevices");
-    }
-    if linux.intel_rdt.is_some() {
-        return unsupported("linux.intelRdt");
-    }
-    Ok(())
-}
-
 fn mounts(spec: &Spec, bundle: &Path, namespaces: &Namespaces) -> Result<Vec<MountPlan>> {
     let plans: Vec<MountPlan> = spec
         .mounts
@@ -237,20 +230,24 @@ fn personality(section: &spec::Personality) -> Result<u64> {
     }
 }
 
+/// Modes of memory policies, by number.
+pub const MEMORY_MODES: [&str; 7] = [
+    "MPOL_DEFAULT",
+    "MPOL_PREFERRED",
+    "MPOL_BIND",
+    "MPOL_INTERLEAVE",
+    "MPOL_LOCAL",
+    "MPOL_PREFERRED_MANY",
+    "MPOL_WEIGHTED_INTERLEAVE",
+];
+
+/// Flags of memory policies.
+pub const MEMORY_FLAGS: [(&str, i32); 3] =
+    [("MPOL_F_STATIC_NODES", 1 << 15), ("MPOL_F_RELATIVE_NODES", 1 << 14), ("MPOL_F_NUMA_BALANCING", 1 << 13)];
+
 fn memory_policy(section: &spec::MemoryPolicy) -> Result<MemoryPolicy> {
-    const MODES: [&str; 7] = [
-        "MPOL_DEFAULT",
-        "MPOL_PREFERRED",
-        "MPOL_BIND",
-        "MPOL_INTERLEAVE",
-        "MPOL_LOCAL",
-        "MPOL_PREFERRED_MANY",
-        "MPOL_WEIGHTED_INTERLEAVE",
-    ];
-    const FLAGS: [(&str, i32); 3] =
-        [("MPOL_F_STATIC_NODES", 1 << 15), ("MPOL_F_RELATIVE_NODES", 1 << 14), ("MPOL_F_NUMA_BALANCING", 1 << 13)];
     let field = "linux.memoryPolicy";
-    let mode = MODES.iter().position(|name| *name == section.mode);
+    let mode = MEMORY_MODES.iter().position(|name| *name == section.mode);
     let mode = mode.ok_or_else(|| invalid(field, format!("invalid memory policy mode {:?}", section.mode)))? as i32;
     let nodes = cpu_list(&section.nodes)
         .ok_or_else(|| invalid(field, format!("invalid memory policy node in {:?}", section.nodes)))?;
@@ -262,7 +259,7 @@ fn memory_policy(section: &spec::MemoryPolicy) -> Result<MemoryPolicy> {
     }
     let mut flags = 0;
     for flag in &section.flags {
-        let known = FLAGS.iter().find(|(name, _)| name == flag);
+        let known = MEMORY_FLAGS.iter().find(|(name, _)| name == flag);
         flags |= known.ok_or_else(|| invalid(field, format!("invalid memory policy flag {flag:?}")))?.1;
     }
     Ok(MemoryPolicy { mode: mode | flags, nodes })

@@ -42,7 +42,7 @@ pub struct Linux {
     #[serde(deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
     pub time_offsets: BTreeMap<String, TimeOffset>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub intel_rdt: Option<serde_json::Value>,
+    pub intel_rdt: Option<IntelRdt>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_policy: Option<MemoryPolicy>,
 }
@@ -101,6 +101,22 @@ pub struct Personality {
 pub struct TimeOffset {
     pub secs: i64,
     pub nanosecs: u32,
+}
+
+/// A class of service of Intel RDT, and its schemata.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct IntelRdt {
+    #[serde(rename = "closID", deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    pub clos_id: String,
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    pub schemata: Vec<String>,
+    #[serde(rename = "l3CacheSchema", deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    pub l3_cache_schema: String,
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    pub mem_bw_schema: String,
+    #[serde(deserialize_with = "nullable")]
+    pub enable_monitoring: bool,
 }
 
 /// `set_mempolicy(2)` in words.

@@ -56,6 +56,9 @@ pub struct State {
     /// The first process; missing while it is made.
     pub init: Option<Identity>,
     pub cgroup: Cgroup,
+    /// Its place in resctrl, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rdt: Option<crate::rdt::Group>,
     pub namespaces: Namespaces,
     /// What an exec inherits.
     pub process: spec::Process,
@@ -394,6 +397,7 @@ impl State {
             annotations: spec.annotations.clone(),
             init: None,
             cgroup,
+            rdt: None,
             namespaces: plan.namespaces.clone(),
             process: spec.process.clone().unwrap_or_default(),
             personality: plan.personality,
