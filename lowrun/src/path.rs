@@ -4,6 +4,8 @@
 //! never joined to a host path: the kernel resolves it below a handle of the root (`openat2` with `RESOLVE_IN_ROOT`
 //! and no magic links), and what is made, is made in a directory that is held by a handle, under a single name.
 
+mod by_hand;
+
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -98,7 +100,7 @@ impl Root {
     }
 }
 
-/// `openat2(2)`, tried again while renames disturb it.
+/// `openat2(2)`, tried again while renames disturb it, and done by hand where it is denied.
 pub fn openat2(
     dir: BorrowedFd<'_>,
     path: &Path,
@@ -109,6 +111,7 @@ pub fn openat2(
     for _ in 0..TRIES {
         match rustix::fs::openat2(dir, path, flags | OFlags::CLOEXEC, mode, resolve) {
             Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(Errno::NOSYS | Errno::PERM) => return by_hand::open(dir, path, flags, mode, resolve),
             result => return result.call("openat2"),
         }
     }
@@ -250,6 +253,14 @@ pub fn open_proc() -> sys::Result<OwnedFd> {
 pub fn open_in_proc(proc: BorrowedFd<'_>, path: &str, flags: OFlags) -> sys::Result<OwnedFd> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
     openat2(proc, Path::new(path), flags | OFlags::NOFOLLOW, Mode::empty(), resolve)
+}
+
+/// The numbers of this process's descriptors.
+pub fn descriptors(proc: BorrowedFd<'_>) -> sys::Result<Vec<u32>> {
+    let dir = open_in_proc(proc, "self/fd", OFlags::RDONLY | OFlags::DIRECTORY)?;
+    let entries = rustix::fs::Dir::read_from(&dir).call("getdents64")?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().to_str().ok()?.parse().ok());
+    Ok(names.collect())
 }
 
 /// Writes `text` in one go to a file below a procfs handle.

@@ -63,6 +63,11 @@ impl Hierarchy {
         self.controllers.split(',').any(|controller| controller == name)
     }
 
+    /// The file that a process writes `0` to, to enter the directory.
+    pub fn open_processes(&self) -> crate::sys::Result<OwnedFd> {
+        open_write(&self.dir.join("cgroup.procs"))
+    }
+
     /// The directory's path in the hierarchy, as `/proc/PID/cgroup` shows it on the host.
     pub fn path_in_hierarchy(&self) -> &Path {
         self.dir.strip_prefix(&self.mount).unwrap_or(&self.dir)

@@ -12,6 +12,7 @@ use crate::plan::mounts::known_options;
 use crate::plan::namespaces::Kind;
 use crate::plan::{MEMORY_FLAGS, MEMORY_MODES};
 use crate::spec::OCI_VERSION;
+use crate::sys::seccomp::knows_flags;
 
 pub(super) const FEATURES: Command = Command {
     name: "features",

@@ -63,6 +63,7 @@ pub fn exec(request: ExecRequest<'_>) -> Result<(Pid, OwnedFd)> {
         init,
         namespaces: kinds.fold(0, |flags, kind| flags | kind.flag()),
         staged,
+        late_entrance: Cell::new(None),
         entrances: cgroup.entrances().step("exec:cgroup")?,
         proc: path::open_proc().attempt(Code::RootfsUnsafe, || "open the host's /proc").step("exec:clone")?,
         console: request.console,
@@ -96,6 +97,11 @@ fn clone(setup: &ExecSetup<'_>, cgroup: &Cgroup, in_pid_namespace: bool) -> Resu
         Err(failure) if failure.errno == rustix::io::Errno::BUSY => {
             let own = own_cgroup_of(setup.init.as_fd()).attempt(Code::CgroupFailed, attempted)?;
             clone3(0, Some(own.as_fd()))
+        }
+        // Before 5.7, or under a filter: the child enters by itself.
+        Err(failure) if matches!(failure.errno, rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => {
+            setup.late_entrance.set(cgroup.unified().and_then(|hierarchy| hierarchy.open_processes().ok()));
+            clone3(0, None)
         }
         // A directory of the own user, but not the one that this process comes from: as at creation, without.
         Err(_) if rootless::is_unprivileged() => clone3(0, None),

@@ -45,6 +45,7 @@ impl Rootfs {
             link_controllers(tmpfs.as_fd(), &hierarchy.controllers, name.to_str().unwrap_or_default());
         }
         mount::attach(tmpfs.as_fd(), target.as_fd()).attempt(Code::MountFailed, attempted)?;
+        let mut trees = Vec::new();
         for hierarchy in v1 {
             let tree = if setup.plan.namespaces.is_new(Kind::Cgroup) {
                 new_hierarchy(mount, &hierarchy.controllers)?
@@ -57,10 +58,16 @@ impl Rootfs {
                 .call("openat")
                 .and_then(|place| mount::attach(tree.as_fd(), place.as_fd()))
                 .attempt(Code::MountFailed, attempted)?;
+            trees.push(tree);
         }
-        // One call for the tmpfs and all that is on it.
-        let attr = AttrChange { set: mount.attr.set | CGROUP_ATTR, ..mount.attr };
-        mount::mount_setattr(tmpfs.as_fd(), true, &attr.to_attr()).attempt(Code::MountFailed, attempted)?;
+        // One call for the tmpfs and all that is on it, where the kernel has that.
+        let attr = AttrChange { set: mount.attr.set | CGROUP_ATTR, ..mount.attr }.to_attr();
+        mount::mount_setattr(tmpfs.as_fd(), true, &attr)
+            .or_else(|_| {
+                let mut all = trees.iter().chain([&tmpfs]);
+                all.try_for_each(|tree| mount::mount_setattr(tree.as_fd(), false, &attr))
+            })
+            .attempt(Code::MountFailed, attempted)?;
         propagate(tmpfs.as_fd(), mount)
     }
 

@@ -34,6 +34,8 @@ pub struct ExecSetup<'a> {
     pub staged: bool,
     /// Files that a `0` is written to, to enter the v1 cgroups.
     pub entrances: Vec<OwnedFd>,
+    /// As [`ExecSetup::entrances`], of the v2 cgroup, where the process could not be born in it.
+    pub late_entrance: Cell<Option<OwnedFd>>,
     /// `/proc` of the host, verified.
     pub proc: OwnedFd,
     pub console: Option<OwnedFd>,
@@ -65,7 +67,7 @@ fn join(setup: &ExecSetup<'_>, channel: &InitEnd) -> Result<std::convert::Infall
     let affinity = &setup.process.cpu_affinity;
     set_affinity(affinity.initial.as_deref())?;
     tell_affinity(setup);
-    for entrance in &setup.entrances {
+    for entrance in setup.entrances.iter().chain(&setup.late_entrance.take()) {
         rustix::io::write(entrance, b"0")
             .call("write")
             .attempt(Code::CgroupFailed, || "enter the container's cgroup")

@@ -36,8 +36,9 @@ impl Rootfs {
     fn protect(&self, path: &Path, readonly: &MountAttr) -> crate::sys::Result<()> {
         let Some(target) = self.existing(path)? else { return Ok(()) };
         let tree = mount::clone_handle(target.as_fd(), true)?;
-        mount::mount_setattr(tree.as_fd(), false, readonly)?;
-        mount::attach(tree.as_fd(), target.as_fd())
+        let early = mount::mount_setattr(tree.as_fd(), false, readonly);
+        mount::attach(tree.as_fd(), target.as_fd())?;
+        early.or_else(|_| mount::mount_setattr(tree.as_fd(), false, readonly))
     }
 
     fn existing(&self, path: &Path) -> crate::sys::Result<Option<OwnedFd>> {
@@ -81,11 +82,20 @@ fn cover(target: BorrowedFd<'_>, shared: &mut Option<OwnedFd>) -> crate::sys::Re
         }
         // A detached mask that was not used yet is attached; an attached one is copied.
         Some(mask) => match mount::clone_handle(mask.as_fd(), false) {
-            Ok(copy) => mount::attach(copy.as_fd(), target),
-            Err(failure) if failure.errno == Errno::INVAL => mount::attach(mask.as_fd(), target),
+            Ok(copy) => attach_readonly(copy.as_fd(), target),
+            Err(failure) if failure.errno == Errno::INVAL => attach_readonly(mask.as_fd(), target),
             Err(failure) => Err(failure),
         },
     }
+}
+
+/// A mask is read-only before it is attached, where the kernel can do that.
+fn attach_readonly(mask: BorrowedFd<'_>, target: BorrowedFd<'_>) -> crate::sys::Result<()> {
+    mount::attach(mask, target)?;
+    if rustix::fs::fstatvfs(mask).is_ok_and(|stat| stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY)) {
+        return Ok(());
+    }
+    mount::mount_setattr(mask, false, &MountAttr { set: MOUNT_ATTR_RDONLY, ..MountAttr::default() })
 }
 
 /// A detached read-only mount of the host's null device, verified: in the container's own `/dev` something else could
@@ -106,6 +116,9 @@ pub(super) fn clone_null(plan: &Plan) -> Result<Option<OwnedFd>> {
     // Private: as a slave of the host's mounts, CRIU could not make it again.
     let propagation = u64::from(libc::MS_PRIVATE as u32);
     let attr = MountAttr { set: MOUNT_ATTR_RDONLY, propagation, ..MountAttr::default() };
-    mount::mount_setattr(tree.as_fd(), false, &attr).attempt(Code::MountFailed, attempted)?;
+    match mount::mount_setattr(tree.as_fd(), false, &attr) {
+        Err(failure) if mount::needs_attached(&failure) => {}
+        result => result.attempt(Code::MountFailed, attempted)?,
+    }
     Ok(Some(tree))
 }

@@ -85,6 +85,7 @@ pub struct Setup<'a> {
 pub fn run(setup: &Setup<'_>, channel: InitEnd) -> ! {
     trace::forget();
     setup.dir.leave_lock_to_parent();
+    sys::mount_old::remember_proc(setup.proc.as_fd());
     drop(setup.program.take());
     sys::signal::reset_dispositions();
     let work = std::panic::AssertUnwindSafe(|| enter(setup, &channel));

@@ -52,6 +52,8 @@ pub struct Program<'a> {
 /// Gives up what the program may not have, waits to be started, and becomes the program.
 pub fn become_program(program: &Program<'_>) -> Result<std::convert::Infallible> {
     let process = program.process;
+    // Early: a filter may deny the call, and what is opened from here on is closed as well.
+    close_on_exec(program).step("create:process")?;
     reopen_null().step("create:process")?;
     // Before the filter, which may not know the call. What is opened from here on closes itself, as all of lowrun's.
     kernel::close_on_exec_from(3 + program.extra_fds)
@@ -80,6 +82,19 @@ pub fn become_program(program: &Program<'_>) -> Result<std::convert::Infallible>
     rustix::process::umask(Mode::from_raw_mode(process.umask.unwrap_or(0o022)));
     let failure = kernel::execve(&path, &arguments, &environment_strings);
     Err(exec_fault(&process.args[0], failure).at("start:exec"))
+}
+
+fn close_on_exec(program: &Program<'_>) -> Result<()> {
+    let first = 3 + program.extra_fds;
+    match kernel::close_on_exec_from(first) {
+        // Before Linux 5.11, or a filter around lowrun: one by one.
+        Err(Failure { errno: Errno::INVAL | Errno::NOSYS | Errno::PERM, .. }) => {
+            let open = crate::path::descriptors(program.proc).attempt(Code::SystemError, || "list descriptors")?;
+            open.into_iter().filter(|fd| *fd >= first).for_each(kernel::close_on_exec);
+            Ok(())
+        }
+        result => result.attempt(Code::SystemError, || "close descriptors"),
+    }
 }
 
 /// Stdio that is the host's null device becomes the container's: no handle into the host's file systems stays.
@@ -428,7 +443,7 @@ fn wait_for_start(program: &Program<'_>, setup: &Setup<'_>) -> Result<()> {
     let Some(fifo) = &setup.fifo else { return Ok(()) };
     program.channel.close();
     let kept = [Some(fifo.as_raw_fd()), setup.log.descriptor()];
-    sys::process::close_from(3 + program.extra_fds, &kept).attempt(Code::SystemError, || "close descriptors")?;
+    close_from(program, &kept);
     let attempted = || "wait to be started";
     SignalSet::full().block().attempt(Code::SystemError, attempted)?;
     let signals = SignalSet::full().descriptor().attempt(Code::SystemError, attempted)?;
@@ -444,6 +459,15 @@ fn wait_for_start(program: &Program<'_>, setup: &Setup<'_>) -> Result<()> {
         end_by_signal(&signals)?;
     }
     SignalSet::empty().block().attempt(Code::SystemError, attempted)
+}
+
+/// Where the filter denies the short way, one by one; all are closed by `execve` in the end.
+fn close_from(program: &Program<'_>, kept: &[Option<i32>]) {
+    let first = 3 + program.extra_fds;
+    if kernel::close_from(first, kept).is_err() {
+        let open = crate::path::descriptors(program.proc).unwrap_or_default();
+        open.into_iter().filter(|fd| *fd >= first && !kept.contains(&Some(*fd as i32))).for_each(kernel::close);
+    }
 }
 
 /// The first process of a pid namespace is not ended by a signal that it does not handle. Until the program runs, which

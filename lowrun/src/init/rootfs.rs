@@ -109,10 +109,14 @@ impl Rootfs {
         let tree = self.sources.take(setup, channel, mount)?;
         let attempted = || mount.describe();
         let is_dir = is_directory(tree.as_fd()).attempt(Code::MountFailed, attempted)?;
-        apply_bind_attributes(tree.as_fd(), mount)?;
+        // A kernel without the call for detached mounts changes it when it is attached.
+        let early = apply_bind_attributes(tree.as_fd(), mount);
         let target = self.target(mount, is_dir)?;
         check_proc_target(mount, target.as_fd(), Some(tree.as_fd()))?;
         attach(tree.as_fd(), target.as_fd()).attempt(Code::MountFailed, attempted)?;
+        if early.is_err() {
+            apply_bind_attributes(tree.as_fd(), mount)?;
+        }
         propagate(tree.as_fd(), mount)
     }
 

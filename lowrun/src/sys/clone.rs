@@ -56,12 +56,28 @@ pub fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Forked> {
     // SAFETY: no CLONE_VM and no stack: the child runs on a copy of this stack. lowrun has one thread, so no lock is
     // held by a thread that the child would not have. `args` and `pidfd` outlive the call.
     let result = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
-    match check("clone3", result)? {
-        0 => Ok(Forked::Child),
-        pid => {
-            let pid = Pid::from_raw(pid as i32).ok_or(Failure { call: "clone3", errno: Errno::SRCH })?;
-            // SAFETY: CLONE_PIDFD made the kernel store a new descriptor, owned by nobody else.
-            Ok(Forked::Parent { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
-        }
+    match check("clone3", result) {
+        // Filters that cannot look into the structure deny the call; the old one cannot enter a cgroup.
+        Err(Failure { errno: Errno::NOSYS | Errno::PERM, .. }) if cgroup.is_none() => clone(flags, exit_signal),
+        result => forked(result?, pidfd),
     }
+}
+
+/// `clone(2)`, for what it can do as well.
+fn clone(flags: u64, exit_signal: u64) -> Result<Forked> {
+    let mut pidfd: libc::c_int = -1;
+    let flags = flags | libc::CLONE_PIDFD as u64 | exit_signal;
+    // SAFETY: as in `clone3`: no CLONE_VM and no stack. With CLONE_PIDFD the third argument, on every architecture, is
+    // where the descriptor goes.
+    let result = unsafe { libc::syscall(libc::SYS_clone, flags, 0, &raw mut pidfd, 0, 0) };
+    forked(check("clone", result)?, pidfd)
+}
+
+fn forked(pid: libc::c_long, pidfd: libc::c_int) -> Result<Forked> {
+    if pid == 0 {
+        return Ok(Forked::Child);
+    }
+    let pid = Pid::from_raw(pid as i32).ok_or(Failure { call: "clone3", errno: Errno::SRCH })?;
+    // SAFETY: CLONE_PIDFD made the kernel store a new descriptor, owned by nobody else.
+    Ok(Forked::Parent { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
 }

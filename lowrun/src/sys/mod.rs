@@ -8,8 +8,10 @@ pub mod caps;
 pub mod clone;
 pub mod exe;
 pub mod mount;
+pub mod mount_old;
 pub mod net;
 pub mod process;
+pub mod rtnetlink;
 pub mod seccomp;
 pub mod signal;
 

@@ -9,7 +9,7 @@ use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
-use super::{Call, Failure, Result, check};
+use super::{Call, Failure, Result, check, mount_old};
 
 pub const MOUNT_ATTR_RDONLY: u64 = 0x1;
 pub const MOUNT_ATTR_NOSUID: u64 = 0x2;
@@ -48,19 +48,35 @@ pub fn mount_setattr_path(path: &CStr, recursive: bool, attr: &MountAttr) -> Res
 }
 
 fn setattr_at(dir: i32, path: &CStr, flags: i32, recursive: bool, attr: &MountAttr) -> Result<()> {
-    let flags = flags | if recursive { libc::AT_RECURSIVE } else { 0 };
+    let at_flags = flags | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: `path` ends in NUL, `attr` has the kernel's layout, and both outlive the call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             dir,
             path.as_ptr(),
-            flags,
+            at_flags,
             std::ptr::from_ref(attr),
             size_of::<MountAttr>(),
         )
     };
-    check("mount_setattr", result).map(drop)
+    match check("mount_setattr", result) {
+        // What the kernel itself denies, the old call is denied as well.
+        Err(refusal) if matches!(refusal.errno, Errno::NOSYS | Errno::PERM) => {
+            let done = if path.is_empty() {
+                mount_old::setattr(dir, recursive, attr)
+            } else {
+                mount_old::setattr_path(path, recursive, attr)
+            };
+            done.map_err(|_| refusal)
+        }
+        result => result.map(drop),
+    }
+}
+
+/// Whether a mount must be attached for its attributes to be changed.
+pub fn needs_attached(failure: &Failure) -> bool {
+    matches!(failure.errno, Errno::NOSYS | Errno::PERM)
 }
 
 /// Maps the ids of a detached mount, and if `recursive` of all below, as the user namespace does (Linux 5.12).

@@ -160,6 +160,12 @@ pub fn close_on_exec_from(first: u32) -> Result<()> {
     Ok(())
 }
 
+/// As [`close_on_exec_from`], of one descriptor; one that is not open is none to close.
+pub fn close_on_exec(fd: u32) {
+    // SAFETY: changes a flag of a descriptor; nothing is closed under a running owner.
+    unsafe { libc::fcntl(fd as i32, libc::F_SETFD, libc::FD_CLOEXEC) };
+}
+
 /// Closes every descriptor from `first` on but those of `kept`.
 ///
 /// For a process that will only wait and then execute a program: owners of the descriptors must not be used any more,
@@ -194,6 +200,12 @@ fn close_each(first: u32, last: u32) {
         // SAFETY: see `close_from`; a descriptor that is not open is no harm.
         unsafe { libc::close(fd as i32) };
     }
+}
+
+/// As [`close_from`], of one descriptor.
+pub fn close(fd: u32) {
+    // SAFETY: see `close_from`.
+    unsafe { libc::close(fd as i32) };
 }
 
 /// Strings laid out as `execve(2)` takes them. Made before privileges go.

@@ -1,0 +1,201 @@
+//! What `openat2(2)` resolves, name by name: for a kernel, or a filter around lowrun, that has no such call.
+//!
+//! Every name is opened by a handle of its directory and never followed by the kernel; a symlink is taken apart here. A
+//! directory that somebody renames meanwhile is followed where it goes, as the kernel would; `..` goes back on the way
+//! that was come, never above the first directory.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Component, Path};
+
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
+use rustix::io::Errno;
+
+use super::SYMLINKS;
+use crate::sys::{self, Call, Failure};
+
+/// Opens `path` below `dir`, as `openat2` with `resolve` does.
+pub(super) fn open(
+    dir: BorrowedFd<'_>,
+    path: &Path,
+    flags: OFlags,
+    mode: Mode,
+    resolve: ResolveFlags,
+) -> sys::Result<OwnedFd> {
+    let mut steps = Steps { way: vec![open_dir(dir, ".")?], todo: Vec::new(), symlinks: 0, resolve };
+    steps.push(path)?;
+    while let Some(name) = steps.todo.pop() {
+        if name == ".." {
+            steps.back()?;
+        } else if let Some(opened) = steps.forward(&name, flags, mode)? {
+            return Ok(opened);
+        }
+    }
+    // It is a directory that was come to by "..", or the first.
+    rustix::fs::openat(steps.here(), ".", flags | OFlags::CLOEXEC, mode).call("openat")
+}
+
+struct Steps {
+    /// The directories on the way, the first one first.
+    way: Vec<OwnedFd>,
+    /// Names to do, last one first.
+    todo: Vec<OsString>,
+    symlinks: usize,
+    resolve: ResolveFlags,
+}
+
+impl Steps {
+    fn here(&self) -> BorrowedFd<'_> {
+        self.way[self.way.len() - 1].as_fd()
+    }
+
+    fn push(&mut self, path: &Path) -> sys::Result<()> {
+        if path.is_absolute() {
+            self.leave_by("/")?;
+            self.way.truncate(1);
+        }
+        for component in path.components().rev() {
+            match component {
+                Component::Normal(name) => self.todo.push(name.to_owned()),
+                Component::ParentDir => self.todo.push("..".into()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn back(&mut self) -> sys::Result<()> {
+        if self.way.len() == 1 {
+            return self.leave_by("..");
+        }
+        self.way.pop();
+        Ok(())
+    }
+
+    /// Above the first directory there is nothing: in a root one stays, from beneath a directory one may not leave.
+    fn leave_by(&self, _: &str) -> sys::Result<()> {
+        if self.resolve.contains(ResolveFlags::BENEATH) {
+            return Err(Failure { call: "openat", errno: Errno::XDEV });
+        }
+        Ok(())
+    }
+
+    /// Goes to `name`; if that is the end, what was opened.
+    fn forward(&mut self, name: &OsString, flags: OFlags, mode: Mode) -> sys::Result<Option<OwnedFd>> {
+        let handle = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let entry = rustix::fs::openat(self.here(), name, handle, Mode::empty()).call("openat")?;
+        self.check_mount(&entry)?;
+        let is_last = self.todo.is_empty();
+        let kind = rustix::fs::fstat(&entry).call("fstat")?.st_mode & libc::S_IFMT;
+        if kind == libc::S_IFLNK && !(is_last && flags.contains(OFlags::NOFOLLOW)) {
+            return self.follow(name).map(|()| None);
+        }
+        if is_last {
+            let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            return rustix::fs::openat(self.here(), name, flags, mode).call("openat").map(Some);
+        }
+        if kind != libc::S_IFDIR {
+            return Err(Failure { call: "openat", errno: Errno::NOTDIR });
+        }
+        self.way.push(entry);
+        Ok(None)
+    }
+
+    fn follow(&mut self, name: &OsString) -> sys::Result<()> {
+        self.symlinks += 1;
+        if self.symlinks > SYMLINKS || self.resolve.contains(ResolveFlags::NO_SYMLINKS) {
+            return Err(Failure { call: "openat", errno: Errno::LOOP });
+        }
+        let target = rustix::fs::readlinkat(self.here(), name, Vec::new()).call("readlinkat")?;
+        // The text of a magic link is taken as a path below the first directory, so it leads nowhere else either.
+        self.push(Path::new(&OsString::from_vec(target.into_bytes())))
+    }
+
+    fn check_mount(&self, entry: &OwnedFd) -> sys::Result<()> {
+        if self.resolve.contains(ResolveFlags::NO_XDEV) && mount_of(entry.as_fd())? != mount_of(self.way[0].as_fd())? {
+            return Err(Failure { call: "openat", errno: Errno::XDEV });
+        }
+        Ok(())
+    }
+}
+
+fn mount_of(handle: BorrowedFd<'_>) -> sys::Result<u64> {
+    rustix::fs::statx(handle, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).call("statx").map(|stat| stat.stx_mnt_id)
+}
+
+fn open_dir(dir: BorrowedFd<'_>, name: &str) -> sys::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, name, flags, Mode::empty()).call("openat")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT;
+    const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_XDEV);
+
+    /// A root with a file, links of all kinds, and a secret beside it.
+    fn tree() -> (tempfile::TempDir, OwnedFd) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        std::fs::create_dir_all(root.join("a/b")).unwrap();
+        std::fs::write(root.join("a/b/file"), "inside").unwrap();
+        std::fs::write(dir.path().join("secret"), "outside").unwrap();
+        for (name, target) in [
+            ("up", "../../../secret"),
+            ("abs", "/a/b/file"),
+            ("rel", "a/../a/b"),
+            ("loop", "loop"),
+            ("out", "/../secret"),
+        ] {
+            symlink(target, root.join(name)).unwrap();
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(&root, flags, Mode::empty()).unwrap();
+        (dir, root)
+    }
+
+    fn both(root: &OwnedFd, path: &str, resolve: ResolveFlags) -> [Result<u64, Errno>; 2] {
+        let inode = |result: rustix::io::Result<OwnedFd>| result.map(|fd| rustix::fs::fstat(&fd).unwrap().st_ino);
+        let kernels = rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve);
+        let ours = open(root.as_fd(), Path::new(path), OFlags::PATH, Mode::empty(), resolve);
+        [inode(kernels), inode(ours.map_err(|failure| failure.errno))]
+    }
+
+    #[test]
+    fn it_resolves_as_the_kernel_does() {
+        let (_dir, root) = tree();
+        for path in [
+            "/",
+            ".",
+            "a",
+            "/a/b/file",
+            "a/b/../b/file",
+            "../../a",
+            "up",
+            "abs",
+            "rel",
+            "rel/file",
+            "loop",
+            "out",
+            "none",
+            "a/b/file/x",
+            "a/none/x",
+        ] {
+            for resolve in [IN_ROOT, BENEATH, IN_ROOT | ResolveFlags::NO_SYMLINKS] {
+                let [kernels, ours] = both(&root, path, resolve);
+                assert_eq!(ours, kernels, "{path} with {resolve:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_is_opened_to_be_read() {
+        let (_dir, root) = tree();
+        let file = open(root.as_fd(), Path::new("abs"), OFlags::RDONLY, Mode::empty(), IN_ROOT).unwrap();
+        assert_eq!(std::io::read_to_string(std::fs::File::from(file)).unwrap(), "inside");
+    }
+}
