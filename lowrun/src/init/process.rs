@@ -52,13 +52,9 @@ pub struct Program<'a> {
 /// Gives up what the program may not have, waits to be started, and becomes the program.
 pub fn become_program(program: &Program<'_>) -> Result<std::convert::Infallible> {
     let process = program.process;
-    // Early: a filter may deny the call, and what is opened from here on is closed as well.
-    close_on_exec(program).step("create:process")?;
     reopen_null().step("create:process")?;
     // Before the filter, which may not know the call. What is opened from here on closes itself, as all of lowrun's.
-    kernel::close_on_exec_from(3 + program.extra_fds)
-        .attempt(Code::SystemError, || "close descriptors")
-        .step("create:process")?;
+    close_on_exec(program).step("create:process")?;
     set_attributes(program).step("create:process")?;
     set_limits(program).step("create:limits")?;
     if let (Some(filter), false) = (program.filter, process.no_new_privileges) {
@@ -443,7 +439,7 @@ fn wait_for_start(program: &Program<'_>, setup: &Setup<'_>) -> Result<()> {
     let Some(fifo) = &setup.fifo else { return Ok(()) };
     program.channel.close();
     let kept = [Some(fifo.as_raw_fd()), setup.log.descriptor()];
-    close_from(program, &kept);
+    kernel::close_from(3 + program.extra_fds, &kept).attempt(Code::SystemError, || "close descriptors")?;
     let attempted = || "wait to be started";
     SignalSet::full().block().attempt(Code::SystemError, attempted)?;
     let signals = SignalSet::full().descriptor().attempt(Code::SystemError, attempted)?;
@@ -459,15 +455,6 @@ fn wait_for_start(program: &Program<'_>, setup: &Setup<'_>) -> Result<()> {
         end_by_signal(&signals)?;
     }
     SignalSet::empty().block().attempt(Code::SystemError, attempted)
-}
-
-/// Where the filter denies the short way, one by one; all are closed by `execve` in the end.
-fn close_from(program: &Program<'_>, kept: &[Option<i32>]) {
-    let first = 3 + program.extra_fds;
-    if kernel::close_from(first, kept).is_err() {
-        let open = crate::path::descriptors(program.proc).unwrap_or_default();
-        open.into_iter().filter(|fd| *fd >= first && !kept.contains(&Some(*fd as i32))).for_each(kernel::close);
-    }
 }
 
 /// The first process of a pid namespace is not ended by a signal that it does not handle. Until the program runs, which

@@ -150,14 +150,7 @@ pub fn close_on_exec_from(first: u32) -> Result<()> {
     const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
     // SAFETY: changes a flag of descriptors; nothing is closed under a running owner.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC) };
-    if check("close_range", result).is_err() {
-        // Linux 5.11 and later have it; before, one by one.
-        for fd in first..1 << 10 {
-            // SAFETY: changes a flag of a descriptor, or finds none.
-            unsafe { libc::fcntl(fd as i32, libc::F_SETFD, libc::FD_CLOEXEC) };
-        }
-    }
-    Ok(())
+    check("close_range", result).map(drop)
 }
 
 /// As [`close_on_exec_from`], of one descriptor; one that is not open is none to close.
@@ -200,12 +193,6 @@ fn close_each(first: u32, last: u32) {
         // SAFETY: see `close_from`; a descriptor that is not open is no harm.
         unsafe { libc::close(fd as i32) };
     }
-}
-
-/// As [`close_from`], of one descriptor.
-pub fn close(fd: u32) {
-    // SAFETY: see `close_from`.
-    unsafe { libc::close(fd as i32) };
 }
 
 /// Strings laid out as `execve(2)` takes them. Made before privileges go.
