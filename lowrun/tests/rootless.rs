@@ -241,12 +241,15 @@ fn a_users_container_has_its_clocks_and_joins_another() {
     first.call(&["delete", "--force", first.stage.id()]).ok();
 }
 
+/// What it is, how it is asked for, and what the refusal says.
+type Refused = (&'static str, fn(&mut Value, &Value), &'static str);
+
 #[test]
 fn what_takes_privilege_is_refused_by_name() {
     let Some(mut rootless) = Rootless::new(As::User) else { return };
     let sound = rootless.stage.config.clone();
     let memory = json!({ "memory": { "limit": 64 << 20 } });
-    let cases: [(&str, fn(&mut Value, &Value), &str); 5] = [
+    let cases: [Refused; 5] = [
         ("no user namespace", |c, _| drop_user_namespace(c), "user namespace"),
         ("an owner that is not mapped", |c, _| c["mounts"][1]["options"] = json!(["uid=7"]), "uid=7"),
         ("a limit", |c, memory| c["linux"]["resources"] = memory.clone(), "cgroup"),
