@@ -45,8 +45,9 @@ impl Host {
     fn run(&self) -> Outcome {
         self.stage.write_config();
         let runtime = self.stage.command();
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.name]).arg(runtime.get_program()).args(runtime.get_args());
+        // Not `ip netns exec`, which covers /sys and with it the cgroups.
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.name)).arg(runtime.get_program()).args(runtime.get_args());
         command.args(["run", self.stage.id()]).current_dir(self.stage.bundle()).stdin(std::process::Stdio::null());
         self.stage.finish(command)
     }
