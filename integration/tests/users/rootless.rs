@@ -4,13 +4,14 @@
 use integration::daemonless::SUBORDINATE_IDS;
 use integration::{Caller, Daemonless, daemonless, wait};
 
-macro_rules! over_runc {
+macro_rules! over_both {
     ($($name:ident)*) => {
         mod over_runc { $(#[test] fn $name() { super::daemonless(super::Caller::Unprivileged, &crate::runc(), super::$name) })* }
+        mod over_lowrun { $(#[test] fn $name() { super::daemonless(super::Caller::Unprivileged, &crate::lowrun(), super::$name) })* }
     };
 }
 
-over_runc! {
+over_both! {
     a_life
     ids_are_mapped
     hardening_and_mounts
