@@ -19,4 +19,5 @@ pub mod rootless;
 pub mod spec;
 pub mod state;
 pub mod sys;
+pub mod systemd;
 pub mod trace;

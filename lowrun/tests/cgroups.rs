@@ -3,7 +3,7 @@
 mod stage;
 
 use serde_json::json;
-use stage::{eventually, stage};
+use stage::{by_systemd, eventually, stage};
 
 const LOOP: &str = "while :; do sleep 0.05; done";
 
@@ -81,7 +81,7 @@ fn a_cgroup_with_processes_is_not_taken_over() {
     first.script(LOOP);
     first.detached();
     second.config["linux"]["cgroupsPath"] = first.config["linux"]["cgroupsPath"].clone();
-    second.run().fails(1, "not empty");
+    second.run().fails(1, if by_systemd() { "already" } else { "not empty" });
     assert_eq!(first.status(), "running");
     first.delete();
 }
@@ -101,6 +101,10 @@ fn cgroups_that_the_container_made_go_too() {
 #[test]
 fn a_relative_path_is_below_the_callers_cgroup() {
     let Some(mut stage) = stage() else { return };
+    if by_systemd() {
+        eprintln!("skipped: with systemd a path is no path");
+        return;
+    }
     let name = format!("{}-relative", stage.id());
     stage.config["linux"]["cgroupsPath"] = json!(name);
     stage.args(&["cat", "/proc/self/cgroup"]);
@@ -142,7 +146,7 @@ fn an_exec_enters_the_cgroup_and_a_sub_cgroup_on_request() {
     stage.script(LOOP);
     stage.detached();
     let seen = stage.exec("cat /proc/self/cgroup").ok().out;
-    let expected = stage.config["linux"]["cgroupsPath"].as_str().unwrap().to_owned();
+    let expected = format!("/{}", stage.cgroup_path());
     assert!(seen.lines().any(|line| line.ends_with(&expected)), "{seen}");
     if stage.cgroups().iter().any(|dir| dir.join("pids.max").exists() && dir.join("tasks").exists()) {
         for dir in stage.cgroups() {

@@ -46,6 +46,15 @@ pub fn attach(dir: &Path, rules: &[DeviceRule]) -> Result<()> {
     bpf::attach_device_program(cgroup.as_fd(), program.as_fd()).attempt(Code::CgroupFailed, attempted)
 }
 
+/// Lifts the rules of a container that was here before. Best effort: what stays only denies more.
+pub fn detach(dir: &Path) {
+    use std::os::fd::AsFd;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    if let Ok(cgroup) = rustix::fs::open(dir, flags, Mode::empty()) {
+        let _ = bpf::detach_device_programs(cgroup.as_fd());
+    }
+}
+
 fn instruction(code: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> Instruction {
     Instruction { code, registers: destination | source << 4, offset, immediate }
 }

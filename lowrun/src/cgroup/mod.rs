@@ -10,11 +10,14 @@
 pub mod devices;
 pub mod discover;
 pub mod notify;
+mod owner;
 mod rootless;
 pub mod stats;
 mod update;
 mod v1;
 mod v2;
+
+pub(crate) use v2::{swap_alone, weight};
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -29,6 +32,7 @@ use crate::fault::{Attempt, Code, Fault, Result};
 use crate::plan::{CgroupPath, CgroupPlan};
 use crate::spec::Resources;
 use crate::sys::{Call, Failure};
+use crate::systemd::{self, Unit, properties};
 
 /// How long the removal of a cgroup waits for the last of its processes to be gone.
 const REMOVAL_PATIENCE: Duration = Duration::from_secs(5);
@@ -39,6 +43,9 @@ const FREEZE_PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Cgroup {
     pub hierarchies: Vec<Hierarchy>,
+    /// With the systemd driver.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<Unit>,
 }
 
 /// A directory in one hierarchy.
@@ -79,21 +86,24 @@ impl Cgroup {
     pub fn locate(plan: &CgroupPlan) -> Result<Cgroup> {
         let own = discover::own()?;
         let alone = own.len() == 1;
+        let base = plan.unit.as_ref().map(|unit| systemd::base(unit.of_user)).transpose()?.unwrap_or_default();
         let hierarchies = own
             .into_iter()
             .map(|own| {
-                let dir = match &plan.path {
-                    CgroupPath::Absolute(path) => own.mount.join(path),
+                let dir = match (&plan.unit, &plan.path) {
+                    (Some(unit), _) => own.mount.join(&base).join(&unit.path),
+                    (None, CgroupPath::Absolute(path)) => own.mount.join(path),
                     // As runc: on v2 a cgroup with processes may not have limited children, so a sibling is made.
-                    CgroupPath::Relative(path) if alone && own.controllers.is_empty() => {
+                    (None, CgroupPath::Relative(path)) if alone && own.controllers.is_empty() => {
                         own.mount.join(own.path.parent().unwrap_or(Path::new(""))).join(path)
                     }
-                    CgroupPath::Relative(path) => own.mount.join(&own.path).join(path),
+                    (None, CgroupPath::Relative(path)) => own.mount.join(&own.path).join(path),
                 };
                 Hierarchy { controllers: own.controllers, mount: own.mount, dir }
             })
             .collect();
-        Ok(Cgroup { hierarchies })
+        let unit = plan.unit.as_ref().map(|unit| Unit { name: unit.name.clone(), of_user: unit.of_user });
+        Ok(Cgroup { hierarchies, unit })
     }
 
     /// Whether the machine has cgroup v2 only.
@@ -116,16 +126,21 @@ impl Cgroup {
         if self.is_unified() { self.unified() } else { self.controller("freezer").or(self.hierarchies.first()) }
     }
 
-    /// Makes the directories. One that is there already must be empty and not frozen.
-    pub fn create(&self, plan: &CgroupPlan) -> Result<()> {
-        for hierarchy in &self.hierarchies {
-            self.create_in(hierarchy, plan)?;
+    /// Makes the v2 directory alone: the child is born in it. systemd makes its own, around a process.
+    pub fn create_unified(&self, plan: &CgroupPlan) -> Result<()> {
+        match self.unified() {
+            Some(hierarchy) if self.unit.is_none() => self.create_in(hierarchy, plan),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
-    /// Makes the v2 directory alone: the child is born in it.
-    pub fn create_unified(&self, plan: &CgroupPlan) -> Result<()> {
+    /// With the systemd driver: has the unit made around the process, with its limits; then what systemd leaves out.
+    pub fn start_unit(&self, plan: &CgroupPlan, id: &str, pid: Pid) -> Result<()> {
+        let Some(unit) = &plan.unit else { return Ok(()) };
+        let (mut limits, _) = properties::of(&plan.resources, self.is_unified())?;
+        limits.extend(properties::devices(&plan.devices, self.is_unified()));
+        let oom_group = plan.resources.unified.get("memory.oom.group").map(String::as_str);
+        systemd::start(unit, id, pid.as_raw_nonzero().get(), limits, oom_group)?;
         self.unified().map_or(Ok(()), |hierarchy| self.create_in(hierarchy, plan))
     }
 
@@ -139,6 +154,8 @@ impl Cgroup {
         let attempted = || format!("make cgroup {}", hierarchy.dir.display());
         match rustix::fs::mkdir(&hierarchy.dir, Mode::from_raw_mode(0o755)) {
             Ok(()) => {}
+            // What systemd has made has the process in it already.
+            Err(Errno::EXIST) if self.unit.is_some() => {}
             Err(Errno::EXIST) => check_unused(hierarchy)?,
             Err(Errno::NOENT) => make_all(hierarchy).attempt(Code::CgroupFailed, attempted)?,
             Err(errno) => return Err(Fault::of(Code::CgroupFailed, attempted(), Failure { call: "mkdir", errno })),
@@ -148,13 +165,20 @@ impl Cgroup {
         }
         if self.is_unified() {
             v2::enable_controllers(hierarchy, &plan.resources)?;
+            if let Some(uid) = plan.owner {
+                owner::give(&hierarchy.dir, uid)?;
+            }
         }
         Ok(())
     }
 
     /// Puts the limits of a plan in force.
     pub fn limit(&self, plan: &CgroupPlan) -> Result<()> {
-        self.set(&plan.resources)?;
+        match &self.unit {
+            // systemd has them; the files get the same, rounded.
+            Some(_) => self.write_limits(&properties::of(&plan.resources, self.is_unified())?.1)?,
+            None => self.write_limits(&plan.resources)?,
+        }
         if let Some(hierarchy) = self.controller("devices") {
             return v1::set_devices(hierarchy, &plan.devices);
         }
@@ -164,8 +188,15 @@ impl Cgroup {
         }
     }
 
-    /// Puts limits other than those of devices in force: at creation, and for `update`.
+    /// Changes limits other than those of devices.
     pub fn set(&self, resources: &Resources) -> Result<()> {
+        let Some(unit) = &self.unit else { return self.write_limits(resources) };
+        let (properties, rounded) = properties::of(resources, self.is_unified())?;
+        unit.set(properties)?;
+        self.write_limits(&rounded)
+    }
+
+    fn write_limits(&self, resources: &Resources) -> Result<()> {
         if self.is_unified() {
             return self.unified().map_or(Ok(()), |hierarchy| v2::set(hierarchy, resources));
         }
@@ -194,6 +225,17 @@ impl Cgroup {
     /// As [`Cgroup::add`], into the v2 directory alone.
     pub fn add_unified(&self, pid: Pid) -> Result<()> {
         self.unified().map_or(Ok(()), |hierarchy| add_to(hierarchy, pid))
+    }
+
+    /// Whether only systemd may move processes in: a user may not take them out of the own session.
+    pub fn is_entered_by_systemd(&self) -> bool {
+        self.unit.as_ref().is_some_and(|unit| unit.of_user)
+    }
+
+    /// Has systemd move a process in, `below` the container's own directory.
+    pub fn attach(&self, below: &Path, pid: Pid) -> Result<()> {
+        let Some(unit) = &self.unit else { return Ok(()) };
+        unit.attach(&Path::new("/").join(below).to_string_lossy(), pid.as_raw_nonzero().get())
     }
 
     /// All processes of the container, also those in cgroups below.
@@ -288,7 +330,9 @@ impl Cgroup {
     /// Removes the directories and those that the container made below; waits a little while processes are dying.
     pub fn remove(&self) -> Result<()> {
         let deadline = Instant::now() + REMOVAL_PATIENCE;
-        let mut first_fault = None;
+        // A unit that was never made leaves nothing, whatever systemd says, or if it is not there at all.
+        let stopped = self.unit.as_ref().map_or(Ok(()), Unit::stop);
+        let mut first_fault = stopped.err().filter(|_| self.exists());
         for hierarchy in &self.hierarchies {
             if let Err(failure) = remove_dir(&hierarchy.dir, deadline) {
                 let fault =
@@ -302,6 +346,10 @@ impl Cgroup {
     /// After a creation that was refused because a directory is somebody else's: removes what is nobody's, and nothing
     /// else. A process that was made has been in the v2 directory alone, and may take a moment to leave it.
     pub fn give_back(&self, had_process: bool) {
+        // systemd makes a unit whole or not at all: nothing here is ours.
+        if self.unit.is_some() {
+            return;
+        }
         for hierarchy in &self.hierarchies {
             if hierarchy.is_unified() && had_process {
                 let _ = remove_dir(&hierarchy.dir, Instant::now() + REMOVAL_PATIENCE);
@@ -317,20 +365,22 @@ fn add_to(hierarchy: &Hierarchy, pid: Pid) -> Result<()> {
         .attempt(Code::CgroupFailed, || format!("move into cgroup {}", hierarchy.dir.display()))
 }
 
+/// A directory that is there already must be empty and not frozen, and keeps no rules of who was there before.
 fn check_unused(hierarchy: &Hierarchy) -> Result<()> {
-    let dir = hierarchy.dir.display();
+    let invalid = |cause: String| {
+        Err(Fault::new(Code::CgroupInUse, format!("make cgroup {}", hierarchy.dir.display())).cause(cause))
+    };
+    let has = |file: &str, word: &str| read(&hierarchy.dir.join(file)).is_ok_and(|text| text.trim() == word);
     let processes = read(&hierarchy.dir.join("cgroup.procs")).unwrap_or_default();
     let count = processes.lines().count();
     if count != 0 {
-        return Err(Fault::new(Code::CgroupInUse, format!("make cgroup {dir}"))
-            .cause(format!("container's cgroup is not empty: {count} process(es) found")));
+        return invalid(format!("container's cgroup is not empty: {count} process(es) found"));
     }
-    if hierarchy.has("freezer")
-        && read(&hierarchy.dir.join("freezer.state")).is_ok_and(|state| state.trim() != "THAWED")
-    {
-        return Err(
-            Fault::new(Code::CgroupInUse, format!("make cgroup {dir}")).cause("container's cgroup unexpectedly frozen")
-        );
+    if has("cgroup.freeze", "1") || has("freezer.state", "FROZEN") || has("freezer.state", "FREEZING") {
+        return invalid("container's cgroup unexpectedly frozen".to_owned());
+    }
+    if hierarchy.is_unified() {
+        devices::detach(&hierarchy.dir);
     }
     Ok(())
 }

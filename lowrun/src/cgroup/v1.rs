@@ -1,9 +1,11 @@
 //! Limits in the files of cgroup v1.
 
+use std::cmp::Ordering;
 use std::path::Path;
 
 use rustix::io::Errno;
 
+use super::v2::{check_page_size, tasks};
 use super::{Cgroup, Hierarchy, open_write, read, write, write_limit};
 use crate::fault::{Attempt, Code, Fault, Result};
 use crate::plan::devices::{DeviceKind, DeviceRule};
@@ -21,7 +23,7 @@ pub(super) fn set(cgroup: &Cgroup, resources: &Resources) -> Result<()> {
         set_cpuset(dir(cgroup, "cpuset", "linux.resources.cpu.cpus", absent)?, cpu)?;
     }
     if let Some(limit) = resources.pids.as_ref().and_then(|pids| pids.limit) {
-        set_pids(dir(cgroup, "pids", "linux.resources.pids", limit <= 0)?, limit)?;
+        set_pids(dir(cgroup, "pids", "linux.resources.pids", limit < 0)?, limit)?;
     }
     if let Some(block) = &resources.block_io {
         set_block_io(dir(cgroup, "blkio", "linux.resources.blockIO", is_empty_block_io(block))?, block)?;
@@ -32,8 +34,13 @@ pub(super) fn set(cgroup: &Cgroup, resources: &Resources) -> Result<()> {
 fn set_others(cgroup: &Cgroup, resources: &Resources) -> Result<()> {
     for limit in &resources.hugepage_limits {
         if let Some(dir) = dir(cgroup, "hugetlb", "linux.resources.hugepageLimits", false)? {
-            let file = format!("hugetlb.{}.limit_in_bytes", limit.page_size);
-            write_limit(dir, &file, &limit.limit.to_string())?;
+            let size = check_page_size(&limit.page_size)?;
+            write_limit(dir, &format!("hugetlb.{size}.limit_in_bytes"), &limit.limit.to_string())?;
+            // Since 5.7: else more could be reserved than may be used.
+            let reservation = format!("hugetlb.{size}.rsvd.limit_in_bytes");
+            if dir.join(&reservation).exists() {
+                write_limit(dir, &reservation, &limit.limit.to_string())?;
+            }
         }
     }
     if let Some(network) = &resources.network {
@@ -79,7 +86,9 @@ fn is_empty_memory(memory: &Memory) -> bool {
 }
 
 fn is_empty_cpu(cpu: &Cpu) -> bool {
-    cpu.shares.unwrap_or(0) == 0 && cpu.quota.unwrap_or(0) == 0 && cpu.period.unwrap_or(0) == 0
+    let times = [cpu.quota, cpu.realtime_runtime].iter().all(|time| time.unwrap_or(0) == 0);
+    let periods = [cpu.shares, cpu.period, cpu.realtime_period].iter().all(|number| number.unwrap_or(0) == 0);
+    times && periods && cpu.burst.is_none() && cpu.idle.is_none()
 }
 
 fn is_empty_block_io(block: &BlockIo) -> bool {
@@ -102,20 +111,25 @@ fn set_memory(dir: Option<&Path>, memory: &Memory) -> Result<()> {
     check_before_update(dir, memory)?;
     match (limit, swap) {
         (Some(limit), Some(swap)) => set_both(dir, (LIMIT, limit), (SWAP, swap))?,
-        (Some(limit), None) => write_limit(dir, LIMIT, &limit.to_string())?,
+        (Some(limit), None) => set_limit(dir, LIMIT, limit)?,
         (None, Some(swap)) => write_limit(dir, SWAP, &swap.to_string())?,
         (None, None) => {}
     }
     if let Some(reservation) = memory.reservation.filter(|reservation| *reservation != 0) {
         write_limit(dir, "memory.soft_limit_in_bytes", &reservation.to_string())?;
     }
-    if let Some(swappiness) = memory.swappiness {
-        write_limit(dir, "memory.swappiness", &swappiness.to_string())?;
-    }
     if memory.disable_oom_killer == Some(true) {
         write_limit(dir, "memory.oom_control", "1")?;
     }
-    Ok(())
+    match memory.swappiness {
+        Some(swappiness) if swappiness > 100 && swappiness != u64::MAX => {
+            Err(Fault::new(Code::LimitInvalid, "linux.resources.memory.swappiness")
+                .cause(format!("invalid memory swappiness value: {swappiness} (valid range is 0-100)")))
+        }
+        // -1 of callers that have no word for "as it is".
+        None | Some(u64::MAX) => Ok(()),
+        Some(swappiness) => write_limit(dir, "memory.swappiness", &swappiness.to_string()),
+    }
 }
 
 /// The kernel keeps memory at most memory and swap at every moment: a limit that grows past the old swap limit goes
@@ -125,7 +139,20 @@ fn set_both(dir: &Path, limit: (&str, i64), swap: (&str, i64)) -> Result<()> {
         return write_limit(dir, swap.0, &swap.1.to_string());
     }
     write_limit(dir, swap.0, &swap.1.to_string())?;
-    write_limit(dir, limit.0, &limit.1.to_string())
+    set_limit(dir, limit.0, limit.1)
+}
+
+/// A limit below what is used, which nothing can be taken away from, is told with how much that is.
+fn set_limit(dir: &Path, file: &str, limit: i64) -> Result<()> {
+    let failure = match write(&dir.join(file), &limit.to_string()) {
+        Err(failure) if failure.errno == Errno::BUSY => failure,
+        Ok(()) => return Ok(()),
+        Err(_) => return write_limit(dir, file, &limit.to_string()),
+    };
+    let number = |file: &str| read(&dir.join(file)).unwrap_or_default().trim().to_owned();
+    let (usage, peak) = (number("memory.usage_in_bytes"), number("memory.max_usage_in_bytes"));
+    let message = format!("unable to set memory limit to {limit} (current usage: {usage}, peak usage: {peak})");
+    Err(Fault::of(Code::LimitInvalid, message, failure))
 }
 
 fn check_before_update(dir: &Path, memory: &Memory) -> Result<()> {
@@ -138,42 +165,66 @@ fn check_before_update(dir: &Path, memory: &Memory) -> Result<()> {
         return Ok(());
     }
     Err(Fault::new(Code::LimitInvalid, "linux.resources.memory.limit")
-        .cause(format!("the new limit {limit} is not above the usage {usage}")))
+        .cause(format!("rejecting memory limit {limit} <= usage {usage}")))
 }
 
 fn set_cpu(dir: Option<&Path>, cpu: &Cpu) -> Result<()> {
     let Some(dir) = dir else { return Ok(()) };
     if let Some(shares) = cpu.shares.filter(|shares| *shares != 0) {
-        write_limit(dir, "cpu.shares", &shares.to_string())?;
+        set_shares(dir, shares)?;
     }
-    if let Some(period) = cpu.realtime_period.filter(|period| *period != 0) {
-        write_limit(dir, "cpu.rt_period_us", &period.to_string())?;
-    }
-    if let Some(runtime) = cpu.realtime_runtime.filter(|runtime| *runtime != 0) {
-        write_limit(dir, "cpu.rt_runtime_us", &runtime.to_string())?;
-    }
-    let period = cpu.period.filter(|period| *period != 0);
-    let quota = cpu.quota.filter(|quota| *quota != 0);
-    if let Some(period) = period
-        && let Err(failure) = write(&dir.join("cpu.cfs_period_us"), &period.to_string())
-    {
-        // A shorter period with the old quota may be too much for the parent: the new quota goes first then.
-        if failure.errno != Errno::INVAL || quota.is_none() {
-            return write_limit(dir, "cpu.cfs_period_us", &period.to_string());
-        }
-        write_limit(dir, "cpu.cfs_quota_us", &quota.unwrap_or(-1).to_string())?;
-        write_limit(dir, "cpu.cfs_period_us", &period.to_string())?;
-    }
-    if let Some(quota) = quota {
-        write_limit(dir, "cpu.cfs_quota_us", &quota.to_string())?;
-    }
-    if let Some(burst) = cpu.burst {
-        write_limit(dir, "cpu.cfs_burst_us", &burst.to_string())?;
-    }
+    set_in_order(
+        dir,
+        ("cpu.cfs_quota_us", cpu.quota.filter(|quota| *quota != 0)),
+        ("cpu.cfs_period_us", cpu.period.filter(|period| *period != 0)),
+        // Kernels before 5.14 know no burst: as runc, go without.
+        ("cpu.cfs_burst_us", cpu.burst.filter(|_| dir.join("cpu.cfs_burst_us").exists())),
+    )?;
     if let Some(idle) = cpu.idle {
         write_limit(dir, "cpu.idle", &idle.to_string())?;
     }
-    Ok(())
+    set_in_order(
+        dir,
+        ("cpu.rt_runtime_us", cpu.realtime_runtime.filter(|runtime| *runtime != 0)),
+        ("cpu.rt_period_us", cpu.realtime_period.filter(|period| *period != 0)),
+        ("", None),
+    )
+}
+
+/// The kernel takes what is out of its range for the nearest that is in it, in silence.
+fn set_shares(dir: &Path, shares: u64) -> Result<()> {
+    write_limit(dir, "cpu.shares", &shares.to_string())?;
+    let taken: u64 = read(&dir.join("cpu.shares")).unwrap_or_default().trim().parse().unwrap_or(shares);
+    let bound = match shares.cmp(&taken) {
+        Ordering::Equal => return Ok(()),
+        Ordering::Greater => "maximum",
+        Ordering::Less => "minimum",
+    };
+    Err(Fault::new(Code::LimitInvalid, "linux.resources.cpu.shares")
+        .cause(format!("the {bound} allowed cpu-shares is {taken}")))
+}
+
+/// Writes a time, its period and its burst. With the old time a new period or burst may be too much for the parent:
+/// what is refused is tried again when the new time is in force.
+fn set_in_order(
+    dir: &Path,
+    (time_file, time): (&str, Option<i64>),
+    period: (&str, Option<u64>),
+    burst: (&str, Option<u64>),
+) -> Result<()> {
+    let mut later = Vec::new();
+    for (file, value) in [period, burst] {
+        let Some(value) = value.map(|value| value.to_string()) else { continue };
+        match write(&dir.join(file), &value) {
+            Ok(()) => {}
+            Err(failure) if failure.errno == Errno::INVAL && time.is_some() => later.push((file, value)),
+            Err(_) => write_limit(dir, file, &value)?,
+        }
+    }
+    if let Some(time) = time {
+        write_limit(dir, time_file, &time.to_string())?;
+    }
+    later.iter().try_for_each(|(file, value)| write_limit(dir, file, value))
 }
 
 fn set_cpuset(dir: Option<&Path>, cpu: &Cpu) -> Result<()> {
@@ -208,8 +259,7 @@ pub(super) fn fill_cpuset(hierarchy: &Hierarchy) -> Result<()> {
 
 fn set_pids(dir: Option<&Path>, limit: i64) -> Result<()> {
     let Some(dir) = dir else { return Ok(()) };
-    let value = if limit > 0 { limit.to_string() } else { "max".to_owned() };
-    write_limit(dir, "pids.max", &value)
+    write_limit(dir, "pids.max", &tasks(limit))
 }
 
 fn set_block_io(dir: Option<&Path>, block: &BlockIo) -> Result<()> {
@@ -226,6 +276,10 @@ fn set_block_io(dir: Option<&Path>, block: &BlockIo) -> Result<()> {
         if let Some(weight) = device.weight.filter(|weight| *weight != 0) {
             let line = format!("{}:{} {weight}", device.major, device.minor);
             write_limit(dir, &format!("{prefix}weight_device"), &line)?;
+        }
+        if let Some(weight) = device.leaf_weight.filter(|weight| *weight != 0) {
+            let line = format!("{}:{} {weight}", device.major, device.minor);
+            write_limit(dir, "blkio.leaf_weight_device", &line)?;
         }
     }
     let throttles: [(&str, &[ThrottleDevice]); 4] = [
@@ -276,7 +330,7 @@ pub(super) fn set_devices(hierarchy: &Hierarchy, rules: &[DeviceRule]) -> Result
 /// rules that say the same.
 fn device_lines(rules: &[DeviceRule]) -> Vec<(bool, String)> {
     let is_blanket = |rule: &DeviceRule| {
-        rule.kind == DeviceKind::All && rule.major.is_none() && rule.minor.is_none() && letters(rule) == "rwm"
+        rule.kind == DeviceKind::All && rule.major.is_none() && rule.minor.is_none() && rule.access.letters() == "rwm"
     };
     let last_blanket = rules.iter().rposition(is_blanket);
     let open = last_blanket.is_some_and(|at| rules[at].allow);
@@ -290,7 +344,7 @@ fn device_lines(rules: &[DeviceRule]) -> Vec<(bool, String)> {
         };
         let number = |value: Option<u32>| value.map_or("*".to_owned(), |value| value.to_string());
         for kind in kinds {
-            let line = format!("{kind} {}:{} {}", number(rule.major), number(rule.minor), letters(rule));
+            let line = format!("{kind} {}:{} {}", number(rule.major), number(rule.minor), rule.access.letters());
             lines.push((rule.allow, line));
         }
     }
@@ -308,15 +362,6 @@ fn all_lines(open: bool, rules: &[DeviceRule]) -> Vec<(bool, String)> {
         lines.extend(one.into_iter().skip(1).map(|(_, line)| (rule.allow, line)));
     }
     lines
-}
-
-fn letters(rule: &DeviceRule) -> String {
-    let access = rule.access;
-    [(access.read, 'r'), (access.write, 'w'), (access.mknod, 'm')]
-        .iter()
-        .filter(|(has, _)| *has)
-        .map(|(_, letter)| letter)
-        .collect()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use rustix::io::Errno;
 
 use super::{Hierarchy, read, v1::rdma_line, write, write_limit};
 use crate::fault::{Attempt, Code, Fault, Result};
-use crate::spec::{BlockIo, Cpu, Memory, Resources, ThrottleDevice};
+use crate::spec::{BlockIo, Cpu, HugepageLimit, Memory, Resources, ThrottleDevice};
 
 /// Hands the controllers down from the root of the hierarchy to the container's directory: all that there are, as
 /// runc does, so that a later `update` and `events` find them.
@@ -60,26 +60,20 @@ fn check_enabled(dir: &Path, resources: &Resources) -> Result<()> {
 /// Puts all limits but those of devices in force.
 pub(super) fn set(hierarchy: &Hierarchy, resources: &Resources) -> Result<()> {
     let dir = hierarchy.dir.as_path();
+    if let Some(limit) = resources.pids.as_ref().and_then(|pids| pids.limit) {
+        write_limit(dir, "pids.max", &tasks(limit))?;
+    }
     if let Some(memory) = &resources.memory {
         set_memory(dir, memory)?;
-    }
-    if let Some(cpu) = &resources.cpu {
-        set_cpu(dir, cpu)?;
-    }
-    if let Some(limit) = resources.pids.as_ref().and_then(|pids| pids.limit) {
-        let value = if limit > 0 { limit.to_string() } else { "max".to_owned() };
-        write_limit(dir, "pids.max", &value)?;
     }
     if let Some(block) = &resources.block_io {
         set_block_io(dir, block)?;
     }
+    if let Some(cpu) = &resources.cpu {
+        set_cpu(dir, cpu)?;
+    }
     for limit in &resources.hugepage_limits {
-        write_limit(dir, &format!("hugetlb.{}.max", limit.page_size), &limit.limit.to_string())?;
-        // The reservation limit came later (5.7): without it a container could reserve more than it may use.
-        let reservation = format!("hugetlb.{}.rsvd.max", limit.page_size);
-        if dir.join(&reservation).exists() {
-            write_limit(dir, &reservation, &limit.limit.to_string())?;
-        }
+        set_hugepages(dir, limit)?;
     }
     for (device, limit) in &resources.rdma {
         write_limit(dir, "rdma.max", &rdma_line(device, limit))?;
@@ -87,12 +81,46 @@ pub(super) fn set(hierarchy: &Hierarchy, resources: &Resources) -> Result<()> {
     set_unified(dir, resources)
 }
 
+/// The number of tasks as the file takes it. 0 is the smallest limit that systemd has too, which is 1: as runc.
+pub(super) fn tasks(limit: i64) -> String {
+    if limit < 0 { "max".to_owned() } else { limit.max(1).to_string() }
+}
+
+fn set_hugepages(dir: &Path, limit: &HugepageLimit) -> Result<()> {
+    let value = limit.limit.to_string();
+    let size = check_page_size(&limit.page_size)?;
+    write_limit(dir, &format!("hugetlb.{size}.max"), &value)?;
+    // The reservation limit came later (5.7): without it a container could reserve more than it may use.
+    let reservation = format!("hugetlb.{size}.rsvd.max");
+    if dir.join(&reservation).exists() { write_limit(dir, &reservation, &value) } else { Ok(()) }
+}
+
+/// A size is a part of a file's name.
+pub(super) fn check_page_size(size: &str) -> Result<&str> {
+    if !size.is_empty() && size.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        return Ok(size);
+    }
+    Err(Fault::new(Code::SpecInvalid, "linux.resources.hugepageLimits").cause(format!("invalid page size {size:?}")))
+}
+
 /// Files named by the spec itself, in the container's directory and nowhere else.
 fn set_unified(dir: &Path, resources: &Resources) -> Result<()> {
     for (file, value) in &resources.unified {
-        let field = format!("linux.resources.unified {file:?}");
-        if file.contains('/') || !file.contains('.') || file.starts_with("cgroup.") {
-            return Err(Fault::new(Code::SpecInvalid, field).cause("must be a file of a controller, without a slash"));
+        let field = || format!("linux.resources.unified {file:?}");
+        let controller = match file.split_once('.') {
+            _ if file.contains('/') => {
+                let cause = format!("unified resource {file:?} must be a file name (no slashes)");
+                return Err(Fault::new(Code::SpecInvalid, field()).cause(cause));
+            }
+            Some((controller, _)) if !controller.is_empty() => controller,
+            _ => {
+                let cause = format!("unified resource {file:?} must be in the form CONTROLLER.PARAMETER");
+                return Err(Fault::new(Code::SpecInvalid, field()).cause(cause));
+            }
+        };
+        if !dir.join(file).exists() && controller != "cgroup" && !has_controller(dir, controller) {
+            let cause = format!("unified resource {file:?} can't be set: controller {controller:?} not available");
+            return Err(Fault::new(Code::Unsupported, field()).cause(cause));
         }
         // Files with one value per line take one line per write.
         for line in value.lines() {
@@ -102,18 +130,21 @@ fn set_unified(dir: &Path, resources: &Resources) -> Result<()> {
     Ok(())
 }
 
+fn has_controller(dir: &Path, name: &str) -> bool {
+    read(&dir.join("cgroup.controllers")).is_ok_and(|text| text.split_whitespace().any(|one| one == name))
+}
+
 /// A number of the spec as v2 writes it: -1 is `max`.
 fn amount(value: i64) -> String {
     if value < 0 { "max".to_owned() } else { value.to_string() }
 }
 
 fn set_memory(dir: &Path, memory: &Memory) -> Result<()> {
-    let limit = memory.limit.filter(|limit| *limit != 0);
+    check_before_update(dir, memory)?;
     if let Some(swap) = swap_alone(memory)? {
         write_swap(dir, &swap)?;
     }
-    if let Some(limit) = limit {
-        check_before_update(dir, memory, limit)?;
+    if let Some(limit) = memory.limit.filter(|limit| *limit != 0) {
         write_limit(dir, "memory.max", &amount(limit))?;
     }
     if let Some(reservation) = memory.reservation.filter(|reservation| *reservation != 0) {
@@ -123,7 +154,7 @@ fn set_memory(dir: &Path, memory: &Memory) -> Result<()> {
 }
 
 /// v1 and the spec count memory and swap together, v2 counts swap alone.
-fn swap_alone(memory: &Memory) -> Result<Option<String>> {
+pub(crate) fn swap_alone(memory: &Memory) -> Result<Option<String>> {
     let limit = memory.limit.unwrap_or(0);
     let invalid = |cause: &str| Fault::new(Code::LimitInvalid, "linux.resources.memory.swap").cause(cause);
     match memory.swap.unwrap_or(0) {
@@ -132,8 +163,10 @@ fn swap_alone(memory: &Memory) -> Result<Option<String>> {
         0 => Ok(None),
         -1 => Ok(Some("max".to_owned())),
         swap if swap < 0 => Err(invalid("is negative")),
-        _ if limit == 0 || limit == -1 => Err(invalid("unable to set swap limit without memory limit")),
-        swap if swap < limit => Err(invalid("memory+swap limit should be at least the memory limit")),
+        // Nothing to take away.
+        swap if limit == -1 => Ok(Some(swap.to_string())),
+        _ if limit == 0 => Err(invalid("unable to set swap limit without memory limit")),
+        swap if swap < limit => Err(invalid("memory+swap limit should be >= memory limit")),
         swap => Ok(Some((swap - limit).to_string())),
     }
 }
@@ -147,16 +180,21 @@ fn write_swap(dir: &Path, swap: &str) -> Result<()> {
     }
 }
 
-fn check_before_update(dir: &Path, memory: &Memory, limit: i64) -> Result<()> {
-    if memory.check_before_update != Some(true) || limit < 0 {
+/// Refuses a limit that would have the container killed at once, where that was asked for.
+pub(super) fn check_before_update(dir: &Path, memory: &Memory) -> Result<()> {
+    if memory.check_before_update != Some(true) {
         return Ok(());
     }
-    let usage: i64 = read(&dir.join("memory.current")).unwrap_or_default().trim().parse().unwrap_or(0);
-    if usage < limit {
+    let Some(usage) = read(&dir.join("memory.current")).ok().and_then(|text| text.trim().parse::<i64>().ok()) else {
         return Ok(());
+    };
+    for (name, field, limit) in [("memory+swap", "swap", memory.swap), ("memory", "limit", memory.limit)] {
+        if let Some(limit) = limit.filter(|limit| *limit > 0 && *limit <= usage) {
+            return Err(Fault::new(Code::LimitInvalid, format!("linux.resources.memory.{field}"))
+                .cause(format!("rejecting {name} limit {limit} <= usage {usage}")));
+        }
     }
-    Err(Fault::new(Code::LimitInvalid, "linux.resources.memory.limit")
-        .cause(format!("the new limit {limit} is not above the usage {usage}")))
+    Ok(())
 }
 
 fn set_cpu(dir: &Path, cpu: &Cpu) -> Result<()> {
@@ -167,15 +205,7 @@ fn set_cpu(dir: &Path, cpu: &Cpu) -> Result<()> {
     if let Some(shares) = cpu.shares.filter(|shares| *shares != 0 && cpu.idle != Some(1)) {
         write_limit(dir, "cpu.weight", &weight(shares).to_string())?;
     }
-    let burst_file = "cpu.max.burst";
-    if cpu.quota.unwrap_or(0) != 0 || cpu.period.unwrap_or(0) != 0 {
-        let quota = cpu.quota.filter(|quota| *quota > 0).map_or("max".to_owned(), |quota| quota.to_string());
-        let period = cpu.period.filter(|period| *period != 0).unwrap_or(100_000);
-        write_limit(dir, "cpu.max", &format!("{quota} {period}"))?;
-    }
-    if let Some(burst) = cpu.burst {
-        write_limit(dir, burst_file, &burst.to_string())?;
-    }
+    set_bandwidth(dir, cpu)?;
     if !cpu.cpus.is_empty() {
         write_limit(dir, "cpuset.cpus", &cpu.cpus)?;
     }
@@ -185,9 +215,29 @@ fn set_cpu(dir: &Path, cpu: &Cpu) -> Result<()> {
     Ok(())
 }
 
+/// The kernel keeps the burst at most the quota at every moment: one that grows past the old quota goes second.
+fn set_bandwidth(dir: &Path, cpu: &Cpu) -> Result<()> {
+    const BURST: &str = "cpu.max.burst";
+    let has_quota = cpu.quota.unwrap_or(0) != 0 || cpu.period.unwrap_or(0) != 0;
+    let mut later = None;
+    if let Some(burst) = cpu.burst.map(|burst| burst.to_string()) {
+        match write(&dir.join(BURST), &burst) {
+            Ok(()) => {}
+            Err(failure) if failure.errno == Errno::INVAL && has_quota => later = Some(burst),
+            Err(_) => write_limit(dir, BURST, &burst)?,
+        }
+    }
+    if has_quota {
+        let quota = cpu.quota.filter(|quota| *quota > 0).map_or("max".to_owned(), |quota| quota.to_string());
+        let period = cpu.period.filter(|period| *period != 0).unwrap_or(100_000);
+        write_limit(dir, "cpu.max", &format!("{quota} {period}"))?;
+    }
+    later.map_or(Ok(()), |burst| write_limit(dir, BURST, &burst))
+}
+
 /// Shares (2 to 262144, 1024 is normal) as a weight (1 to 10000, 100 is normal). A straight line between the ends would
 /// give a normal container 39; runc and crun agreed on this quadratic in the logarithms, which maps all three points.
-fn weight(shares: u64) -> u64 {
+pub(crate) fn weight(shares: u64) -> u64 {
     if shares <= 2 {
         return 1;
     }
@@ -200,18 +250,17 @@ fn weight(shares: u64) -> u64 {
 }
 
 fn set_block_io(dir: &Path, block: &BlockIo) -> Result<()> {
+    // bfq counts like the spec; io.weight, of the cost model, counts from 1 to 10000.
+    let weights = [block.weight].into_iter().chain(block.weight_device.iter().map(|device| device.weight));
+    let bfq = weights.flatten().any(|weight| weight != 0) && dir.join("io.bfq.weight").exists();
+    let (file, scale): (_, fn(u16) -> u64) =
+        if bfq { ("io.bfq.weight", u64::from) } else { ("io.weight", cost_weight) };
     if let Some(weight) = block.weight.filter(|weight| *weight != 0) {
-        // bfq counts like the spec; io.weight counts from 1 to 10000.
-        if dir.join("io.bfq.weight").exists() {
-            write_limit(dir, "io.bfq.weight", &weight.to_string())?;
-        } else {
-            let weight = 1 + u64::from(weight).saturating_sub(10) * 9999 / 990;
-            write_limit(dir, "io.weight", &format!("default {weight}"))?;
-        }
+        write_limit(dir, file, &format!("default {}", scale(weight)))?;
     }
     for device in &block.weight_device {
         if let Some(weight) = device.weight.filter(|weight| *weight != 0) {
-            write_limit(dir, "io.bfq.weight", &format!("{}:{} {weight}", device.major, device.minor))?;
+            write_limit(dir, file, &format!("{}:{} {}", device.major, device.minor, scale(weight)))?;
         }
     }
     let throttles: [(&str, &[ThrottleDevice]); 4] = [
@@ -226,6 +275,11 @@ fn set_block_io(dir: &Path, block: &BlockIo) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// 10 to 1000 as 1 to 10000.
+fn cost_weight(weight: u16) -> u64 {
+    1 + u64::from(weight).saturating_sub(10) * 9999 / 990
 }
 
 #[cfg(test)]
@@ -244,6 +298,8 @@ mod tests {
         assert_eq!(swap_alone(&memory(100, 0)).unwrap(), None);
         assert!(swap_alone(&memory(100, 99)).is_err());
         assert!(swap_alone(&memory(0, 99)).is_err());
+        assert_eq!(swap_alone(&memory(-1, 99)).unwrap().as_deref(), Some("99"));
+        assert_eq!(swap_alone(&memory(-1, 0)).unwrap().as_deref(), Some("max"));
     }
 
     #[test]

@@ -11,10 +11,12 @@ use super::{Global, absolute};
 use crate::create::terminal::Terminal;
 use crate::create::{self, Created, Request, hooks, notify, socket, wait};
 use crate::fault::{Attempt, Code, Fault, Result, Step};
+use crate::plan::unit::{self, UnitPlan};
 use crate::plan::{self, Plan};
 use crate::spec::Spec;
 use crate::state::{self, Status};
 use crate::sys::{self, Call};
+use crate::systemd;
 use crate::trace::span;
 
 pub(super) const BUNDLE: Flag = option("bundle", Some('b'), "DIR", "the bundle (default: the working directory)");
@@ -125,7 +127,11 @@ impl Input {
         let bundle = absolute(Path::new(typed.value("bundle").map_or(".".as_ref(), OsString::as_os_str)))?;
         let (spec, mut plan) = span("plan", || -> Result<(Spec, Plan)> {
             let spec = load_spec(&bundle)?;
-            let plan = plan::plan(&id, &bundle, &spec)?;
+            let mut plan = plan::plan(&id, &bundle, &spec)?;
+            if global.systemd {
+                systemd::check_running()?;
+                plan.cgroup.unit = Some(UnitPlan::parse(&id, &spec, unit::is_of_user())?);
+            }
             Ok((spec, plan))
         })
         .step("create:plan")?;

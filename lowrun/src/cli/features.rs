@@ -70,7 +70,7 @@ pub(super) fn features(_: &Global, _: &Typed) -> Result<i32> {
             "namespaces": namespaces,
             "capabilities": NAMES.as_slice(),
             "cgroup": {
-                "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true,
+                "v1": true, "v2": true, "systemd": true, "systemdUser": true, "rdma": true,
             },
             "seccomp": {
                 "enabled": true,

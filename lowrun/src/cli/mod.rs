@@ -96,6 +96,8 @@ pub(crate) struct Global {
     pub(crate) root_is_named: bool,
     /// What `--rootless` says, if not auto.
     pub(crate) rootless: Option<bool>,
+    /// Whether systemd makes cgroups.
+    pub(crate) systemd: bool,
     pub(crate) log: Log,
     /// The name that lowrun was called by: where it stands in for runc, help says runc.
     pub(crate) program: String,
@@ -116,7 +118,14 @@ pub fn main(line: Vec<OsString>) -> i32 {
     trace::begin(std::env::var("TRACEPARENT").ok().as_deref(), log.is_debug());
     let global = match root_dir(&typed) {
         Ok(root) => match rootless(&typed) {
-            Ok(rootless) => Global { root, root_is_named: typed.value("root").is_some(), rootless, log, program },
+            Ok(rootless) => Global {
+                root,
+                root_is_named: typed.value("root").is_some(),
+                rootless,
+                systemd: typed.is_on("systemd-cgroup"),
+                log,
+                program,
+            },
             Err(fault) => return fail(&log, &fault),
         },
         Err(fault) => return fail(&log, &fault),
@@ -155,11 +164,6 @@ fn open_log(typed: &Typed) -> Result<Log> {
 }
 
 fn root_dir(typed: &Typed) -> Result<PathBuf> {
-    if typed.is_on("systemd-cgroup") {
-        return Err(Fault::new(Code::Unsupported, "--systemd-cgroup")
-            .cause("the systemd driver is not supported yet")
-            .at("validate"));
-    }
     let root = match typed.value("root") {
         Some(root) => PathBuf::from(root),
         None => default_root(),

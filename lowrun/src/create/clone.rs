@@ -122,7 +122,7 @@ pub(super) fn clone(setup: &Setup<'_>) -> Result<Cloned> {
     let (host, init) = channel::pair()?;
     let restore = enter_before_clone(setup)?;
     // A signal that a caller sends meanwhile is for the host side; the child gets its mask back at its start.
-    let born_in = setup.cgroup.unified().filter(|_| !setup.staged && !setup.host_moves);
+    let born_in = setup.cgroup.unified().filter(|_| !setup.staged && !setup.host_moves && setup.cgroup.unit.is_none());
     let cgroup_fd = born_in.and_then(|hierarchy| {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::open(&hierarchy.dir, flags, Mode::empty()).ok()

@@ -65,6 +65,7 @@ pub fn exec(request: ExecRequest<'_>) -> Result<(Pid, OwnedFd)> {
         staged,
         late_entrance: Cell::new(None),
         entrances: cgroup.entrances().step("exec:cgroup")?,
+        waits_for_cgroup: cgroup.is_entered_by_systemd(),
         proc: path::open_proc().attempt(Code::RootfsUnsafe, || "open the host's /proc").step("exec:clone")?,
         console: request.console,
         pidfd_socket: request.pidfd_socket,
@@ -74,7 +75,9 @@ pub fn exec(request: ExecRequest<'_>) -> Result<(Pid, OwnedFd)> {
     let in_pid_namespace = container.state.namespaces.has(Kind::Pid);
     let (host, pid, pidfd) = span("clone", || clone(&setup, &cgroup, in_pid_namespace)).step("exec:clone")?;
     drop(setup.program.take());
-    let result = set_oom_score(&setup, pid, container).and_then(|()| converse(&host, &setup, pid, &pidfd, container));
+    let result = let_in(&host, &setup, pid, &cgroup, container)
+        .and_then(|()| set_oom_score(&setup, pid, container))
+        .and_then(|()| converse(&host, &setup, pid, &pidfd, container));
     if result.is_err() {
         let _ = sys::signal::send(pidfd.as_fd(), libc::SIGKILL);
         let _ = wait::reap(pidfd.as_fd());
@@ -89,7 +92,8 @@ fn clone(setup: &ExecSetup<'_>, cgroup: &Cgroup, in_pid_namespace: bool) -> Resu
         sys::process::setns(setup.init.as_fd(), Kind::Pid.flag())
             .attempt(Code::NamespaceFailed, || format!("join the pid namespace of container {}", setup.id))?;
     }
-    let dir = cgroup.unified().map(open_cgroup).transpose()?;
+    let own_way = cgroup.unified().filter(|_| !setup.waits_for_cgroup);
+    let dir = own_way.map(open_cgroup).transpose()?;
     let attempted = || format!("make a process in container {}", setup.id);
     let forked = match clone3(0, dir.as_ref().map(AsFd::as_fd)) {
         // On v2 the container's own init may have made cgroups below and moved there: then no process may enter the
@@ -118,6 +122,18 @@ fn clone(setup: &ExecSetup<'_>, cgroup: &Cgroup, in_pid_namespace: bool) -> Resu
         }
         Forked::Parent { pid, pidfd } => Ok((host, pid, pidfd)),
     }
+}
+
+/// Has systemd move the process, where only systemd may.
+fn let_in(host: &HostEnd, setup: &ExecSetup<'_>, pid: Pid, cgroup: &Cgroup, container: &Container) -> Result<()> {
+    if !setup.waits_for_cgroup {
+        return Ok(());
+    }
+    let dir = |cgroup: &Cgroup| cgroup.unified().map(|hierarchy| hierarchy.dir.clone()).unwrap_or_default();
+    let (whole, part) = (dir(&container.state.cgroup), dir(cgroup));
+    cgroup.attach(part.strip_prefix(&whole).unwrap_or(Path::new("")), pid).step("exec:cgroup")?;
+    host.send(ToInit::Cgroup);
+    Ok(())
 }
 
 fn open_cgroup(hierarchy: &Hierarchy) -> Result<OwnedFd> {
@@ -248,7 +264,8 @@ mod tests {
             mount: "/m".into(),
             dir: dir.into(),
         };
-        Cgroup { hierarchies: vec![hierarchy("cpu,cpuacct", "/m/cpu/c"), hierarchy("", "/m/unified/c")] }
+        let hierarchies = vec![hierarchy("cpu,cpuacct", "/m/cpu/c"), hierarchy("", "/m/unified/c")];
+        Cgroup { hierarchies, unit: None }
     }
 
     #[test]

@@ -43,6 +43,8 @@ impl Meeting<'_> {
                 .step("create:mounts")?;
         }
         let cgroup = self.setup.cgroup;
+        span("cgroup-unit", || cgroup.start_unit(&plan.cgroup, &self.setup.state.id, self.pid))
+            .step("create:cgroup")?;
         span("cgroup-create", || cgroup.create_v1(&plan.cgroup)).step("create:cgroup")?;
         if self.setup.tolerant {
             cgroup.enter_permitted(self.pid, &plan.cgroup).step("create:limits")?;

@@ -227,7 +227,8 @@ fn locate_cgroup(request: &Request<'_>, tolerant: bool) -> Result<Cgroup> {
         Err(_) if tolerant => Cgroup::default(),
         result => result?,
     };
-    if tolerant {
+    // A unit is made by who may make it.
+    if tolerant && cgroup.unit.is_none() {
         let named = request.spec.linux.as_ref().is_some_and(|linux| !linux.cgroups_path.is_empty());
         cgroup.keep_permitted(named)?;
     }

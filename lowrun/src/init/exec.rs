@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::process::{Program, become_program};
 use super::{console, enter_namespace_root};
-use crate::channel::{FromInit, InitEnd};
+use crate::channel::{FromInit, InitEnd, ToInit};
 use crate::create::seccomp::Filter;
 use crate::fault::{Attempt, Code, Fault, Result, Step};
 use crate::log::Log;
@@ -36,6 +36,8 @@ pub struct ExecSetup<'a> {
     pub entrances: Vec<OwnedFd>,
     /// As [`ExecSetup::entrances`], of the v2 cgroup, where the process could not be born in it.
     pub late_entrance: Cell<Option<OwnedFd>>,
+    /// Whether systemd moves the process into its v2 cgroup.
+    pub waits_for_cgroup: bool,
     /// `/proc` of the host, verified.
     pub proc: OwnedFd,
     pub console: Option<OwnedFd>,
@@ -67,6 +69,9 @@ fn join(setup: &ExecSetup<'_>, channel: &InitEnd) -> Result<std::convert::Infall
     let affinity = &setup.process.cpu_affinity;
     set_affinity(affinity.initial.as_deref())?;
     tell_affinity(setup);
+    if setup.waits_for_cgroup {
+        channel.expect(ToInit::Cgroup)?;
+    }
     for entrance in setup.entrances.iter().chain(&setup.late_entrance.take()) {
         rustix::io::write(entrance, b"0")
             .call("write")

@@ -45,7 +45,7 @@ pub struct Access {
 }
 
 impl Access {
-    const ALL: Access = Access { read: true, write: true, mknod: true };
+    pub const ALL: Access = Access { read: true, write: true, mknod: true };
     const MKNOD: Access = Access { read: false, write: false, mknod: true };
 
     fn parse(text: &str) -> Option<Access> {
@@ -61,6 +61,22 @@ impl Access {
             }
         }
         (!text.is_empty()).then_some(access)
+    }
+
+    /// This and that.
+    pub fn with(self, other: Access) -> Access {
+        Access { read: self.read | other.read, write: self.write | other.write, mknod: self.mknod | other.mknod }
+    }
+
+    /// This less that.
+    pub fn without(self, other: Access) -> Access {
+        Access { read: self.read & !other.read, write: self.write & !other.write, mknod: self.mknod & !other.mknod }
+    }
+
+    /// As it was parsed, in the order of the kernel's files.
+    pub fn letters(self) -> String {
+        let all = [(self.read, 'r'), (self.write, 'w'), (self.mknod, 'm')];
+        all.iter().filter(|(has, _)| *has).map(|(_, letter)| letter).collect()
     }
 }
 

@@ -10,6 +10,7 @@ pub mod namespaces;
 pub mod net_devices;
 pub mod process;
 pub mod sysctl;
+pub mod unit;
 
 use std::path::{Path, PathBuf};
 
@@ -62,6 +63,10 @@ pub struct Plan {
 #[derive(Clone, Debug)]
 pub struct CgroupPlan {
     pub path: CgroupPath,
+    /// With the systemd driver, which takes no notice of `path`.
+    pub unit: Option<unit::UnitPlan>,
+    /// Who is to own it, on v2.
+    pub owner: Option<u32>,
     pub resources: spec::Resources,
     pub devices: Vec<DeviceRule>,
 }
@@ -95,6 +100,7 @@ pub fn plan(id: &str, bundle: &Path, spec: &Spec) -> Result<Plan> {
     let mut mounts = mounts(spec, bundle, &namespaces)?;
     mounts.iter_mut().for_each(|mount| mount.strip_root(&rootfs));
     let resources = linux.resources.clone().unwrap_or_default();
+    let owner = cgroup_owner(spec, &linux, &namespaces, &mounts);
     Ok(Plan {
         rootfs,
         root_readonly: root.readonly,
@@ -119,6 +125,8 @@ pub fn plan(id: &str, bundle: &Path, spec: &Spec) -> Result<Plan> {
         memory_policy: linux.memory_policy.as_ref().map(memory_policy).transpose()?,
         cgroup: CgroupPlan {
             path: cgroup_path(id, &linux.cgroups_path),
+            unit: None,
+            owner,
             devices: devices::rules(&resources.devices)?,
             resources,
         },
@@ -289,6 +297,26 @@ fn cgroup_path(id: &str, path: &str) -> CgroupPath {
         path if path.starts_with('/') => CgroupPath::Absolute(below),
         _ => CgroupPath::Relative(below),
     }
+}
+
+/// The user of the host that the container's process is, if the container can see and change its own cgroup: it has a
+/// cgroup namespace, and a mount of it that can be written.
+fn cgroup_owner(spec: &Spec, linux: &spec::Linux, namespaces: &Namespaces, mounts: &[MountPlan]) -> Option<u32> {
+    let is_seen = mounts.iter().any(|mount| {
+        let is_cgroup = matches!(mount.kind, MountKind::Cgroup { .. });
+        is_cgroup && mount.destination == Path::new("/sys/fs/cgroup") && !mount.attr.is_readonly()
+    });
+    if !is_seen || !namespaces.is_new(Kind::Cgroup) {
+        return None;
+    }
+    let uid = spec.process.as_ref().map_or(0, |process| process.user.uid);
+    // Without a user namespace, root owns it anyway.
+    if !namespaces.has(Kind::User) {
+        return Some(uid).filter(|uid| *uid != 0);
+    }
+    let range =
+        linux.uid_mappings.iter().find(|map| uid.checked_sub(map.container_id).is_some_and(|at| at < map.size))?;
+    range.host_id.checked_add(uid - range.container_id)
 }
 
 fn hooks(spec: &Spec) -> Result<spec::Hooks> {

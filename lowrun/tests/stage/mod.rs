@@ -3,7 +3,7 @@
 //!
 //! `SUBJECT_RUNTIME=/usr/sbin/runc` runs the same tests on runc: where lowrun's behaviour is meant to be runc's, that
 //! is how it is proven. What is lowrun's own asks [`Stage::is_ours`]; a lowrun elsewhere, as in a guest that has not built
-//! it, is named by `SUBJECT_RUNTIME` and `SUBJECT_IS_LOWRUN=1`.
+//! it, is named by `SUBJECT_RUNTIME` and `SUBJECT_IS_LOWRUN=1`. With `SUBJECT_SYSTEMD_CGROUP=1` the cgroups are systemd's.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file is a program of its own and uses a part of this")]
 
@@ -22,6 +22,16 @@ const BUSYBOX: &str = "/bin/busybox";
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// Whether systemd makes the cgroups of the runtime under test.
+pub fn by_systemd() -> bool {
+    std::env::var_os("SUBJECT_SYSTEMD_CGROUP").is_some()
+}
+
+/// Whether the machine has cgroup v2 alone.
+pub fn is_v2() -> bool {
+    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
 
 /// One test's bundle, state root and cgroup; on drop all of it is removed, and what a container left is a failure.
 pub struct Stage {
@@ -58,7 +68,7 @@ pub fn stage() -> Option<Stage> {
     }
     std::fs::write(rootfs.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nu:x:1000:1000:u:/home/u:/bin/sh\n")
         .unwrap();
-    let config = config(&format!("/{name}/c"));
+    let config = config(&if by_systemd() { format!(":test:{name}") } else { format!("/{name}/c") });
     Some(Stage { dir, config, program: None, name })
 }
 
@@ -193,6 +203,9 @@ impl Stage {
         let program = self.program.clone().unwrap_or_else(|| usual().into());
         let mut command = Command::new(program);
         command.arg("--root").arg(self.root()).stdin(Stdio::null()).current_dir(self.bundle());
+        if by_systemd() {
+            command.arg("--systemd-cgroup");
+        }
         command
     }
 
@@ -304,13 +317,18 @@ impl Stage {
         (outcome, text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
     }
 
+    /// The container's cgroup, from the root of each hierarchy.
+    pub fn cgroup_path(&self) -> String {
+        if by_systemd() { format!("system.slice/test-{}.scope", self.name) } else { format!("{}/c", self.name) }
+    }
+
     /// Every directory of the container's cgroup that is there.
     pub fn cgroups(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let top = Path::new("/sys/fs/cgroup");
         let hierarchies = std::fs::read_dir(top).unwrap().flatten().map(|entry| entry.path());
         for hierarchy in hierarchies.chain([top.to_owned()]) {
-            let dir = hierarchy.join(&self.name).join("c");
+            let dir = hierarchy.join(self.cgroup_path());
             if dir.is_dir() {
                 found.push(dir);
             }
@@ -320,7 +338,7 @@ impl Stage {
 
     /// A file of the container's cgroup: its v1 controller and name, and its v2 name.
     pub fn cgroup_file(&self, controller: &str, v1: &str, v2: &str) -> String {
-        let below = Path::new(&self.name).join("c");
+        let below = self.cgroup_path();
         let v1 = Path::new("/sys/fs/cgroup").join(controller).join(&below).join(v1);
         let v2 = Path::new("/sys/fs/cgroup").join(&below).join(v2);
         let path = if v1.exists() { v1 } else { v2 };
