@@ -5,7 +5,7 @@
 #   make up ROOT=DIR       the same stack for you; then `. DIR/env`        make down ROOT=DIR   stops and removes it
 #   make check             formatting, lints, dependency rules, unit tests, documentation; needs no root
 #   make bench             Strata beside its peers, interleaved; writes docs/benchmarks.md
-#   make test-vm           the runtime in a guest whose kernel has cgroup v2 alone
+#   make test-vm           the runtime's tests in a guest with systemd: cgroup v2, and v1 beside it
 #   make fuzz FUZZ_SECONDS=20 lowrun's fuzz targets, each for so long, at idle priority
 #
 # Containers need root: where you are somebody else, the targets that start containers use sudo and say so.
@@ -79,7 +79,8 @@ bench: build images
 
 test-vm: build
 	@$(SETUP) vm test
-	@bash integration/vm/run.sh $(BIN)/lowrun
+	@bash integration/vm/run.sh --whole $(BIN)/lowrun
+	@bash integration/vm/run.sh --whole --hybrid $(BIN)/lowrun
 
 fuzz:
 	@$(SETUP) build fuzz
