@@ -126,6 +126,12 @@ impl Cgroup {
         if self.is_unified() { self.unified() } else { self.controller("freezer").or(self.hierarchies.first()) }
     }
 
+    /// Makes all directories.
+    pub fn create(&self, plan: &CgroupPlan) -> Result<()> {
+        self.create_unified(plan)?;
+        self.create_v1(plan)
+    }
+
     /// Makes the v2 directory alone: the child is born in it. systemd makes its own, around a process.
     pub fn create_unified(&self, plan: &CgroupPlan) -> Result<()> {
         match self.unified() {

@@ -71,6 +71,10 @@ fn make(request: &Restore<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid
     if request.options.texts.iter().any(|_| version < VERSION_LSM) {
         return Err(Fault::new(Code::Unsupported, "--lsm-profile requires at least CRIU 3.16"));
     }
+    if plan.cgroup.unit.is_some() {
+        // A unit is made around a process, and criu has none yet when it wants to know its cgroup.
+        return Err(Fault::new(Code::Unsupported, "restore with --systemd-cgroup"));
+    }
     let cgroup = Cgroup::locate(&plan.cgroup).step("restore:cgroup")?;
     let mut state = State::new(request.id, request.bundle, request.spec, plan, cgroup);
     prepare_filter(plan, request.root, dir, &mut state).step("restore:seccomp")?;
