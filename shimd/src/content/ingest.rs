@@ -414,8 +414,10 @@ impl Content {
     }
 }
 
-/// The expected blob, if its bytes are here for another namespace.
+/// The expected blob, if its bytes are here for another namespace. A file whose last record was just removed is not
+/// mistaken for that: it goes within the same lock.
 fn shared(content: &Content, expected: Option<&Digest>) -> Option<Digest> {
+    let _publishing = content.publishing();
     expected.filter(|digest| content.info_of_file(digest).is_ok()).cloned()
 }
 
