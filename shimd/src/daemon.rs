@@ -149,7 +149,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let daemon = Arc::new(Daemon::open(&config)?);
     // Shims whose events had to wait try again soon: they find somebody before anything is asked of them.
     let events = api::listen(&config.events_address(), None)?;
-    let events = tokio::spawn(api::serve_events(events, daemon.events.clone()));
+    let events = tokio::spawn(api::serve_events(events, daemon.events.clone(), daemon.tasks.clone()));
     daemon.tasks.recover().await?;
     let listener = api::listen(&config.address, config.group)?;
     tracing::info!(address = %config.address.display(), "shimd serves");

@@ -92,9 +92,13 @@ impl Error {
         Error::Io { attempted: attempted.into(), source: source.into() }
     }
 
-    #[cfg(test)]
+    /// Whether what was asked about is not there, by our own finding or the shim's.
     pub(crate) fn is_not_found(&self) -> bool {
-        matches!(self, Error::NotFound { .. })
+        match self {
+            Error::NotFound { .. } => true,
+            Error::Shim(fault) => fault.grpc == GrpcCode::NotFound,
+            _ => false,
+        }
     }
 
     /// The fault that a caller gets, for a request at `step` of a run.

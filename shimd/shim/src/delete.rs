@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use prost::Message;
 use proto_shim::task::DeleteResponse;
@@ -20,10 +21,14 @@ use crate::task::timestamp;
 /// The status that containerd's own shim answers with: killed. What it really was, nobody saw.
 const UNSEEN: u32 = 128 + 9;
 
+/// How often the runtime is told to end the container, and the pause between.
+const KILL_TRIES: u32 = 3;
+const KILL_PAUSE: Duration = Duration::from_millis(100);
+
 /// Ends what is left of the container in the working directory, or in `-bundle`.
 pub(crate) fn delete(flags: &Flags) -> Result<(), Error> {
     let bundle = bundle(flags)?;
-    let done = [kill_container(flags, &bundle), unmount(&bundle), remove_socket(&bundle)];
+    let done = [kill_patiently(flags, &bundle), unmount(&bundle), remove_socket(&bundle)];
     for problem in done.into_iter().filter_map(Result::err) {
         eprintln!("{}", problem.into_fault("delete").one_line());
     }
@@ -39,6 +44,17 @@ fn bundle(flags: &Flags) -> Result<PathBuf, Error> {
         return Ok(PathBuf::from(&flags.bundle));
     }
     std::env::current_dir().map_err(|source| Error::System { what: "find the working directory".to_owned(), source })
+}
+
+/// Tries again where the runtime fails: nobody else cleans up after this.
+fn kill_patiently(flags: &Flags, bundle: &Path) -> Result<(), Error> {
+    for _ in 1..KILL_TRIES {
+        if kill_container(flags, bundle).is_ok() {
+            return Ok(());
+        }
+        std::thread::sleep(KILL_PAUSE);
+    }
+    kill_container(flags, bundle)
 }
 
 fn kill_container(flags: &Flags, bundle: &Path) -> Result<(), Error> {

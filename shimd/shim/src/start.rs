@@ -13,7 +13,7 @@ use prost::Message;
 use proto_shim::bootstrap::{BootstrapParams, BootstrapResult};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal};
 use sha2::{Digest, Sha256};
 
 use crate::cli::Flags;
@@ -40,14 +40,20 @@ pub(crate) fn start(flags: &Flags) -> Result<(), Error> {
     let params = params(flags);
     let socket = socket_path(flags, params.as_ref());
     let address = format!("unix://{}", socket.display());
-    // In the bundle of each container of a group: whoever cleans up after one looks there.
+    // Before the socket is there, and in the bundle of each container of a group: whoever cleans up after this process
+    // finds the socket by it.
     write("address", &address)?;
-    if let Some(listener) = new_socket(&socket)? {
-        let left = leave_serving(flags, params.as_ref(), listener, socket.clone());
-        // Nobody serves on it.
-        left.inspect_err(|_| drop(fs::remove_file(&socket)))?;
-    }
-    answer(&address, params.is_some())
+    let Some(listener) = new_socket(&socket)? else { return answer(&address, params.is_some()) };
+    let serving = leave_serving(flags, params.as_ref(), listener, socket.clone());
+    let told = serving.and_then(|pid| answer(&address, params.is_some()).inspect_err(|_| end(pid)));
+    // Nobody serves on it.
+    told.inspect_err(|_| drop(fs::remove_file(&socket)))
+}
+
+/// Ends the serving process where nobody could be told of it: the caller was killed. It is this process's child, so that
+/// the pid cannot be another's.
+fn end(pid: Pid) {
+    let _ = rustix::process::kill_process(pid, Signal::KILL);
 }
 
 /// What containerd from 2.3 on writes to the standard input. Earlier ones write the runtime's options there, or
@@ -105,17 +111,20 @@ fn write(name: &str, text: &str) -> Result<(), Error> {
     fs::write(name, text).map_err(|source| Error::System { what: format!("write {name} in the bundle"), source })
 }
 
-/// Leaves a process that serves, and notes its number for whoever looks for it later.
+/// Leaves a process that serves, and notes its number for whoever looks for it later; without the note there is no
+/// process.
 fn leave_serving(
     flags: &Flags,
     params: Option<&BootstrapParams>,
     listener: OwnedFd,
     socket: PathBuf,
-) -> Result<(), Error> {
+) -> Result<Pid, Error> {
     let setting =
         Setting { namespace: flags.namespace.clone(), listener, socket, events: events_address(flags, params) };
     match fork().map_err(|source| Error::System { what: "fork the serving process".to_owned(), source })? {
-        Forked::Parent(pid) => write("shim.pid", &pid.to_string()),
+        Forked::Parent(pid) => {
+            write("shim.pid", &pid.as_raw_nonzero().to_string()).map(|()| pid).inspect_err(|_| end(pid))
+        }
         Forked::Child => {
             let served = become_a_daemon().and_then(|()| serve::serve(setting));
             // There is nobody left to tell: standard error is /dev/null.

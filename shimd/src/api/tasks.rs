@@ -26,6 +26,8 @@ use crate::task::{Creation, Exec, Exit, State, Task};
 
 /// Metadata of an answer about an end that the shim did not live to tell: the fault, as in a failed call.
 const FAULT_HEADER: &str = "strata-fault-bin";
+/// Metadata of an answer about an end: the kernel killed for memory in the container.
+const OOM_HEADER: &str = "strata-oom";
 /// How long a list waits for one shim.
 const LIST_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -203,7 +205,11 @@ impl Tasks for Api {
         let task = task(self, &request, |request| &request.container_id, "watch")?;
         let exit = task.wait(&request.get_ref().exec_id).await.or_status("watch")?;
         let response = wire::WaitResponse { exit_status: exit.status, exited_at: Some(exit.at) };
-        Ok(with_fault(response, &exit, &task.id))
+        let mut response = with_fault(response, &exit, &task.id);
+        if task.had_kill_for_memory() {
+            response.metadata_mut().insert(OOM_HEADER, MetadataValue::from_static("1"));
+        }
+        Ok(response)
     }
 }
 

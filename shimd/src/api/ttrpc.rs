@@ -12,12 +12,16 @@ use tokio::net::UnixListener;
 
 use crate::clock;
 use crate::event::{Envelope, Events};
+use crate::task::Tasks;
 
-struct Forward(Arc<Events>);
+struct Forward {
+    events: Arc<Events>,
+    tasks: Arc<Tasks>,
+}
 
 /// Serves shims until the future is dropped.
-pub(crate) async fn serve_events(listener: UnixListener, events: Arc<Events>) {
-    strata_ttrpc::server::serve(listener, Arc::new(Forward(events))).await;
+pub(crate) async fn serve_events(listener: UnixListener, events: Arc<Events>, tasks: Arc<Tasks>) {
+    strata_ttrpc::server::serve(listener, Arc::new(Forward { events, tasks })).await;
 }
 
 impl Handler for Forward {
@@ -35,7 +39,9 @@ impl Handler for Forward {
             topic: envelope.topic,
             event: envelope.event.unwrap_or_default(),
         };
-        self.0.forward(envelope).map_err(|error| invalid(error.to_string()))?;
+        // First: whoever hears of it may ask at once.
+        self.tasks.hear(&envelope);
+        self.events.forward(envelope).map_err(|error| invalid(error.to_string()))?;
         Ok(Vec::new())
     }
 }

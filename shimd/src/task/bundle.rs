@@ -6,6 +6,7 @@
 //!     rootfs/       where the shim mounts the snapshot
 //!     work/         the runtime's scratch
 //!     log           FIFO of the shim's own messages
+//!     oom           there once the kernel has killed for memory in the container
 //!     shim.json     which program, which socket: what shimd needs to find the shim again
 //!     address, …    the shim's own files
 //! ```
@@ -27,6 +28,8 @@ use crate::trash::Trash;
 const DIRECTORY: &str = "io.containerd.runtime.v2.task";
 /// Name of the FIFO that shims write their messages to.
 const LOG: &str = "log";
+/// The file that says that the kernel killed for memory.
+const OOM: &str = "oom";
 
 /// What is kept to find a shim again.
 #[derive(Debug, Serialize, Deserialize)]
@@ -111,6 +114,22 @@ impl Bundle {
     pub(crate) fn left_address(&self, program: &Path) -> Option<Endpoint> {
         let text = std::fs::read(self.path.join("address")).ok()?;
         Endpoint::parse(&text, &program.to_string_lossy()).ok()
+    }
+
+    /// Notes that the kernel killed for memory in the container: whoever asks how it ended is told, also when nobody
+    /// listened when it happened.
+    pub(crate) fn note_kill_for_memory(&self) -> Result<()> {
+        match File::options().create(true).append(true).mode(0o600).open(self.path.join(OOM)) {
+            // The bundle is gone: nobody will ask.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            opened => {
+                opened.map(drop).map_err(|source| Error::io(format!("write {}/{OOM}", self.path.display()), source))
+            }
+        }
+    }
+
+    pub(crate) fn had_kill_for_memory(&self) -> bool {
+        self.path.join(OOM).exists()
     }
 
     /// Removes the bundle; its name is free at once.

@@ -5,16 +5,17 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use prost_types::Any;
-use proto_shim::task::{CreateTaskRequest, CreateTaskResponse};
+use proto_shim::task::{CreateTaskRequest, CreateTaskResponse, DeleteResponse};
 use proto_shim::types::Mount;
 use tokio::sync::watch as channel;
 use tracing::Instrument;
 
 use super::bundle::{Bundle, ShimRecord};
 use super::watch::{self, LogCopy};
-use super::{End, Entry, Key, Task, Tasks};
+use super::{End, Entry, Key, Task, Tasks, closed, stray};
 use crate::db::record::Container;
 use crate::db::{Access, key};
 use crate::error::{Chain, Error, Result};
@@ -22,6 +23,9 @@ use crate::name::Namespace;
 use crate::shim::launch::Subject;
 use crate::shim::{Endpoint, Shim, runtime};
 use crate::trace;
+
+/// The pauses before a clean-up that failed is tried again.
+const CLEAN_UP_PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(500)];
 
 /// What a client asks for.
 pub(crate) struct Creation {
@@ -63,7 +67,7 @@ impl Tasks {
         let connection = match started {
             Ok(connection) => connection,
             Err(error) => {
-                self.clean_up(&subject, &bundle.bundle).await;
+                let _ = self.clean_up(&subject, &bundle.bundle).await;
                 return Err(error);
             }
         };
@@ -83,19 +87,19 @@ impl Tasks {
     async fn claim(self: &Arc<Self>, namespace: &Namespace, id: &str) -> Result<Claim> {
         let key = (namespace.clone(), id.to_owned());
         loop {
-            let mut leaving = {
-                let mut entries = self.entries();
-                match entries.get(&key) {
-                    None => {
-                        entries.insert(key.clone(), Entry::Creating);
-                        return Ok(Claim { tasks: self.clone(), key: Some(key) });
-                    }
-                    Some(Entry::Leaving(leaving)) => leaving.clone(),
-                    Some(_) => return Err(Error::exists("task", id)),
-                }
+            let leaving = match self.entries().get(&key) {
+                None => None,
+                Some(Entry::Leaving(leaving)) => Some(leaving.clone()),
+                Some(_) => return Err(Error::exists("task", id)),
             };
-            // The channel never changes; it closes.
-            let _ = leaving.changed().await;
+            match leaving {
+                Some(leaving) => closed(leaving).await,
+                None => {
+                    if let Some(claim) = Claim::on(self, &key) {
+                        return Ok(claim);
+                    }
+                }
+            }
         }
     }
 
@@ -128,23 +132,34 @@ impl Tasks {
         let request = proto_shim::task::DeleteRequest { id: subject.id.clone(), exec_id: String::new() };
         let limit = Some(super::SHUTDOWN_TIMEOUT);
         // A container that was never created is not found; that is well.
-        let deleted =
-            shim.call_within::<_, proto_shim::task::DeleteResponse>(limit, "create", "Delete", &request).await;
+        let deleted = shim.call_within::<_, DeleteResponse>(limit, "create", "Delete", &request).await;
         if let Err(error) = deleted {
             tracing::debug!(id = %subject.id, error = %Chain(&error), "delete a container that was not created");
         }
         let request = proto_shim::task::ShutdownRequest { id: subject.id.clone(), now: true };
         let told = shim.call_within::<_, ()>(limit, "create", "Shutdown", &request).await;
-        if told.is_err() || tokio::time::timeout(super::SHUTDOWN_TIMEOUT, shim.closed()).await.is_err() {
-            self.clean_up(subject, bundle).await;
+        if told.is_ok() {
+            let _ = tokio::time::timeout(super::SHUTDOWN_TIMEOUT, shim.closed()).await;
         }
+        // The runtime may have made more than it told the shim.
+        let _ = self.clean_up(subject, bundle).await;
         endpoint.remove_socket();
     }
 
-    /// Has the shim's program clean up after a shim that is not there.
-    async fn clean_up(&self, subject: &OwnedSubject, bundle: &Bundle) {
-        if let Err(error) = self.launcher.delete(&subject.borrow(bundle)).await {
-            tracing::warn!(id = %subject.id, error = %Chain(&error), "clean up after a failed start");
+    /// Has the shim's program clean up after a shim that is not there, or that nobody has the address of. Processes that
+    /// work for the shim still, a runtime that sets the container up for one, would make again what is removed: they go
+    /// first. It is tried again where it fails.
+    pub(super) async fn clean_up(&self, subject: &OwnedSubject, bundle: &Bundle) -> Result<DeleteResponse> {
+        let mut pauses = CLEAN_UP_PAUSES.into_iter();
+        loop {
+            stray::kill(&bundle.path, &subject.id, &self.launcher.address).await;
+            let error = match self.launcher.delete(&subject.borrow(bundle)).await {
+                Ok(response) => return Ok(response),
+                Err(error) => error,
+            };
+            tracing::warn!(id = %subject.id, error = %Chain(&error), "clean up what is left of a container");
+            let Some(pause) = pauses.next() else { return Err(error) };
+            tokio::time::sleep(pause).await;
         }
     }
 }
@@ -205,10 +220,11 @@ impl Task {
 }
 
 impl Task {
-    /// Notes the init process, found after the task.
-    pub(super) fn set_pid(&self, pid: u32) {
-        self.pid.store(pid, Ordering::Relaxed);
-        *self.pidfd.lock().unwrap_or_else(PoisonError::into_inner) = open_pidfd(pid);
+    /// Notes the init process of a task that was found by a start of shimd before its shim knew the process, or told it.
+    pub(super) fn note_pid(&self, pid: u32) {
+        if pid != 0 && self.pid.swap(pid, Ordering::Relaxed) != pid {
+            *self.pidfd.lock().unwrap_or_else(PoisonError::into_inner) = open_pidfd(pid);
+        }
     }
 }
 
@@ -223,20 +239,28 @@ fn open_pidfd(pid: u32) -> Option<OwnedFd> {
 pub(super) struct Claim {
     tasks: Arc<Tasks>,
     key: Option<Key>,
+    /// Whoever waits for the task waits for this to go.
+    _made: channel::Sender<()>,
 }
 
 impl Claim {
+    /// A claim on an id; `None` when somebody has it.
+    pub(super) fn on(tasks: &Arc<Tasks>, key: &Key) -> Option<Claim> {
+        use std::collections::hash_map::Entry as Place;
+        match tasks.entries().entry(key.clone()) {
+            Place::Occupied(_) => None,
+            Place::Vacant(place) => {
+                let (made, making) = channel::channel(());
+                place.insert(Entry::Creating(making));
+                Some(Claim { tasks: tasks.clone(), key: Some(key.clone()), _made: made })
+            }
+        }
+    }
+
     fn fulfil(mut self, entry: Entry) {
         if let Some(key) = self.key.take() {
             self.tasks.entries().insert(key, entry);
         }
-    }
-
-    /// For recovery, which runs before anybody can claim anything.
-    pub(super) fn of_recovery(tasks: &Arc<Tasks>, namespace: &Namespace, id: &str) -> Claim {
-        let key = (namespace.clone(), id.to_owned());
-        tasks.entries().insert(key.clone(), Entry::Creating);
-        Claim { tasks: tasks.clone(), key: Some(key) }
     }
 }
 
@@ -267,10 +291,8 @@ impl<'a> Undo<'a> {
 
 impl Drop for Undo<'_> {
     fn drop(&mut self) {
-        if let Some(tasks) = self.tasks
-            && let Err(error) = self.bundle.remove(&tasks.trash)
-        {
-            tracing::warn!(bundle = %self.bundle.path.display(), error = %Chain(&error), "remove a bundle");
+        if let Some(tasks) = self.tasks {
+            tasks.discard(&self.bundle);
         }
     }
 }

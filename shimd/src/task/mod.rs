@@ -27,13 +27,15 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use prost::Message;
 use prost_types::{Any, Timestamp};
+use proto_shim::{events, topic};
 use tokio::sync::watch as channel;
 
 use crate::db::Store;
 use crate::error::{Chain, Error, Result};
-use crate::event::Events;
-use crate::name::Namespace;
+use crate::event::{Envelope, Events};
+use crate::name::{Namespace, check_identifier};
 use crate::shim::{Endpoint, Launcher, Shim, runtime};
 use crate::trace;
 use crate::trash::Trash;
@@ -72,8 +74,8 @@ pub(crate) struct Tasks {
 }
 
 enum Entry {
-    /// Somebody is making it.
-    Creating,
+    /// Somebody is making it, or cleaning up what an earlier shimd left of it; the channel closes when that is over.
+    Creating(channel::Receiver<()>),
     Known(Arc<Task>),
     /// The shim is going; the channel closes when it is gone.
     Leaving(channel::Receiver<()>),
@@ -156,12 +158,15 @@ impl Tasks {
             Some(Entry::Known(task)) if task.died().is_some() => task.clone(),
             Some(_) => return Err(Error::refused(format!("container {id:?}"), "it has a task")),
         };
-        self.dismiss(&task)
+        self.dismiss(&task);
+        Ok(())
     }
 
     /// Deletes a task whose init process has ended, and lets its shim go. Once begun it is finished, whether the caller
-    /// still waits or not.
+    /// still waits or not. One that is just being made is waited for: whoever had asked for it may have died meanwhile,
+    /// and wants it gone.
     pub(crate) async fn delete(self: &Arc<Self>, namespace: &Namespace, id: &str) -> Result<Exit> {
+        self.made(namespace, id).await;
         let task = self.find(namespace, id)?;
         let tasks = self.clone();
         trace::detached(async move { tasks.delete_found(&task).await }).await
@@ -172,31 +177,70 @@ impl Tasks {
             Some(exit) => exit,
             None => match task.delete_process("").await {
                 Err(Error::ShimDied { .. }) => task.death().await?,
+                // An earlier shimd had it deleted, and died before it let the shim go.
+                Err(error) if error.is_not_found() => {
+                    self.dismiss(task);
+                    return Err(error);
+                }
                 Err(error) => return Err(task.why_not_deleted(error).await),
                 Ok(exit) => exit,
             },
         };
-        self.dismiss(task)?;
+        self.dismiss(task);
         Ok(exit)
     }
 
-    /// Takes a task off the list and its bundle away. The shim ends meanwhile; the id is free when it has.
-    fn dismiss(self: &Arc<Self>, task: &Arc<Task>) -> Result<()> {
+    /// Takes a task off the list. Its shim ends behind, and then its bundle goes, by which a start of shimd would find the
+    /// shim; the id is free after that. Nothing happens where somebody else was quicker.
+    fn dismiss(self: &Arc<Self>, task: &Arc<Task>) {
         if task.leaving.swap(true, Ordering::AcqRel) {
-            return Err(Error::not_found("task", &task.id));
+            return;
         }
         let (gone, leaving) = channel::channel(());
         let key = (task.namespace.clone(), task.id.clone());
         self.entries().insert(key.clone(), Entry::Leaving(leaving));
-        let removed = task.bundle.remove(&self.trash);
         let (tasks, task) = (self.clone(), task.clone());
         tokio::spawn(async move {
             task.shut_down().await;
+            tasks.discard(&task.bundle);
             task.end.send_replace(End::Dismissed);
             tasks.entries().remove(&key);
             drop(gone);
         });
-        removed
+    }
+
+    fn discard(&self, bundle: &Bundle) {
+        if let Err(error) = bundle.remove(&self.trash) {
+            tracing::warn!(bundle = %bundle.path.display(), error = %Chain(&error), "remove a bundle");
+        }
+    }
+
+    /// Waits while the task is being made.
+    async fn made(&self, namespace: &Namespace, id: &str) {
+        let making = match self.entries().get(&(namespace.clone(), id.to_owned())) {
+            Some(Entry::Creating(making)) => making.clone(),
+            _ => return,
+        };
+        closed(making).await;
+    }
+
+    /// Keeps of a shim's events what must be known later.
+    pub(crate) fn hear(&self, envelope: &Envelope) {
+        if envelope.topic != topic::TASK_OOM {
+            return;
+        }
+        let (Ok(namespace), Ok(event)) =
+            (Namespace::parse(&envelope.namespace), events::TaskOom::decode(envelope.event.value.as_slice()))
+        else {
+            return;
+        };
+        if check_identifier("container", &event.container_id).is_err() {
+            return;
+        }
+        let noted = Bundle::at(&self.state, &namespace, &event.container_id).note_kill_for_memory();
+        if let Err(error) = noted {
+            tracing::warn!(id = event.container_id, error = %Chain(&error), "keep that memory ran out");
+        }
     }
 
     fn entries(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
@@ -204,10 +248,20 @@ impl Tasks {
     }
 }
 
+/// Waits for the end of a channel that never says anything.
+async fn closed(mut channel: channel::Receiver<()>) {
+    let _ = channel.changed().await;
+}
+
 impl Task {
     /// Pid of the init process.
     pub(crate) fn pid(&self) -> u32 {
         self.pid.load(Ordering::Relaxed)
+    }
+
+    /// Whether the kernel killed for memory in the container.
+    pub(crate) fn had_kill_for_memory(&self) -> bool {
+        self.bundle.had_kill_for_memory()
     }
 
     /// How the task ended, if its shim died.

@@ -55,7 +55,12 @@ impl Task {
         self.not_dead()?;
         let request = shim::StateRequest { id: self.id.clone(), exec_id: exec_id.to_owned() };
         match self.shim.call::<_, shim::StateResponse>("report", "State", &request).await {
-            Ok(response) => Ok(State::of(response)),
+            Ok(response) => {
+                if exec_id.is_empty() {
+                    self.note_pid(response.pid);
+                }
+                Ok(State::of(response))
+            }
             Err(Error::ShimDied { .. }) if exec_id.is_empty() => Ok(State::of_dead(&self.death().await?)),
             Err(error) => Err(error),
         }

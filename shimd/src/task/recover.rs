@@ -11,7 +11,6 @@ use tokio::task::JoinSet;
 
 use super::bundle::{self, Bundle};
 use super::create::{Claim, Connection, OwnedSubject};
-use super::stray;
 use super::watch::LogCopy;
 use super::{Task, Tasks};
 use crate::db::record::Container;
@@ -28,7 +27,8 @@ impl Tasks {
     pub(crate) async fn recover(self: &Arc<Self>) -> Result<()> {
         let mut found = JoinSet::new();
         for (namespace, id) in list(&self.state)? {
-            let claim = Claim::of_recovery(self, &namespace, &id);
+            // Nobody else claims anything yet, and each bundle is found once.
+            let Some(claim) = Claim::on(self, &(namespace.clone(), id.clone())) else { continue };
             let tasks = self.clone();
             found.spawn(async move { tasks.recover_one(namespace, id, claim).await });
         }
@@ -54,7 +54,8 @@ impl Tasks {
             Err(error) => {
                 tracing::warn!(id = %subject.id, error = %Chain(&error), "a container has no shim or no process");
                 tokio::spawn(async move {
-                    self.remove_rest(subject, bundle).await;
+                    let _ = self.clean_up(&subject, &bundle).await;
+                    self.discard(&bundle);
                     endpoint.iter().for_each(Endpoint::remove_socket);
                     drop(claim);
                 });
@@ -88,29 +89,13 @@ impl Tasks {
     /// Finds out, however long it takes, whether a shim that did not answer has a container.
     async fn settle(self: Arc<Self>, task: &Arc<Task>) {
         match task.state("").await {
-            Ok(state) => task.set_pid(state.pid),
-            Err(Error::Shim(fault)) if fault.grpc == GrpcCode::NotFound => {
+            // The pid was noted on the way.
+            Ok(_) => {}
+            Err(error) if error.is_not_found() => {
                 tracing::warn!(id = %task.id, "a shim has no container");
-                if let Err(error) = self.dismiss(task) {
-                    tracing::debug!(id = %task.id, error = %Chain(&error), "dismiss a shim without a container");
-                }
+                self.dismiss(task);
             }
             Err(error) => tracing::warn!(id = %task.id, error = %Chain(&error), "ask a shim for its container"),
-        }
-    }
-
-    /// Kills and removes what is left of a container, its shim included.
-    async fn remove_rest(&self, subject: OwnedSubject, bundle: Bundle) {
-        stray::kill(&bundle.path, &subject.id, &self.launcher.address).await;
-        if let Err(error) = self.launcher.delete(&subject.borrow(&bundle)).await {
-            tracing::warn!(id = %subject.id, error = %Chain(&error), "clean up what is left of a container");
-        }
-        self.discard(&bundle);
-    }
-
-    fn discard(&self, bundle: &Bundle) {
-        if let Err(error) = bundle.remove(&self.trash) {
-            tracing::warn!(bundle = %bundle.path.display(), error = %Chain(&error), "remove a bundle");
         }
     }
 }

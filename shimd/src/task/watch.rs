@@ -37,11 +37,9 @@ pub(super) async fn watch(tasks: Arc<Tasks>, task: Arc<Task>) {
 async fn bury(tasks: &Tasks, task: &Task) {
     let subject =
         OwnedSubject { namespace: task.namespace.clone(), id: task.id.clone(), program: task.program.clone() };
-    let cleaned = tasks.launcher.delete(&subject.borrow(&task.bundle)).await;
-    let said = match cleaned {
+    let said = match tasks.clean_up(&subject, &task.bundle).await {
         Ok(response) => Some((response.exit_status, response.exited_at)),
-        Err(error) => {
-            tracing::warn!(id = %task.id, error = %Chain(&error), "clean up after a dead shim");
+        Err(_) => {
             kill(task);
             None
         }

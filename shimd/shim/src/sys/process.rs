@@ -5,12 +5,14 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
+use rustix::process::Pid;
+
 use super::signal;
 
 /// Which side of a fork this is.
 pub(crate) enum Forked {
     /// The parent; the child has this pid.
-    Parent(u32),
+    Parent(Pid),
     /// The child.
     Child,
 }
@@ -20,8 +22,7 @@ pub(crate) fn fork() -> io::Result<Forked> {
     // SAFETY: the process has one thread, so the child is whole: no lock is held by a thread that it lacks.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
-        0 => Ok(Forked::Child),
-        pid => Ok(Forked::Parent(pid.cast_unsigned())),
+        pid => Ok(Pid::from_raw(pid).map_or(Forked::Child, Forked::Parent)),
     }
 }
 
