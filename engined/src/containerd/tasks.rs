@@ -21,6 +21,9 @@ pub(crate) struct Stdio {
 /// Response metadata of shimd: why the end is not the shim's own word. Others do not send it.
 const FAULT_HEADER: &str = "strata-fault-bin";
 
+/// Response metadata of shimd: the kernel killed for memory in the container.
+const OOM_HEADER: &str = "strata-oom";
+
 /// How a process ended, as its parent saw it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ended {
@@ -29,6 +32,8 @@ pub(crate) struct Ended {
     pub(crate) at: SystemTime,
     /// Why its parent could not see it: then the status is what else is known, or 255.
     pub(crate) fault: Option<Fault>,
+    /// The supervisor knows that the kernel killed for memory. It may yet tell so by an event.
+    pub(crate) out_of_memory: bool,
 }
 
 /// What a process does now.
@@ -53,7 +58,8 @@ pub(crate) struct Task {
 
 impl From<Process> for Task {
     fn from(process: Process) -> Task {
-        let ended = || Ended { status: process.exit_status, at: time(process.exited_at), fault: None };
+        let ended =
+            || Ended { status: process.exit_status, at: time(process.exited_at), fault: None, out_of_memory: false };
         let now = match Wire::try_from(process.status) {
             Ok(Wire::Created) => Now::Created,
             Ok(Wire::Running) => Now::Running,
@@ -112,8 +118,9 @@ impl Client {
         let request = rpc::WaitRequest { container_id: container.to_owned(), exec_id: exec.to_owned() };
         let result = self.tasks().wait(request).await;
         let fault = result.as_ref().ok().and_then(|response| told_fault(response.metadata()));
+        let out_of_memory = result.as_ref().is_ok_and(|response| response.metadata().contains_key(OOM_HEADER));
         let response = answer("watch", result)?;
-        Ok(Ended { status: response.exit_status, at: time(response.exited_at), fault })
+        Ok(Ended { status: response.exit_status, at: time(response.exited_at), fault, out_of_memory })
     }
 
     /// Ends a task's bookkeeping, and its shim; one that is gone is no error.

@@ -32,7 +32,7 @@ use crate::store::{Store, StoreError};
 /// How often it is said that the supervisor is waited for.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 /// How long between two tries to reach the supervisor.
-const SUPERVISOR_PAUSE: Duration = Duration::from_millis(200);
+pub(super) const SUPERVISOR_PAUSE: Duration = Duration::from_millis(200);
 
 /// Why the engine cannot start.
 #[derive(Debug)]

@@ -17,6 +17,7 @@ use super::create::Birth;
 use super::record::{Fixed, Record};
 use super::start::Ahead;
 use super::state::{Event, Life, Phase, Then, Unfit};
+use super::undo::Undo;
 use super::watch::End;
 use super::{Command, Container, Order, Reply, View};
 use crate::engine::error::Error;
@@ -42,6 +43,9 @@ pub(super) struct Actor {
     pub(super) end: Option<oneshot::Receiver<End>>,
     pub(super) restart_at: Option<Instant>,
     pub(super) kill_at: Option<Instant>,
+    /// What could not be undone yet, and when it is tried again.
+    pub(super) rest: Undo,
+    pub(super) tidy_at: Option<Instant>,
     /// Who waits for the end.
     pub(super) stops: Vec<Reply>,
     /// Who waits for the removal.
@@ -54,6 +58,7 @@ enum Woken {
     Ended(End),
     RestartDue,
     KillDue,
+    TidyDue,
 }
 
 impl Actor {
@@ -77,6 +82,8 @@ impl Actor {
             end: None,
             restart_at: None,
             kill_at: None,
+            rest: Undo::default(),
+            tidy_at: None,
             stops: Vec::new(),
             removals: Vec::new(),
         }
@@ -100,6 +107,7 @@ impl Actor {
                     self.kill_at = None;
                     self.kill_now().await;
                 }
+                Woken::TidyDue => self.tidy().await,
             }
         }
         // Orders that come now are answered that it is gone.
@@ -125,6 +133,7 @@ impl Actor {
             biased;
             Some(end) = ended => Woken::Ended(end),
             () = at(self.kill_at) => Woken::KillDue,
+            () = at(self.tidy_at) => Woken::TidyDue,
             () = at(self.restart_at) => Woken::RestartDue,
             Some(command) = self.orders.recv() => Woken::Order(command),
         }

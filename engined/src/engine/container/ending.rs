@@ -6,7 +6,6 @@ use tokio::time::Instant;
 
 use super::actor::Actor;
 use super::exit::{Exit, Problem};
-use super::start::clear_task;
 use super::state::{Event, Then};
 use super::watch::End;
 use crate::engine::sandbox;
@@ -14,7 +13,7 @@ use crate::engine::signal::Signal;
 
 /// How long the supervisor may take to tell what else it knows of an end. It tells in order, and an out-of-memory kill
 /// before the end; only the two ways by which we hear of them are not ordered.
-const NEWS_PATIENCE: Duration = Duration::from_millis(300);
+const NEWS_PATIENCE: Duration = Duration::from_secs(1);
 /// The status of a program that SIGKILL ended.
 const KILLED: u32 = 137;
 /// The status of an end that nobody saw.
@@ -58,7 +57,8 @@ impl Actor {
             // What the kernel told of it is exact, whoever died.
             return Exit { code: ended.status, unknown: ended.status == UNSEEN, ..unseen };
         }
-        let out_of_memory = (limit.is_some() || ended.status == KILLED) && self.heard_of_memory().await;
+        let may_be = limit.is_some() || ended.status == KILLED;
+        let out_of_memory = ended.out_of_memory || (may_be && self.heard_of_memory().await);
         Exit::seen(ended.status, ended.at.into(), out_of_memory, limit)
     }
 
@@ -89,13 +89,6 @@ impl Actor {
         }
         if let Err(fault) = sandbox::disconnect(&self.means, &self.fixed.sandbox).await {
             tracing::warn!(container = %self.fixed.id, %fault, causes = ?fault.causes, "take it off the network");
-        }
-    }
-
-    /// Takes the task of the run that is over apart, so that another may begin.
-    pub(super) async fn clear_run(&self) {
-        if let Err(fault) = clear_task(&self.means.client, self.fixed.id.as_str()).await {
-            tracing::warn!(container = %self.fixed.id, %fault, causes = ?fault.causes, "delete the task that has ended");
         }
     }
 

@@ -31,6 +31,7 @@ mod start;
 pub(crate) mod state;
 pub(crate) mod stdin;
 mod streams;
+mod undo;
 pub(crate) mod wanted;
 mod watch;
 

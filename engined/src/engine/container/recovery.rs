@@ -28,13 +28,15 @@ use super::create::unborn;
 use super::exit::{Exit, Problem};
 use super::files::remove_tree;
 use super::record::{Loaded, Record};
-use super::start::clear_task;
 use super::state::{Life, Phase};
+use super::undo::clear_task;
 use super::watch;
+use crate::containerd::is_unreachable;
 use crate::containerd::tasks::{Now, Task};
 use crate::engine::means::{INSTANCE_LABEL, Means};
 use crate::engine::sandbox::{self, Sandbox};
 use crate::engine::stamp::Stamp;
+use crate::engine::start::SUPERVISOR_PAUSE;
 use crate::network::Endpoint;
 use crate::store::{Store, Table};
 
@@ -57,11 +59,11 @@ pub(crate) async fn recover(
     loaded: Loaded,
     sandboxes: &HashMap<String, Sandbox>,
 ) -> Result<(), Fault> {
-    let mut tasks: HashMap<String, Task> =
-        means.client.list_tasks().await?.into_iter().map(|task| (task.container.clone(), task)).collect();
+    let tasks = reached(|| means.client.list_tasks()).await?;
+    let mut tasks: HashMap<String, Task> = tasks.into_iter().map(|task| (task.container.clone(), task)).collect();
     let known: HashSet<String> =
         loaded.records.iter().map(|record| record.fixed.id.to_string()).chain(loaded.unreadable).collect();
-    remove_strangers(means, &known).await?;
+    reached(|| remove_strangers(means, &known)).await?;
     disconnect_strangers(means, &known, sandboxes).await?;
     for record in loaded.records {
         let id = record.fixed.id.to_string();
@@ -70,6 +72,17 @@ pub(crate) async fn recover(
     }
     remove_files(means, &known);
     Ok(())
+}
+
+/// Asks the supervisor again and again while it cannot be reached: it may be killed just now, too.
+async fn reached<T>(ask: impl AsyncFn() -> Result<T, Fault>) -> Result<T, Fault> {
+    loop {
+        match ask().await {
+            Err(fault) if is_unreachable(&fault) => tracing::warn!("the supervisor went away: it is asked again"),
+            outcome => return outcome,
+        }
+        tokio::time::sleep(SUPERVISOR_PAUSE).await;
+    }
 }
 
 /// Containers and snapshots of ours that no record names: a creation that was cut off.
@@ -242,7 +255,7 @@ mod tests {
 
     #[test]
     fn the_table() {
-        let stopped = Now::Stopped(Ended { status: 0, at: SystemTime::now(), fault: None });
+        let stopped = Now::Stopped(Ended { status: 0, at: SystemTime::now(), fault: None, out_of_memory: false });
         let running = Phase::Running { pid: 7 };
         for now in [Now::Running, Now::Paused, Now::Unknown] {
             for phase in [Phase::Created, Phase::Starting, running, Phase::Exited, Phase::Restarting] {

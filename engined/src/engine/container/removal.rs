@@ -8,7 +8,7 @@ use strata_fault::Fault;
 use super::Container;
 use super::actor::Actor;
 use super::record::Fixed;
-use super::start::clear_task;
+use super::undo::clear_task;
 use crate::engine::error::Error;
 use crate::engine::means::Means;
 use crate::store::Table;

@@ -1,10 +1,9 @@
 //! Making and starting: what the actor does on the way from a request to a running program.
 //!
 //! Each phase says what undoes it before it is tried, so that a phase which failed half-way is undone too; the last one
-//! disarms them all. An undo that fails is told, and what it leaves is found by the recovery at the next start.
+//! disarms them all.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use proto_containerd::types::Mount;
 use strata_fault::{Fault, GrpcCode};
@@ -14,23 +13,16 @@ use super::News;
 use super::actor::Actor;
 use super::create::{self, Birth};
 use super::exit::Exit;
-use super::record::Fixed;
 use super::state::{Event, Then};
 use super::streams::Streams;
+use super::undo::{Undo, clear_task};
 use super::watch::until_end;
 use crate::containerd::Client;
 use crate::containerd::tasks::Stdio;
 use crate::engine::error::Error;
-use crate::engine::means::Means;
-use crate::engine::sandbox;
-use crate::engine::signal::Signal;
 use crate::engine::stamp::Stamp;
 use crate::engine::step::step;
 use crate::network::Endpoint;
-
-/// How often a task that does not end yet is deleted again, and the first pause between; each further one is longer.
-const DELETE_TRIES: u32 = 20;
-const DELETE_PAUSE: Duration = Duration::from_millis(10);
 
 /// A connection that was made, was refused, or was not tried yet.
 pub(super) type Connected = Option<Result<Option<Arc<Endpoint>>, Fault>>;
@@ -40,60 +32,6 @@ pub(super) type Connected = Option<Result<Option<Arc<Endpoint>>, Fault>>;
 pub(super) struct Ahead {
     mounts: Option<Vec<Mount>>,
     connected: Connected,
-}
-
-/// What must be undone should a later phase fail.
-#[derive(Default)]
-struct Undo {
-    files: bool,
-    snapshot: bool,
-    container: bool,
-    network: bool,
-    task: bool,
-}
-
-impl Undo {
-    /// In the opposite order. It goes on past a failure.
-    async fn run(self, means: &Means, fixed: &Fixed) {
-        let id = fixed.id.as_str();
-        let tell = |what: &str, outcome: Result<(), Fault>| {
-            if let Err(fault) = outcome {
-                tracing::warn!(container = id, %fault, causes = ?fault.causes, "undo {what}: left to the next start");
-            }
-        };
-        if self.task {
-            tell("the task", clear_task(&means.client, id).await);
-        }
-        if self.network {
-            tell("the network", sandbox::disconnect(means, &fixed.sandbox).await);
-        }
-        if self.container {
-            tell("the container's record", means.client.delete_container(id).await);
-        }
-        if self.snapshot {
-            tell("the snapshot", means.client.remove_snapshot(&means.settings.snapshotter, id).await);
-        }
-        if self.files {
-            let files = super::files::Files::new(&means.settings.root, &means.settings.state, id);
-            tell("the files", files.remove().map_err(Fault::from));
-        }
-    }
-}
-
-/// Ends a task whatever it does, and waits until it is gone. None is no error.
-pub(super) async fn clear_task(client: &Client, id: &str) -> Result<(), Fault> {
-    let mut pause = DELETE_PAUSE;
-    for _ in 0..DELETE_TRIES {
-        match client.delete_task(id).await {
-            Err(fault) if fault.grpc == GrpcCode::FailedPrecondition => {}
-            outcome => return outcome,
-        }
-        // It has not ended: a start that was given up, or an end that the shim has not seen yet.
-        client.kill_task(id, "", Signal::KILL.number(), true).await?;
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(1));
-    }
-    client.delete_task(id).await
 }
 
 /// Has the runtime set the container up. A task of an earlier run that nobody deleted is in the way once.
@@ -118,10 +56,11 @@ impl Actor {
         }
         let ahead = match self.make(spec, start).instrument(span.clone()).await {
             Ok(ahead) => ahead,
-            Err(fault) => {
+            Err((fault, rest)) => {
                 // The name is free before the answer says so.
                 drop(reservation);
                 let _ = created.send(Err(fault));
+                rest.run_to_end(&self.means, &self.fixed).await;
                 return false;
             }
         };
@@ -136,7 +75,8 @@ impl Actor {
     }
 
     /// Steps 5, 6 and, for a start at once, 6b: they do not need each other.
-    async fn make(&mut self, spec: Vec<u8>, start: bool) -> Result<Ahead, Fault> {
+    /// With a failure comes what could not be undone yet.
+    async fn make(&mut self, spec: Vec<u8>, start: bool) -> Result<Ahead, (Fault, Undo)> {
         let undo = Undo { files: true, snapshot: true, container: true, network: start, task: false };
         let (means, fixed) = (Arc::clone(&self.means), Arc::clone(&self.fixed));
         let made = async {
@@ -150,14 +90,16 @@ impl Actor {
             Ok(ahead)
         };
         let outcome: Result<Ahead, Fault> = made.await;
-        if outcome.is_err() {
-            undo.run(&means, &fixed).await;
+        match outcome {
+            Ok(ahead) => Ok(ahead),
+            Err(fault) => Err((fault, undo.run(&means, &fixed).await)),
         }
-        outcome
     }
 
     /// Starts the program, and settles what follows from the outcome.
     pub(super) async fn begin(&mut self, ahead: Ahead) -> Result<(), Fault> {
+        // What is left of the run before would be in the way.
+        self.tidy().await;
         let mut undo = Undo::default();
         match self.start_phases(ahead, &mut undo).await {
             Ok(pid) => {
@@ -166,7 +108,8 @@ impl Actor {
                 Ok(())
             }
             Err(fault) => {
-                undo.run(&self.means, &self.fixed).await;
+                self.rest = undo;
+                self.tidy().await;
                 self.end = None;
                 self.endpoint = None;
                 self.settle_refused(Exit::refused(&fault, Stamp::now())).await;
