@@ -160,6 +160,7 @@ impl Running {
         crate::sys::die_with_parent(&mut command);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("start {command:?}: {error}"));
+        crate::process::await_by_hand(child.id() as i32);
         let stdout = Collected::from(child.stdout.take().expect("stdout is a pipe"));
         let stderr = Collected::from(child.stderr.take().expect("stderr is a pipe"));
         Running { stdin: child.stdin.take(), child, stdout, stderr }
@@ -225,7 +226,11 @@ impl Running {
     /// The output at its end; as an error what there was when it had to be killed.
     fn end_within(mut self, limit: Duration) -> Result<Output, Output> {
         self.stdin = None;
-        let status = wait::poll(limit, || self.child.try_wait().ok().flatten());
+        let status = wait::poll(limit, || {
+            // What the client waits for may wait for them.
+            crate::process::reap_orphans();
+            self.child.try_wait().ok().flatten()
+        });
         let Some(status) = status else {
             let _ = self.child.kill();
             let _ = self.child.wait();

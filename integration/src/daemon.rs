@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::wait;
+use crate::{process, wait};
 
 /// How long a daemon may take to be ready, and to end when it is asked to.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -31,6 +31,7 @@ impl Daemon {
         let twin = file.try_clone().map_err(|error| format!("duplicate {}: {error}", log.display()))?;
         command.stdin(Stdio::null()).stdout(file).stderr(twin);
         let child = command.spawn().map_err(|error| format!("start {name} ({:?}): {error}", command.get_program()))?;
+        process::await_by_hand(child.id() as i32);
         Ok(Daemon { name: name.to_owned(), child, log: log.to_path_buf() })
     }
 

@@ -9,7 +9,7 @@ mod kernel;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The kinds of things that can be left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,6 +87,11 @@ impl Snapshot {
         snapshot
             .add(Kind::File, scope.directories.iter().flat_map(|directory| kernel::files(directory, scope.passing)));
         snapshot
+    }
+
+    /// Adds what lies right in these directories, without what is below.
+    pub fn add_entries(&mut self, directories: &[PathBuf]) {
+        self.add(Kind::File, directories.iter().flat_map(|directory| kernel::entries(directory)));
     }
 
     fn add(&mut self, kind: Kind, things: impl IntoIterator<Item = String>) {

@@ -1,7 +1,11 @@
 //! The processes of this machine, as `/proc` shows them (proc(5)).
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
+use std::sync::{Mutex, PoisonError};
+
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::unistd::Pid;
 
 /// One process at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +46,30 @@ fn parse_stat(stat: &str) -> Option<(&str, Vec<&str>)> {
     let (head, tail) = stat.rsplit_once(')')?;
     let (_, name) = head.split_once('(')?;
     Some((name, tail.split_whitespace().collect()))
+}
+
+/// Children that the harness waits for itself.
+static AWAITED: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+/// Leaves the end of a child to who started it.
+pub(crate) fn await_by_hand(pid: i32) {
+    AWAITED.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
+}
+
+/// Fetches the orphans that have ended, as process 1 does elsewhere: the first process of a pid namespace does not end
+/// before all others of it are fetched.
+pub fn reap_orphans() {
+    let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    if matches!(waitid(Id::All, look), Ok(WaitStatus::StillAlive) | Err(_)) {
+        return;
+    }
+    let me = std::process::id() as i32;
+    let awaited = AWAITED.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let dead = all().into_iter().filter(|process| process.parent == me && process.state == 'Z');
+    for orphan in dead.filter(|process| !awaited.contains(&process.pid)) {
+        // Somebody may have been quicker.
+        let _ = waitpid(Pid::from_raw(orphan.pid), Some(WaitPidFlag::WNOHANG));
+    }
 }
 
 /// The children of `pid`, their children, and so on.

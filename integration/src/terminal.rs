@@ -35,6 +35,7 @@ impl Terminal {
         crate::sys::lead_terminal_session(&mut command);
         command.stdin(stdio(&pair.slave)).stdout(stdio(&pair.slave)).stderr(stdio(&pair.slave));
         let child = command.spawn().unwrap_or_else(|error| panic!("start {command:?} in a terminal: {error}"));
+        crate::process::await_by_hand(child.id() as i32);
         // The command holds the slave's descriptors too; with them the master would never see the end.
         drop((command, pair.slave));
         let master = File::from(pair.master);

@@ -127,6 +127,12 @@ pub(super) fn files(directory: &Path, passing: &[&str]) -> Vec<String> {
     found
 }
 
+/// What lies right in `directory`.
+pub(super) fn entries(directory: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    entries.flatten().map(|entry| entry.path().display().to_string()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -22,7 +22,7 @@ use crate::registry::{Access, Registry};
 use crate::site::Site;
 use crate::skip::{obstacle, skip, test_name};
 use crate::terminal::Terminal;
-use crate::{programs, wait};
+use crate::{process, programs, wait};
 
 /// The images that every registry of a test holds.
 const IMAGES: [&str; 5] = ["busybox", "nginx", "noexec", "nouser", "stubborn"];
@@ -176,6 +176,14 @@ impl Backend {
             Backend::Theirs(_) => Theirs::directories(site),
         }
     }
+
+    /// The directories that gain no entry by a removed container; what lies below is too much to look at.
+    fn stores(&self, site: &Site) -> Vec<PathBuf> {
+        match self {
+            Backend::Ours(_) => Ours::stores(site),
+            Backend::Theirs(_) => Vec::new(),
+        }
+    }
 }
 
 /// A running stack in a lab of its own.
@@ -304,11 +312,14 @@ impl Stack {
 
     /// What there is now: outside, and below the daemons' directories.
     fn look(&mut self) -> Snapshot {
+        process::reap_orphans();
         let mut daemons: Vec<i32> = self.backend.daemons().iter().map(|daemon| daemon.pid()).collect();
         daemons.push(self.registry.pid());
         let directories = self.backend.directories(self.lab.site());
         let directories: Vec<&Path> = directories.iter().map(PathBuf::as_path).collect();
-        self.lab.look(&daemons, &directories)
+        let mut snapshot = self.lab.look(&daemons, &directories);
+        snapshot.add_entries(&self.backend.stores(self.lab.site()));
+        snapshot
     }
 
     /// Removes the containers that are left, looks for what else is left, ends the daemons, looks again, and takes

@@ -30,6 +30,8 @@ pub struct Settings {
     pub supervisor: Supervisor,
     /// The shim's name, such as `io.containerd.runc.v2`; ours when there is none.
     pub runtime: Option<String>,
+    /// Where shimd looks for shims first; with our other programs when there is none.
+    pub shims: Option<PathBuf>,
     /// The OCI runtime that the shim calls; lowrun when there is none.
     pub runtime_binary: Option<PathBuf>,
     /// Put shimd's state on a file system of so many MiB.
@@ -122,6 +124,11 @@ impl Ours {
         let run = ["run/engined", "run/shimd", "lib/engined/containers"];
         run.iter().map(|directory| site.path(directory)).collect()
     }
+
+    pub(super) fn stores(site: &Site) -> Vec<PathBuf> {
+        let stores = ["snapshots", "provisional", "trash", "content/ingest"];
+        stores.iter().map(|store| supervisor_root(site).join(store)).collect()
+    }
 }
 
 /// A call of `strata` for the stack at `site`.
@@ -147,7 +154,8 @@ pub fn supervisor_socket(site: &Site, supervisor: Supervisor) -> PathBuf {
 
 fn write_configuration(site: &Site, registry: &Registry, settings: &Settings) -> Result<(), String> {
     site.write_config("engined.toml", &engined_toml(site, registry, settings))?;
-    site.write_config("shimd.toml", &shimd_toml(site, &programs::ours()))?;
+    let shims = settings.shims.clone().unwrap_or_else(programs::ours);
+    site.write_config("shimd.toml", &shimd_toml(site, &shims))?;
     Ok(())
 }
 
