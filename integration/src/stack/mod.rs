@@ -143,6 +143,13 @@ fn on_stack(start: impl FnOnce(&Site, &Registry) -> Result<Backend, String>, tes
     assert!(leaks.is_empty(), "{} left behind:\n{}", test_name(), leak::report(&leaks));
 }
 
+/// Whether a test may have pulled images, which stay in the supervisor's stores when its containers are gone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Images {
+    AreTheSame,
+    MayHaveCome,
+}
+
 enum Backend {
     Ours(Ours),
     Theirs(Theirs),
@@ -329,7 +336,7 @@ impl Stack {
         for container in listed.lines() {
             self.run(&["rm", "-f", container]).ok();
         }
-        let mut leaks = self.leaks_beside_daemons();
+        let mut leaks = self.leaks_beside_daemons(Images::MayHaveCome);
         leaks.extend(self.end_daemons());
         leaks.extend(self.backend.clean_up());
         leaks.extend(self.lab.leaks(|leak| self.outlives_daemons(leak)));
@@ -342,12 +349,17 @@ impl Stack {
 
     /// With the daemons running and no container left, all is as it was before the test. What is removed off the reply
     /// path may take a moment.
-    fn leaks_beside_daemons(&mut self) -> Vec<Leak> {
+    fn leaks_beside_daemons(&mut self, images: Images) -> Vec<Leak> {
         let Some(baseline) = self.baseline.clone() else { return Vec::new() };
+        let stores = match images {
+            Images::AreTheSame => Vec::new(),
+            Images::MayHaveCome => self.backend.stores(self.lab.site()),
+        };
+        let is_of_image = |leak: &Leak| stores.iter().any(|store| Path::new(&leak.what).starts_with(store));
         let mut leaks = Vec::new();
         wait::poll(Duration::from_secs(5), || {
             leaks = baseline.grown_to(&self.look());
-            leaks.retain(|leak| !self.is_passing(leak) && !self.outlives_containers(leak));
+            leaks.retain(|leak| !self.is_passing(leak) && !self.outlives_containers(leak) && !is_of_image(leak));
             leaks.is_empty().then_some(())
         });
         leaks
@@ -365,13 +377,13 @@ impl Stack {
         });
     }
 
-    /// In the middle of a test, with no container left: all is as it was at the test's begin.
+    /// In the middle of a test that pulls nothing, with no container left: all is as it was at the test's begin.
     ///
     /// # Panics
     /// When it is not.
     #[track_caller]
     pub fn assert_nothing_left(&mut self, when: &str) {
-        let leaks = self.leaks_beside_daemons();
+        let leaks = self.leaks_beside_daemons(Images::AreTheSame);
         assert!(leaks.is_empty(), "{when}: left behind:\n{}", leak::report(&leaks));
     }
 

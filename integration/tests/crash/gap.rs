@@ -18,6 +18,7 @@ fn a_container_goes_on_and_no_line_is_missing() {
             assert_eq!(s.inspect(&id, "{{.State.Status}} {{.State.Pid}}"), format!("running {pid}"), "{victim:?}");
             assert_eq!(s.text(&["exec", &id, "echo", "entered"]), "entered", "{victim:?}");
         }
+        wait::until_true("it has ticked often", || s.text(&["logs", &id]).lines().count() > 20);
         s.run(&["kill", &id]).ok();
         let text = s.text(&["logs", &id]);
         let ticks: Vec<u32> = text.lines().filter_map(|line| line.strip_prefix("tick ")?.parse().ok()).collect();
