@@ -98,6 +98,16 @@ fn a_hook_is_ended_when_its_time_is_up() {
 }
 
 #[test]
+fn a_hook_may_say_much() {
+    let Some(mut stage) = stage() else { return };
+    let hook = json!({ "path": "/bin/sh", "args": ["sh", "-c", "head -c 200000 /dev/zero >&2"], "timeout": 20 });
+    stage.config["hooks"] = json!({ "createRuntime": [hook] });
+    stage.args(&["true"]);
+    stage.run().ok();
+    stage.is_clean();
+}
+
+#[test]
 fn a_failing_poststop_hook_does_not_stop_the_removal() {
     let Some(mut stage) = stage() else { return };
     if stage.differs("runc ends at the first that fails") {

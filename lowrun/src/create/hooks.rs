@@ -1,23 +1,26 @@
 //! Runs hooks: a program with the container's state on stdin, bounded in time.
 
-use std::io::{Read, Seek, Write};
-use std::os::fd::AsFd;
+use std::io::{Seek, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::fault::{Attempt, Code, Fault, Result};
 use crate::spec::Hook;
-use crate::sys::Call;
+use crate::sys::{Call, Failure};
 
 /// Most bytes of a hook's stderr that an error repeats.
 const OUTPUT_MAX: usize = 4096;
-/// What a pipe holds, at least, without anybody reading.
-const PIPE_BYTES: usize = 16 * 4096;
+/// Most bytes that are read of it between two looks at the clock.
+const ROUND_MAX: usize = 16 * 4096;
 
 /// Where a point's hooks run, and in what environment if they name none.
 #[derive(Default)]
@@ -55,11 +58,8 @@ fn prefix((point, index): (&str, usize), hook: &Hook, mut fault: Box<Fault>) -> 
 
 fn run_one(hook: &Hook, state: &[u8], place: &Place<'_>) -> Result<()> {
     let mut child = spawn(hook, place, state)?;
-    // A hook that does not read its stdin is no error: it may have ended already.
-    if let Some(mut stdin) = child.stdin.take() {
-        let _ = stdin.write_all(state);
-    }
-    let status = wait(&mut child, hook.timeout)?;
+    let mut said = Vec::new();
+    let status = wait(&mut child, hook.timeout, &mut said)?;
     if status.success() {
         return Ok(());
     }
@@ -69,8 +69,8 @@ fn run_one(hook: &Hook, state: &[u8], place: &Place<'_>) -> Result<()> {
         (None, None) => "it ended in an unknown way".to_owned(),
     };
     let fault = Fault::new(Code::HookFailed, how);
-    let said = output(child);
-    Err(if said.is_empty() { fault } else { fault.cause(format!("stderr: {said}")) })
+    let said = String::from_utf8_lossy(&said);
+    Err(if said.trim().is_empty() { fault } else { fault.cause(format!("stderr: {}", said.trim())) })
 }
 
 fn spawn(hook: &Hook, place: &Place<'_>, state: &[u8]) -> Result<Child> {
@@ -92,10 +92,10 @@ fn spawn(hook: &Hook, place: &Place<'_>, state: &[u8]) -> Result<Child> {
 
 /// A pipe; for a state that would fill one, a file, so that a hook that does not read cannot hold its timeout up.
 fn stdin(state: &[u8]) -> Result<Stdio> {
-    if state.len() <= PIPE_BYTES {
-        return Ok(Stdio::piped());
-    }
     let attempted = || "hand the state over";
+    if let Some(pipe) = filled_pipe(state).attempt(Code::HookFailed, attempted)? {
+        return Ok(Stdio::from(pipe));
+    }
     let memory = rustix::fs::memfd_create("state", rustix::fs::MemfdFlags::CLOEXEC).call("memfd_create");
     let mut file = std::fs::File::from(memory.attempt(Code::HookFailed, attempted)?);
     let written = file.write_all(state).and_then(|()| file.rewind());
@@ -103,40 +103,77 @@ fn stdin(state: &[u8]) -> Result<Stdio> {
     Ok(Stdio::from(file))
 }
 
-fn wait(child: &mut Child, timeout_s: Option<i64>) -> Result<ExitStatus> {
+/// The end to read of a pipe with the state in it; `None` if it does not fit. Written before there is a hook: one that
+/// ends without reading would make the writer's signal of it.
+fn filled_pipe(state: &[u8]) -> crate::sys::Result<Option<OwnedFd>> {
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).call("pipe2")?;
+    rustix::fs::fcntl_setfl(&writer, OFlags::NONBLOCK).call("fcntl")?;
+    match rustix::io::write(&writer, state) {
+        Ok(length) if length == state.len() => Ok(Some(reader)),
+        Ok(_) | Err(Errno::AGAIN) => Ok(None),
+        Err(errno) => Err(Failure { call: "write", errno }),
+    }
+}
+
+fn wait(child: &mut Child, timeout_s: Option<i64>, said: &mut Vec<u8>) -> Result<ExitStatus> {
     let attempted = || "wait for it";
-    if let Some(seconds) = timeout_s {
-        let deadline = Instant::now() + Duration::from_secs(seconds.unsigned_abs());
-        if !ended_before(child, deadline).attempt(Code::HookFailed, attempted)? {
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(Fault::new(Code::HookFailed, format!("hook ran past specified timeout of {seconds}s")));
-        }
+    if let Some(stderr) = &child.stderr {
+        let _ = rustix::fs::fcntl_setfl(stderr, OFlags::NONBLOCK);
     }
-    child.wait().call("waitid").attempt(Code::HookFailed, attempted)
+    // A time that ends after all clocks is none.
+    let deadline =
+        timeout_s.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds.unsigned_abs())));
+    if !ended_before(child, deadline, said).attempt(Code::HookFailed, attempted)? {
+        let _ = child.kill();
+        let _ = child.wait();
+        let seconds = timeout_s.unwrap_or_default();
+        return Err(Fault::new(Code::HookFailed, format!("hook ran past specified timeout of {seconds}s")));
+    }
+    let status = child.wait().call("waitid").attempt(Code::HookFailed, attempted)?;
+    if let Some(stderr) = &child.stderr {
+        hear(stderr, said);
+    }
+    Ok(status)
 }
 
-fn ended_before(child: &Child, deadline: Instant) -> crate::sys::Result<bool> {
+/// Whether the hook has ended, or could not be watched. What it says is read meanwhile: a full pipe would hold it up.
+/// Children that it left and that hold its stderr open are not waited for.
+fn ended_before(child: &mut Child, deadline: Option<Instant>, said: &mut Vec<u8>) -> crate::sys::Result<bool> {
     let Some(pid) = Pid::from_raw(child.id() as i32) else { return Ok(true) };
-    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).call("pidfd_open")?;
+    let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+        // startContainer hooks run under the container's filter, which may not know the call.
+        Err(_) if deadline.is_none() => return Ok(true),
+        result => result.call("pidfd_open")?,
+    };
+    let mut stderr = child.stderr.take();
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-        let mut polled = [PollFd::new(&pidfd, PollFlags::IN)];
-        match rustix::event::poll(&mut polled, Some(&timeout)) {
-            Err(rustix::io::Errno::INTR) => {}
-            result => return result.call("poll").map(|count| count > 0),
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
+        let mut polled = vec![PollFd::new(&pidfd, PollFlags::IN)];
+        polled.extend(stderr.iter().map(|stderr| PollFd::new(stderr, PollFlags::IN)));
+        match rustix::event::poll(&mut polled, timeout.as_ref()) {
+            Err(Errno::INTR) => continue,
+            result => result.call("poll")?,
+        };
+        let has_ended = !polled[0].revents().is_empty();
+        stderr = stderr.filter(|stderr| hear(stderr, said));
+        if has_ended || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Ok(has_ended);
         }
     }
 }
 
-/// What the hook said, without waiting for children that it left and that hold its stderr open.
-fn output(child: Child) -> String {
-    let Some(mut stderr) = child.stderr else { return String::new() };
-    let _ = rustix::fs::fcntl_setfl(stderr.as_fd(), rustix::fs::OFlags::NONBLOCK);
-    let mut text = vec![0; OUTPUT_MAX];
-    let length = stderr.read(&mut text).unwrap_or(0);
-    String::from_utf8_lossy(&text[..length]).trim().to_owned()
+/// Reads what is there, and keeps the start; whether more may come.
+fn hear(stderr: &ChildStderr, said: &mut Vec<u8>) -> bool {
+    let mut text = [0; OUTPUT_MAX];
+    for _ in 0..ROUND_MAX / OUTPUT_MAX {
+        match rustix::io::read(stderr, &mut text) {
+            Ok(0) => return false,
+            Ok(length) => said.extend_from_slice(&text[..length.min(OUTPUT_MAX - said.len())]),
+            Err(errno) => return matches!(errno, Errno::AGAIN | Errno::INTR),
+        }
+    }
+    true
 }
 
 #[cfg(test)]
@@ -167,6 +204,25 @@ mod tests {
     fn a_hook_that_hangs_is_ended() {
         let fault = run("poststart", &[shell("exec sleep 60", Some(1))], b"", &Place::default()).unwrap_err();
         assert!(fault.one_line().contains("timeout"));
+    }
+
+    #[test]
+    fn a_hook_may_say_more_than_a_pipe_holds() {
+        let fault = run(
+            "prestart",
+            &[shell("echo first >&2; head -c 200000 /dev/zero >&2; exit 4", None)],
+            b"",
+            &Place::default(),
+        );
+        let line = fault.unwrap_err().one_line();
+        assert!(line.contains("exit status 4") && line.contains("first"), "{line}");
+        let fault = run("prestart", &[shell("exec cat /dev/zero >&2", Some(1))], b"", &Place::default()).unwrap_err();
+        assert!(fault.one_line().contains("timeout"));
+    }
+
+    #[test]
+    fn a_timeout_after_all_clocks_is_none() {
+        run("prestart", &[shell("true", Some(i64::MAX))], b"", &Place::default()).unwrap();
     }
 
     #[test]
