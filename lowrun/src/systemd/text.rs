@@ -5,7 +5,7 @@ use super::wire::Value;
 
 /// Reads a value; the error says what is wrong with it.
 pub fn parse(text: &str) -> Result<Value, String> {
-    let mut parser = Parser { text, at: 0 };
+    let mut parser = Parser { text, at: 0, depth: 0 };
     let value = parser.value(None)?;
     parser.skip_blanks();
     match parser.rest() {
@@ -17,7 +17,12 @@ pub fn parse(text: &str) -> Result<Value, String> {
 struct Parser<'a> {
     text: &'a str,
     at: usize,
+    /// Of values in values.
+    depth: usize,
 }
+
+/// Deepest values, as of D-Bus itself, and longest signatures.
+const DEPTH_MAX: usize = 32;
 
 /// Words for types, and their signatures.
 const TYPES: [(&str, &str); 11] = [
@@ -62,6 +67,16 @@ impl<'a> Parser<'a> {
 
     /// `wanted` is the signature that a type in front of the value asked for.
     fn value(&mut self, wanted: Option<&str>) -> Result<Value, String> {
+        if self.depth == DEPTH_MAX {
+            return Err(format!("more than {DEPTH_MAX} values in each other"));
+        }
+        self.depth += 1;
+        let value = self.inner_value(wanted);
+        self.depth -= 1;
+        value
+    }
+
+    fn inner_value(&mut self, wanted: Option<&str>) -> Result<Value, String> {
         self.skip_blanks();
         match self.rest().chars().next() {
             None => Err("is empty".to_owned()),
@@ -70,6 +85,7 @@ impl<'a> Parser<'a> {
                 let rest = self.rest();
                 let signature = &rest[..rest.find(char::is_whitespace).unwrap_or(rest.len())];
                 self.at += signature.len();
+                check_signature(signature)?;
                 self.value(Some(signature))
             }
             Some('[') => self.array(wanted),
@@ -129,11 +145,21 @@ impl<'a> Parser<'a> {
     }
 }
 
+/// Lists and what they are of: more is not read here, and what is no signature would be read as what follows it.
+fn check_signature(text: &str) -> Result<(), String> {
+    let element = text.trim_start_matches('a');
+    let is_known = TYPES.iter().map(|(_, letter)| *letter).chain(["g"]).any(|letter| letter == element);
+    if is_known && text.len() <= DEPTH_MAX { Ok(()) } else { Err(format!("{text:?} is no type")) }
+}
+
 fn as_text(text: String, wanted: Option<&str>) -> Result<Value, String> {
+    if text.contains('\0') {
+        return Err("a string with a NUL".to_owned());
+    }
     match wanted {
         None | Some("s") => Ok(Value::Str(text)),
         Some("o") => Ok(Value::ObjectPath(text)),
-        Some("g") => Ok(Value::Signature(text)),
+        Some("g") => check_signature(&text).map(|()| Value::Signature(text)),
         Some(other) => Err(format!("a string is no {other:?}")),
     }
 }
@@ -223,8 +249,25 @@ mod tests {
             "(1)",
             "@as 'a'",
             "[1 2]",
+            "'a\0b'",
+            "@a\0 []",
+            "@a []",
+            "@av []",
+            "@a{sv} []",
+            "@g 'a(s'",
         ] {
             assert!(parse(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn depth_and_signatures_have_bounds() {
+        let nested = |depth: usize| format!("{}1{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(parse(&nested(31)).is_ok() && parse(&nested(32)).is_err());
+        for text in [nested(1_000_000), "@s ".repeat(1_000_000), "string ".repeat(1_000_000)] {
+            assert!(parse(&text).is_err());
+        }
+        assert!(parse(&format!("@{}s []", "a".repeat(31))).is_ok());
+        assert!(parse(&format!("@{}s []", "a".repeat(256))).is_err());
     }
 }
