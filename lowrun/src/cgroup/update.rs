@@ -42,8 +42,8 @@ fn with_memory_in_force(dir: &Path, mut memory: Memory) -> Memory {
     if limit == 0 && swap > 0 {
         memory.limit = in_force("memory.max");
     } else if limit > 0 && swap == 0 {
-        // A limit on both together stays what it was.
-        let both = in_force("memory.max").zip(in_force("memory.swap.max"));
+        // A limit on both together stays what it was; without swap it stays without.
+        let both = in_force("memory.max").zip(in_force("memory.swap.max").filter(|swap| *swap != 0));
         memory.swap = both.map(|(limit, swap)| limit.saturating_add(swap));
     }
     memory
@@ -77,6 +77,11 @@ mod tests {
         assert_eq!(new.swap, Some(150));
         let new = with_memory_in_force(limited.path(), Memory { swap: Some(300), ..Memory::default() });
         assert_eq!(new.limit, Some(100));
+        let swapless = dir(&[("memory.max", "100\n"), ("memory.swap.max", "0\n")]);
+        for limit in [50, 120] {
+            let new = with_memory_in_force(swapless.path(), Memory { limit: Some(limit), ..Memory::default() });
+            assert_eq!((new.limit, new.swap), (Some(limit), None));
+        }
         let free = dir(&[("memory.max", "max\n"), ("memory.swap.max", "max\n")]);
         let new = with_memory_in_force(free.path(), Memory { limit: Some(120), ..Memory::default() });
         assert_eq!(new.swap, None);
