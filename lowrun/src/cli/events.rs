@@ -146,6 +146,9 @@ fn tell<T: Serialize>(kind: &str, id: &str, data: Option<T>) -> Result<()> {
     print(&(line + "\n"))
 }
 
+/// The longest duration of Go's, 292 years.
+const LONGEST: Duration = Duration::from_nanos(i64::MAX as u64);
+
 /// `5s`, `1m30s`, `500ms`, as Go writes durations.
 fn parse_duration(text: &str) -> Option<Duration> {
     let mut rest = text;
@@ -166,7 +169,8 @@ fn parse_duration(text: &str) -> Option<Duration> {
         seconds += number * unit;
         rest = &rest[unit_end..];
     }
-    (seconds > 0.0).then(|| Duration::from_secs_f64(seconds))
+    let duration = Duration::try_from_secs_f64(seconds).ok()?;
+    (seconds > 0.0 && duration <= LONGEST).then_some(duration)
 }
 
 #[cfg(test)]
@@ -177,7 +181,7 @@ mod tests {
     fn durations_are_read() {
         assert_eq!(parse_duration("1m30s"), Some(Duration::from_secs(90)));
         assert_eq!(parse_duration("500ms"), Some(Duration::from_millis(500)));
-        for text in ["", "5", "0s", "x", "5 s"] {
+        for text in ["", "5", "0s", "x", "5 s", "99999999999999999999s", "999999999999s"] {
             assert_eq!(parse_duration(text), None, "{text}");
         }
     }
