@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use super::Global;
 use super::args::{Command, Typed, switch};
+use crate::cgroup::Cgroup;
 use crate::create::hooks;
 use crate::fault::{Attempt, Code, Fault, Result, Step};
-use crate::state::{self, Container, Status};
-use crate::sys::Call;
+use crate::state::{self, Container, Dir, Identity, Status};
 use crate::trace::span;
 
 /// How long a killed process may take to die.
@@ -33,6 +33,11 @@ pub(super) fn delete(global: &Global, typed: &Typed) -> Result<i32> {
         result => result?,
     };
     container.dir.lock()?;
+    delete_locked(global, container, force)
+}
+
+fn delete_locked(global: &Global, container: Container, force: bool) -> Result<i32> {
+    let id = &container.state.id.clone();
     // While this waited, another may have removed it.
     let container = match Container::load(&global.root, id) {
         Err(fault) if force && fault.code == Code::ContainerNotFound => return Ok(0),
@@ -71,19 +76,22 @@ pub(super) fn destroy(global: &Global, container: &Container) -> Result<()> {
 
 /// Kills everything in the container and waits until the first process is gone.
 pub(super) fn kill(container: &Container) -> Result<()> {
-    let init = container.state.init.as_ref().and_then(state::Identity::open);
+    kill_all(&container.state.id, container.state.init.as_ref(), &container.state.cgroup)
+}
+
+fn kill_all(id: &str, first: Option<&Identity>, cgroup: &Cgroup) -> Result<()> {
+    let init = first.and_then(Identity::open);
     if let Some(pidfd) = &init {
         let _ = crate::sys::signal::send(std::os::fd::AsFd::as_fd(pidfd), libc::SIGKILL);
     }
-    if container.state.cgroup.exists() {
-        container.state.cgroup.kill().step("delete:kill")?;
+    if cgroup.exists() {
+        cgroup.kill().step("delete:kill")?;
     }
     let deadline = Instant::now() + DEATH_PATIENCE;
-    let lives = || container.state.init.as_ref().is_some_and(state::Identity::is_alive);
     let mut pause = Duration::from_micros(100);
-    while lives() {
+    while first.is_some_and(Identity::is_alive) {
         if Instant::now() > deadline {
-            return Err(Fault::new(Code::ContainerRunning, format!("delete container {}", container.state.id))
+            return Err(Fault::new(Code::ContainerRunning, format!("delete container {id}"))
                 .cause("container init still running"));
         }
         std::thread::sleep(pause);
@@ -92,14 +100,29 @@ pub(super) fn kill(container: &Container) -> Result<()> {
     Ok(())
 }
 
-/// Removes a state directory that says nothing: an aborted creation, or damage.
+/// Removes what cannot be loaded: an aborted creation, damage, a state of another version. What of it can still be read
+/// is ended first.
 fn forget(global: &Global, id: &str) -> Result<i32> {
     state::check_id(id)?;
     let path = global.root.join(id);
-    match std::fs::remove_dir_all(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
-        result => {
-            result.call("remove").attempt(Code::StateInvalid, || format!("remove {}", path.display())).map(|()| 0)
-        }
+    let dir = match Dir::open(path.clone()) {
+        Err(failure) if failure.errno == rustix::io::Errno::NOENT => return Ok(0),
+        result => result.attempt(Code::StateInvalid, || format!("open {}", path.display()))?,
+    };
+    dir.lock()?;
+    // A creation that was under way may have ended while this waited.
+    if let Ok(container) = Container::load(&global.root, id) {
+        return delete_locked(global, Container { dir, state: container.state }, true);
     }
+    let text = state::read_state(&dir).unwrap_or_default();
+    let value: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+    let init: Option<Identity> = serde_json::from_value(value["init"].clone()).ok();
+    let cgroup: Option<Cgroup> = serde_json::from_value(value["cgroup"].clone()).ok();
+    if cgroup.is_none() && !text.is_empty() {
+        global.log.warn(&format!("the state of container {id} cannot be read: what it names may still be there"));
+    }
+    let cgroup = cgroup.unwrap_or_default();
+    kill_all(id, init.as_ref(), &cgroup)?;
+    cgroup.remove().step("delete:cgroup")?;
+    dir.remove().map(|()| 0)
 }

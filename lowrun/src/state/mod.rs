@@ -153,7 +153,8 @@ impl Dir {
         Ok(dir)
     }
 
-    fn open(path: PathBuf) -> crate::sys::Result<Dir> {
+    /// Opens the directory of a container that may be there.
+    pub fn open(path: PathBuf) -> crate::sys::Result<Dir> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::open(&path, flags, Mode::empty()).call("open")?;
         Ok(Dir { path, fd, lock: RefCell::new(None) })
@@ -188,7 +189,11 @@ impl Dir {
         self.lock.take();
     }
 
+    /// Whether somebody else keeps the lock.
     fn is_locked(&self) -> bool {
+        if self.lock.borrow().is_some() {
+            return false;
+        }
         let Ok(file) = self.open_again() else { return false };
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
     }
@@ -359,7 +364,7 @@ pub fn hook_state(state: &State, status: Status, pid: i32) -> Vec<u8> {
     serde_json::to_vec(&document).unwrap_or_default()
 }
 
-fn read_state(dir: &Dir) -> crate::sys::Result<Vec<u8>> {
+pub(crate) fn read_state(dir: &Dir) -> crate::sys::Result<Vec<u8>> {
     let file =
         rustix::fs::openat(&dir.fd, STATE_FILE, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).call("openat")?;
     let mut text = Vec::with_capacity(4096);
@@ -468,6 +473,8 @@ mod tests {
         let dir = Dir::create(&root, "c1").unwrap();
         assert_eq!(Dir::create(&root, "c1").unwrap_err().code, Code::ContainerExists);
         assert_eq!(Container::load(&root, "c1").unwrap_err().code, Code::ContainerNotFound);
+        let other = Dir::open(dir.path().to_owned()).unwrap();
+        assert!(other.is_locked() && !dir.is_locked());
         dir.remove().unwrap();
         assert!(!root.join("c1").exists());
     }
