@@ -134,6 +134,7 @@ fn paths_of_the_caller_that_lead_nowhere_are_named() {
         (&["--pidfd-socket", "/no/such.sock"], "/no/such.sock"),
         (&["--console-socket", "/no/such.sock"], "console socket"),
         (&["--preserve-fds", "99"], "preserved-fd"),
+        (&["--preserve-fds", "4294967293"], "preserved-fd"),
         (&["--preserve-fds", "-1"], "preserve-fds"),
     ] {
         let (status, line) = refused(&stage, &[&["run"], words, &[stage.id()]].concat());
@@ -149,6 +150,64 @@ fn paths_of_the_caller_that_lead_nowhere_are_named() {
     let mut command = stage.command();
     command.args(["run", stage.id()]);
     stage.finish(command).fails(1, "config.json");
+    stage.is_clean();
+}
+
+#[test]
+fn a_pid_file_that_cannot_be_written_leaves_no_process() {
+    let Some(mut stage) = stage() else { return };
+    stage.script(LOOP);
+    for words in [&["create"][..], &["run", "--detach"]] {
+        let words = [words, &["--pid-file", "/no/such/dir/pid", stage.id()]].concat();
+        stage.call(&words).fails(1, "/no/such/dir");
+        stage.is_clean();
+    }
+    stage.detached();
+    let exec = ["exec", "--detach", "--pid-file", "/no/such/dir/pid", stage.id(), "sleep", "1000"];
+    stage.call(&exec).fails(255, "/no/such/dir");
+    eventually("the program of the exec is gone", || !stage.exec("ps").out.contains("sleep 1000"));
+    stage.delete();
+}
+
+/// Changes what the state file says.
+fn edit_state(stage: &Stage, edit: impl Fn(&mut Value)) {
+    let path = stage.root().join(stage.id()).join("state.json");
+    let mut state: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    edit(&mut state);
+    std::fs::write(&path, state.to_string()).unwrap();
+}
+
+#[test]
+fn a_creation_that_was_killed_before_it_named_its_process_can_be_deleted() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("the state file is lowrun's") {
+        return;
+    }
+    stage.script(LOOP);
+    stage.detached();
+    stage.call(&["kill", stage.id(), "KILL"]).ok();
+    eventually("stopped", || stage.status() == "stopped");
+    edit_state(&stage, |state| state["init"] = Value::Null);
+    stage.call(&["delete", stage.id()]).ok();
+    stage.is_clean();
+}
+
+#[test]
+fn a_container_whose_state_is_of_another_version_is_ended_by_force() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("the state file is lowrun's") {
+        return;
+    }
+    stage.script(LOOP);
+    stage.detached();
+    // Of a process that is dead and not yet reaped it is empty.
+    let words = format!("/proc/{}/cmdline", stage.state()["pid"]);
+    let lives = || std::fs::read(&words).is_ok_and(|words| !words.is_empty());
+    edit_state(&stage, |state| state["format"] = 99.into());
+    stage.call(&["delete", stage.id()]).fails(1, "another version");
+    assert!(lives());
+    stage.delete();
+    assert!(!lives());
     stage.is_clean();
 }
 

@@ -4,7 +4,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use super::args::{Command, Flag, Typed, option, switch};
-use super::create::{CONSOLE_SOCKET, Input, PID_FILE, console_socket, finish_creation, load_spec, terminal_pair};
+use super::create::{
+    CONSOLE_SOCKET, Input, PID_FILE, abandon, console_socket, finish_creation, load_spec, terminal_pair,
+};
 use super::{Global, absolute};
 use crate::create::terminal::Terminal;
 use crate::create::{self, wait};
@@ -149,7 +151,7 @@ pub(super) fn restore(global: &Global, typed: &Typed) -> Result<i32> {
     };
     if detached {
         let created = span("criu", || criu::restore(&request(console)))?;
-        return finish_creation(typed, &created).map(|()| 0);
+        return finish_creation(typed, &created).or_else(|fault| abandon(global, &created, fault)).map(|()| 0);
     }
     if !typed.is_on("no-subreaper") {
         sys::process::set_subreaper().attempt(Code::SystemError, || "adopt orphans")?;
@@ -158,8 +160,8 @@ pub(super) fn restore(global: &Global, typed: &Typed) -> Result<i32> {
     let (ours, theirs) =
         if terminal { terminal_pair().map(|(ours, theirs)| (Some(ours), Some(theirs)))? } else { (None, None) };
     let created = span("criu", || criu::restore(&request(theirs)))?;
-    finish_creation(typed, &created)?;
-    let mut relay = ours.as_ref().map(Terminal::receive).transpose()?;
+    let relay = finish_creation(typed, &created).and_then(|()| ours.as_ref().map(Terminal::receive).transpose());
+    let mut relay = relay.or_else(|fault| abandon(global, &created, fault))?;
     let status = wait::foreground(created.pidfd.as_fd(), &signals, relay.as_mut())?;
     drop(relay);
     span("delete", || super::delete::destroy(global, &created.container))?;

@@ -1,7 +1,7 @@
 //! `lowrun create` and `lowrun run`.
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -67,7 +67,7 @@ pub(super) fn create(global: &Global, typed: &Typed) -> Result<i32> {
     let input = Input::read(global, typed)?.notifying(global);
     let console = console_socket(typed, input.plan.process.terminal, true)?;
     let created = create::create(input.request(global, typed, (program, console), false)?)?;
-    finish_creation(typed, &created).map(|()| 0)
+    finish_creation(typed, &created).or_else(|fault| abandon(global, &created, fault)).map(|()| 0)
 }
 
 pub(super) fn run(global: &Global, typed: &Typed) -> Result<i32> {
@@ -79,7 +79,8 @@ pub(super) fn run(global: &Global, typed: &Typed) -> Result<i32> {
     if detached {
         let created = create::create(input.request(global, typed, (program, console), true)?)?;
         finish_run(global, typed, &created)?;
-        return hand_on_readiness(&created, None).map(|()| 0);
+        hand_on_readiness(global, &created, None);
+        return Ok(0);
     }
     if !typed.is_on("no-subreaper") {
         sys::process::set_subreaper().attempt(Code::SystemError, || "adopt orphans")?;
@@ -90,9 +91,10 @@ pub(super) fn run(global: &Global, typed: &Typed) -> Result<i32> {
         if terminal { terminal_pair().map(|(ours, theirs)| (Some(ours), Some(theirs)))? } else { (None, None) };
     let created = create::create(input.request(global, typed, (program, theirs), true)?)?;
     finish_run(global, typed, &created)?;
-    let mut relay = ours.as_ref().map(Terminal::receive).transpose()?;
+    let relay = ours.as_ref().map(Terminal::receive).transpose();
+    let mut relay = relay.or_else(|fault| abandon(global, &created, fault))?;
     if relay.is_none() {
-        hand_on_readiness(&created, Some(&signals))?;
+        hand_on_readiness(global, &created, Some(&signals));
     }
     let status = wait::foreground(created.pidfd.as_fd(), &signals, relay.as_mut())?;
     drop(relay);
@@ -175,7 +177,7 @@ impl Input {
             program,
             console,
             pidfd_socket: pidfd_socket.map(|path| socket::connect(Path::new(path))).transpose()?,
-            extra_fds: listen_fds() + preserved_fds(typed, listen_fds())?,
+            extra_fds: extra_fds(typed, listen_fds())?,
             no_pivot: typed.is_on("no-pivot"),
             no_new_keyring: typed.is_on("no-new-keyring"),
             notifies: self.notifies,
@@ -209,16 +211,19 @@ fn listen_fds() -> u32 {
     std::env::var("LISTEN_FDS").ok().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-/// How many more descriptors the container gets; each must be open.
-pub(super) fn preserved_fds(typed: &Typed, before: u32) -> Result<u32> {
-    let count: u32 = typed.number("preserve-fds")?.unwrap_or(0);
-    for fd in 3 + before..3 + before + count {
-        if !sys::process::is_open(fd) {
-            return Err(Fault::new(Code::InvalidArgument, format!("unable to stat preserved-fd {fd} (of {count})"))
-                .cause("bad file descriptor"));
+/// How many descriptors from 3 on the container gets: the `listening` ones, then those of the flag; each must be open.
+pub(super) fn extra_fds(typed: &Typed, listening: u32) -> Result<u32> {
+    let preserved: u32 = typed.number("preserve-fds")?.unwrap_or(0);
+    let (count, end) = (u64::from(listening) + u64::from(preserved), 3 + u64::from(listening) + u64::from(preserved));
+    let is_open = |fd: u64| u32::try_from(fd).is_ok_and(sys::process::is_open);
+    match ((3..end).find(|fd| !is_open(*fd)), u32::try_from(count)) {
+        (None, Ok(count)) => Ok(count),
+        (closed, _) => {
+            let fd = closed.unwrap_or(end);
+            Err(Fault::new(Code::InvalidArgument, format!("unable to stat preserved-fd {fd} (of {count})"))
+                .cause("bad file descriptor"))
         }
     }
-    Ok(count)
 }
 
 /// Connects to the console socket; with a terminal and nobody in the foreground there must be one, else there must not.
@@ -251,12 +256,14 @@ pub(super) fn finish_creation(typed: &Typed, created: &Created) -> Result<()> {
     }
 }
 
-/// Until the program is ready or gone.
-fn hand_on_readiness(created: &Created, signals: Option<&OwnedFd>) -> Result<()> {
-    let Some(socket) = &created.notify else { return Ok(()) };
+/// Until the program is ready or gone. It runs: that the caller cannot be told is no reason to end it.
+fn hand_on_readiness(global: &Global, created: &Created, signals: Option<&OwnedFd>) {
+    let Some(socket) = &created.notify else { return };
     // Who deletes the container meanwhile must not wait for it.
     created.container.dir.unlock();
-    notify::hand_on(socket, (created.pid, created.pidfd.as_fd()), signals).step("run:notify")
+    if let Err(fault) = notify::hand_on(socket, (created.pid, created.pidfd.as_fd()), signals).step("run:notify") {
+        global.log.warn(&fault.one_line());
+    }
 }
 
 fn finish_run(global: &Global, typed: &Typed, created: &Created) -> Result<()> {
@@ -264,12 +271,18 @@ fn finish_run(global: &Global, typed: &Typed, created: &Created) -> Result<()> {
     let document = container.hook_state(Status::Running);
     let place = hooks::Place { dir: Some(&container.state.bundle), environment: None };
     let poststart = hooks::run("poststart", &container.state.poststart, &document, &place).step("run:hooks");
-    let result = poststart.and_then(|()| finish_creation(typed, created));
-    if result.is_err() {
-        // Nobody will know of the container: it must not stay.
-        let _ = sys::signal::send(created.pidfd.as_fd(), libc::SIGKILL);
-        let _ = wait::reap(created.pidfd.as_fd());
-        super::delete::destroy(global, container)?;
-    }
-    result
+    poststart.and_then(|()| finish_creation(typed, created)).or_else(|fault| abandon(global, created, fault))
+}
+
+/// Ends a container of which the caller learns nothing but this fault: it must not stay.
+pub(super) fn abandon<T>(global: &Global, created: &Created, fault: Box<Fault>) -> Result<T> {
+    end(created.pidfd.as_fd());
+    super::delete::destroy(global, &created.container)?;
+    Err(fault)
+}
+
+/// Kills and reaps a child.
+pub(super) fn end(pidfd: BorrowedFd<'_>) {
+    let _ = sys::signal::send(pidfd, libc::SIGKILL);
+    let _ = wait::reap(pidfd);
 }

@@ -1,11 +1,13 @@
 //! `lowrun exec`.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+
+use rustix::process::Pid;
 
 use super::Global;
 use super::args::{Command, Typed, option, switch};
-use super::create::{console_socket, preserved_fds, protect, terminal_pair};
+use super::create::{console_socket, end, extra_fds, protect, terminal_pair};
 use crate::create::exec::{ExecRequest, exec as start_process};
 use crate::create::terminal::Terminal;
 use crate::create::{self, socket, wait};
@@ -70,15 +72,21 @@ pub(super) fn exec(global: &Global, typed: &Typed) -> Result<i32> {
         program,
         console: theirs,
         pidfd_socket: pidfd_socket.map(|path| socket::connect(Path::new(path))).transpose()?,
-        extra_fds: preserved_fds(typed, 0)?,
+        extra_fds: extra_fds(typed, 0)?,
         cgroups: &typed.all("cgroup")?,
     })?;
+    // A program of which the caller learns nothing must not stay.
+    let mut relay = attend(typed, pid, ours.as_ref()).inspect_err(|_| end(pidfd.as_fd()))?;
+    let Some(signals) = signals else { return Ok(0) };
+    wait::foreground(pidfd.as_fd(), &signals, relay.as_mut())
+}
+
+/// Writes the pid file, and takes the terminal.
+fn attend(typed: &Typed, pid: Pid, terminal: Option<&OwnedFd>) -> Result<Option<Terminal>> {
     if let Some(path) = typed.value("pid-file").filter(|path| !path.is_empty()) {
         state::write_pid_file(Path::new(path), pid.as_raw_nonzero().get())?;
     }
-    let Some(signals) = signals else { return Ok(0) };
-    let mut relay = ours.as_ref().map(Terminal::receive).transpose()?;
-    wait::foreground(pidfd.as_fd(), &signals, relay.as_mut())
+    terminal.map(Terminal::receive).transpose()
 }
 
 fn check_status(container: &Container, typed: &Typed) -> Result<()> {
