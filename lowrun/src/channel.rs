@@ -7,6 +7,7 @@
 //! host                                    container
 //!   |  (clone3)                              |
 //!   | <------------- Init { pid } ---------- |  only when a helper had to join namespaces first
+//!   | -------------- Continue -------------> |  only then, and only of an exec: the helper has been heard
 //!   | -------------- Mapped ---------------> |  only with a new user namespace: ids are mapped
 //!   | ------ Source { descriptor } --------> |  only in a user namespace: a copy of each bind mount's source
 //!   | -------------- Cgroup ---------------> |  cgroups are made, limited, and the state is written

@@ -148,6 +148,8 @@ pub(super) fn clone(setup: &Setup<'_>) -> Result<Cloned> {
             init::run(setup, init)
         }
         Forked::Parent { pid, pidfd } => {
+            // As long as this copy is open, a helper that dies is no end of the channel.
+            drop(init);
             restore_after_clone(restore)?;
             if !setup.staged {
                 return Ok(Cloned { host, pid, pidfd, born_in_cgroup: born });

@@ -117,7 +117,10 @@ fn clone(setup: &ExecSetup<'_>, cgroup: &Cgroup, in_pid_namespace: bool) -> Resu
             init::exec::run(setup, init)
         }
         Forked::Parent { pidfd, .. } if setup.staged => {
+            // As long as this copy is open, a helper that dies is no end of the channel.
+            drop(init);
             let pid = receive_sibling(&host, pidfd.as_fd())?;
+            host.send(ToInit::Continue);
             Ok((host, pid, open_pid(pid)?))
         }
         Forked::Parent { pid, pidfd } => Ok((host, pid, pidfd)),

@@ -95,6 +95,8 @@ fn join(setup: &ExecSetup<'_>, channel: &InitEnd) -> Result<std::convert::Infall
             channel.send(&FromInit::Init { pid: pid.as_raw_nonzero().get() })?;
             sys::process::exit_now(0)
         }
+        // The helper speaks first: what this process says must not be taken for its words.
+        channel.expect(ToInit::Continue)?;
     }
     let user = crate::plan::namespaces::Kind::User.flag();
     let in_user_namespace = setup.namespaces & user != 0;
