@@ -19,6 +19,7 @@ mod v2;
 
 pub(crate) use v2::{swap_alone, weight};
 
+use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -141,12 +142,12 @@ impl Cgroup {
     }
 
     /// With the systemd driver: has the unit made around the process, with its limits; then what systemd leaves out.
-    pub fn start_unit(&self, plan: &CgroupPlan, id: &str, pid: Pid) -> Result<()> {
+    pub fn start_unit(&self, plan: &CgroupPlan, id: &str, pid: Pid, is_made: &Cell<bool>) -> Result<()> {
         let Some(unit) = &plan.unit else { return Ok(()) };
         let (mut limits, _) = properties::of(&plan.resources, self.is_unified())?;
         limits.extend(properties::devices(&plan.devices, self.is_unified()));
         let oom_group = plan.resources.unified.get("memory.oom.group").map(String::as_str);
-        systemd::start(unit, id, pid.as_raw_nonzero().get(), limits, oom_group)?;
+        systemd::start(unit, (id, pid.as_raw_nonzero().get()), limits, oom_group, is_made)?;
         self.unified().map_or(Ok(()), |hierarchy| self.create_in(hierarchy, plan))
     }
 

@@ -3,10 +3,12 @@
 use rustix::fs::{Access, AtFlags, CWD};
 use rustix::io::Errno;
 use rustix::process::Pid;
+use serde_json::Value;
 
 use super::{Cgroup, Hierarchy, add_to, make_all};
-use crate::fault::{Attempt, Code, Result};
+use crate::fault::{Code, Fault, Result};
 use crate::plan::CgroupPlan;
+use crate::spec::Resources;
 
 impl Cgroup {
     /// Makes the directories that may be made and leaves the others out of this cgroup for good; a path that the spec
@@ -18,8 +20,10 @@ impl Cgroup {
             match make_usable(&hierarchy) {
                 Ok(()) => kept.push(hierarchy),
                 Err(failure) if !is_named && is_refusal(failure.errno) => {}
-                result => {
-                    result.attempt(Code::CgroupFailed, || format!("make cgroup {}", hierarchy.dir.display()))?;
+                Err(failure) => {
+                    Cgroup { hierarchies: kept, unit: None }.give_back(false);
+                    let attempted = format!("make cgroup {}", hierarchy.dir.display());
+                    return Err(Fault::of(Code::CgroupFailed, attempted, failure));
                 }
             }
         }
@@ -36,15 +40,33 @@ impl Cgroup {
         self.set(&plan.resources)?;
         // And those of devices, which only root may limit; a user namespace makes none.
         let _ = self.limit(plan);
+        let matters = plan.is_named || limits_anything(&plan.resources);
         for hierarchy in &self.hierarchies {
             match add_to(hierarchy, pid) {
-                // Directories of the own user, but not the one that this process comes from.
-                Err(fault) if fault.code == Code::CgroupFailed => {}
+                // Directories of the own user, but not the one that this process comes from: no matter, where nobody
+                // counts on them.
+                Err(fault) if !matters && fault.code == Code::CgroupFailed => {}
                 result => result?,
             }
         }
         Ok(())
     }
+}
+
+/// Whether there is any limit but those of devices. Engines write empty sections, and zeros where they mean none.
+fn limits_anything(resources: &Resources) -> bool {
+    fn says_anything(value: &Value) -> bool {
+        match value {
+            Value::Null => false,
+            Value::Bool(is) => *is,
+            Value::Number(number) => number.as_f64() != Some(0.0),
+            Value::String(text) => !text.is_empty(),
+            Value::Array(items) => items.iter().any(says_anything),
+            Value::Object(fields) => fields.values().any(says_anything),
+        }
+    }
+    let others = Resources { devices: Vec::new(), ..resources.clone() };
+    serde_json::to_value(others).is_ok_and(|value| says_anything(&value))
 }
 
 fn make_usable(hierarchy: &Hierarchy) -> crate::sys::Result<()> {
@@ -59,4 +81,22 @@ fn make_usable(hierarchy: &Hierarchy) -> crate::sys::Result<()> {
 
 fn is_refusal(errno: Errno) -> bool {
     matches!(errno, Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::NOENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_sections_and_devices_are_no_limits() {
+        for (text, limits) in [
+            ("{}", false),
+            (r#"{"devices":[{"allow":false,"access":"rwm"}],"memory":{},"cpu":{"shares":0}}"#, false),
+            (r#"{"memory":{"limit":1048576}}"#, true),
+            (r#"{"unified":{"memory.high":"1"}}"#, true),
+        ] {
+            let resources: Resources = serde_json::from_str(text).unwrap();
+            assert_eq!(limits_anything(&resources), limits, "{text}");
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! Host side and container side of one creation, from the clone until the container waits for `start` or runs.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
@@ -24,6 +25,8 @@ pub(super) struct Meeting<'a> {
     pub(super) pidfd: BorrowedFd<'a>,
     /// Whether the program runs at once.
     pub(super) runs: bool,
+    /// Set when systemd has made the container's unit.
+    pub(super) unit_is_made: &'a Cell<bool>,
 }
 
 impl Meeting<'_> {
@@ -43,9 +46,14 @@ impl Meeting<'_> {
                 .step("create:mounts")?;
         }
         let cgroup = self.setup.cgroup;
-        span("cgroup-unit", || cgroup.start_unit(&plan.cgroup, &self.setup.state.id, self.pid))
+        span("cgroup-unit", || cgroup.start_unit(&plan.cgroup, &self.setup.state.id, self.pid, self.unit_is_made))
             .step("create:cgroup")?;
         span("cgroup-create", || cgroup.create_v1(&plan.cgroup)).step("create:cgroup")?;
+        // One that is joined protects the process already: without privilege nobody can set the score then.
+        let is_closed = self.setup.tolerant && plan.namespaces.has(Kind::User);
+        if !plan.namespaces.is_new(Kind::User) && !is_closed {
+            self.set_oom_score()?;
+        }
         if self.setup.tolerant {
             cgroup.enter_permitted(self.pid, &plan.cgroup).step("create:limits")?;
             return self.identify();
@@ -55,9 +63,6 @@ impl Meeting<'_> {
             cgroup.add(self.pid).step("create:cgroup")?;
         } else if !born_in_cgroup {
             cgroup.add_unified(self.pid).step("create:cgroup")?;
-        }
-        if !plan.namespaces.is_new(Kind::User) {
-            self.set_oom_score()?;
         }
         self.identify()
     }

@@ -87,6 +87,10 @@ pub(crate) struct Made {
     pub(crate) rdt: Option<rdt::Group>,
     pub(crate) process: Option<(Pid, OwnedFd)>,
     pub(crate) notify: Option<OwnedFd>,
+    /// Whether nobody has looked yet whether the directories of the cgroup are another's.
+    only_permitted: bool,
+    /// Whether systemd has made the cgroup's unit: until then, one of that name is somebody else's.
+    unit_is_made: Cell<bool>,
     /// Open until the process is killed: one that finds it closed reports that, as if it were the fault.
     host: Option<HostEnd>,
 }
@@ -101,12 +105,13 @@ impl Made {
         }
         let rdt_is_gone = self.rdt.is_none_or(|group| group.remove().is_ok());
         let had_process = self.process.is_some();
-        let remove = |cgroup: Cgroup| match code {
-            Code::CgroupInUse => {
+        let unit_is_made = self.unit_is_made.get();
+        let remove = |cgroup: Cgroup| {
+            let is_others = code == Code::CgroupInUse || self.only_permitted || cgroup.unit.is_some() && !unit_is_made;
+            if is_others {
                 cgroup.give_back(had_process);
-                true
             }
-            _ => cgroup.remove().is_ok(),
+            is_others || cgroup.remove().is_ok()
         };
         if self.cgroup.is_none_or(remove) && rdt_is_gone {
             let _ = dir.remove();
@@ -135,26 +140,28 @@ fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid,
     rootless::check(plan).step("create:plan")?;
     let tolerant = rootless::tolerates_cgroups(request.rootless);
     let cgroup = locate_cgroup(&request, tolerant).step("create:cgroup")?;
+    (made.cgroup, made.only_permitted) = (tolerant.then(|| cgroup.clone()), true);
     let mut state = State::new(request.id, request.bundle, request.spec, plan, cgroup);
     let filter =
         span("seccomp-prepare", || prepare_filter(plan, request.root, dir, &mut state)).step("create:seccomp")?;
     let section = plan.intel_rdt.as_ref();
     state.rdt = section.map(|section| rdt::locate(section, request.id)).transpose().step("create:plan")?;
-    // Before anything else is made: whoever finds this state can remove all that it names.
+    // Before anything else is made but permitted cgroups: whoever finds this state can remove all that it names.
     dir.save(&state).step("create:state")?;
     if request.notifies {
         notify::make_dir(dir.path()).step("create:state")?;
         made.notify = if runs { notify::bind(dir.path()).step("create:state")? } else { None };
     }
     let setup = prepare(request, dir, &state, filter, tolerant)?;
-    made.cgroup = Some(state.cgroup.clone());
+    (made.cgroup, made.only_permitted) = (Some(state.cgroup.clone()), false);
     made.rdt.clone_from(&state.rdt);
     span("cgroup-unified", || state.cgroup.create_unified(&plan.cgroup)).step("create:cgroup")?;
     open_to_own_user(true).step("create:clone")?;
     let Cloned { host, pid, pidfd, born_in_cgroup } = span("clone", || clone(&setup)).step("create:clone")?;
     let (pid, pidfd) = made.process.insert((pid, pidfd));
     let host = made.host.insert(host);
-    let meeting = Meeting { setup: &setup, host, pid: *pid, pidfd: pidfd.as_fd(), runs };
+    let unit_is_made = &made.unit_is_made;
+    let meeting = Meeting { setup: &setup, host, pid: *pid, pidfd: pidfd.as_fd(), runs, unit_is_made };
     let init = meeting.prepare(born_in_cgroup)?;
     open_to_own_user(false).step("create:clone")?;
     let running = State { init: Some(init), ..state.clone() };
@@ -229,8 +236,7 @@ fn locate_cgroup(request: &Request<'_>, tolerant: bool) -> Result<Cgroup> {
     };
     // A unit is made by who may make it.
     if tolerant && cgroup.unit.is_none() {
-        let named = request.spec.linux.as_ref().is_some_and(|linux| !linux.cgroups_path.is_empty());
-        cgroup.keep_permitted(named)?;
+        cgroup.keep_permitted(request.plan.cgroup.is_named)?;
     }
     Ok(cgroup)
 }

@@ -63,6 +63,8 @@ pub struct Plan {
 #[derive(Clone, Debug)]
 pub struct CgroupPlan {
     pub path: CgroupPath,
+    /// Whether the spec names it.
+    pub is_named: bool,
     /// With the systemd driver, which takes no notice of `path`.
     pub unit: Option<unit::UnitPlan>,
     /// Who is to own it, on v2.
@@ -125,6 +127,7 @@ pub fn plan(id: &str, bundle: &Path, spec: &Spec) -> Result<Plan> {
         memory_policy: linux.memory_policy.as_ref().map(memory_policy).transpose()?,
         cgroup: CgroupPlan {
             path: cgroup_path(id, &linux.cgroups_path),
+            is_named: !linux.cgroups_path.is_empty(),
             unit: None,
             owner,
             devices: devices::rules(&resources.devices)?,

@@ -11,6 +11,7 @@ pub mod properties;
 pub mod text;
 pub mod wire;
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -51,8 +52,15 @@ pub fn base(of_user: bool) -> Result<PathBuf> {
     Ok(PathBuf::from(path.first().map_or("", String::as_str).trim_start_matches('/')))
 }
 
-/// Makes the unit with a process in it, and waits until it is there.
-pub fn start(plan: &UnitPlan, id: &str, pid: i32, limits: Vec<Property>, oom_group: Option<&str>) -> Result<()> {
+/// Makes the unit with a process in it, and waits until it is there. `is_made` tells, also after a failure, whether
+/// there is one to be stopped.
+pub fn start(
+    plan: &UnitPlan,
+    (id, pid): (&str, i32),
+    limits: Vec<Property>,
+    oom_group: Option<&str>,
+    is_made: &Cell<bool>,
+) -> Result<()> {
     let mut bus = Bus::connect(plan.of_user)?;
     let mut properties = basic(plan, id, pid);
     // Later ones win: what an annotation says is the last word but for limits.
@@ -81,6 +89,7 @@ pub fn start(plan: &UnitPlan, id: &str, pid: i32, limits: Vec<Property>, oom_gro
         let code = if refusal.is("UnitExists") { Code::CgroupInUse } else { Code::CgroupFailed };
         Fault::new(code, attempted()).cause(refusal.words())
     })?;
+    is_made.set(true);
     let job = job.into_iter().next().unwrap_or_default();
     match bus.wait_for(&job)?.as_str() {
         "done" => Ok(()),
