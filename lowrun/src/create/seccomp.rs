@@ -28,7 +28,7 @@ use crate::sys::{self, Call, Failure};
 pub const FILTER_FILE: &str = "seccomp.bpf";
 /// Below `--root`; `@` is in no id.
 const CACHE_DIR: &str = "@seccomp";
-/// Cached filters; more are not kept. A profile has one for as long as lowrun and the kernel stay.
+/// Longest filter that is read.
 const FILE_MAX: u64 = 1 << 20;
 
 /// A filter ready to be installed.

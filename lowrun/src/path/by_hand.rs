@@ -52,7 +52,7 @@ impl Steps {
 
     fn push(&mut self, path: &Path) -> sys::Result<()> {
         if path.is_absolute() {
-            self.leave_by("/")?;
+            self.leave()?;
             self.way.truncate(1);
         }
         for component in path.components().rev() {
@@ -67,14 +67,14 @@ impl Steps {
 
     fn back(&mut self) -> sys::Result<()> {
         if self.way.len() == 1 {
-            return self.leave_by("..");
+            return self.leave();
         }
         self.way.pop();
         Ok(())
     }
 
     /// Above the first directory there is nothing: in a root one stays, from beneath a directory one may not leave.
-    fn leave_by(&self, _: &str) -> sys::Result<()> {
+    fn leave(&self) -> sys::Result<()> {
         if self.resolve.contains(ResolveFlags::BENEATH) {
             return Err(Failure { call: "openat", errno: Errno::XDEV });
         }
