@@ -199,9 +199,13 @@ fn a_user_maps_granted_ids_by_the_programs_that_may() {
 #[test]
 fn root_of_a_user_namespace_has_a_container() {
     let Some(mut rootless) = Rootless::new(As::NamespaceRoot) else { return };
-    rootless.stage.script("id -u; cat /proc/self/uid_map; touch /made; echo x > /dev/null; stat -c %t:%T /dev/null");
+    rootless.stage.config["process"]["oomScoreAdj"] = json!(500);
+    rootless.stage.script(
+        "id -u; cat /proc/self/uid_map /proc/self/oom_score_adj; touch /made; echo x > /dev/null; \
+         stat -c %t:%T /dev/null",
+    );
     let seen = rootless.output();
-    assert_eq!(seen.split_whitespace().collect::<Vec<_>>(), ["0", "0", "43210", "1", "1:3"]);
+    assert_eq!(seen.split_whitespace().collect::<Vec<_>>(), ["0", "0", "43210", "1", "500", "1:3"]);
     assert_eq!(std::fs::metadata(rootless.stage.rootfs().join("made")).unwrap().uid(), USER);
     rootless.stage.script("while :; do sleep 0.05; done");
     let id = rootless.stage.id();

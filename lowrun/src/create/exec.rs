@@ -154,7 +154,7 @@ fn own_cgroup_of(init: std::os::fd::BorrowedFd<'_>) -> sys::Result<OwnedFd> {
 
 /// Without privilege only the own score can be set, and that while this process is not protected: the new one inherits.
 fn inherit_oom_score(setup: &ExecSetup<'_>, container: &Container) -> Result<()> {
-    let Some(score) = oom_score(setup, container).filter(|_| rootless::is_unprivileged()) else { return Ok(()) };
+    let Some(score) = oom_score(setup, container).filter(|_| rootless::lacks_privilege()) else { return Ok(()) };
     open_to_own_user(true)?;
     let written = path::write_in_proc(setup.proc.as_fd(), "self/oom_score_adj", &score.to_string());
     open_to_own_user(false)?;
@@ -166,7 +166,7 @@ fn oom_score(setup: &ExecSetup<'_>, container: &Container) -> Option<i32> {
 }
 
 fn set_oom_score(setup: &ExecSetup<'_>, pid: Pid, container: &Container) -> Result<()> {
-    let Some(score) = oom_score(setup, container).filter(|_| !rootless::is_unprivileged()) else { return Ok(()) };
+    let Some(score) = oom_score(setup, container).filter(|_| !rootless::lacks_privilege()) else { return Ok(()) };
     let file = format!("{}/oom_score_adj", pid.as_raw_nonzero());
     match path::write_in_proc(setup.proc.as_fd(), &file, &score.to_string()) {
         // The process has failed already; why, it says on the channel.
