@@ -51,11 +51,11 @@ impl Daemon {
             let attempted = format!("make {}", path.display());
             |error| Error::io(attempted, error)
         };
-        layout::make_private(&config.root).map_err(failed(&config.root))?;
-        let bundles = crate::task::bundles(&config.state);
-        for directory in [&config.state, &bundles] {
-            layout::make_passage(directory).map_err(failed(directory))?;
+        for directory in [&config.root, &config.state] {
+            layout::make_private(directory).map_err(failed(directory))?;
         }
+        let bundles = crate::task::bundles(&config.state);
+        layout::make_passage(&bundles).map_err(failed(&bundles))?;
         let boot_id = boot_id()?;
         let store = Arc::new(Store::open(&config.root)?);
         let trash = Arc::new(Trash::open(config.root.join("trash"))?);

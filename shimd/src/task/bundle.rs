@@ -69,7 +69,7 @@ impl Bundle {
             outcome => outcome.map_err(failed)?,
         }
         bundle.fill(spec).map_err(failed)?;
-        bundle.open_to_root_of(spec).map_err(failed)?;
+        bundle.open_to_root_of(spec, state).map_err(failed)?;
         Ok(bundle)
     }
 
@@ -84,9 +84,11 @@ impl Bundle {
         Ok(())
     }
 
-    /// Who is root in the container's user namespace must be able to pass.
-    fn open_to_root_of(&self, spec: &[u8]) -> io::Result<()> {
+    /// Who is root in the container's user namespace must be able to pass, from the directory of all state down. Where no
+    /// container has a user namespace, nobody is.
+    fn open_to_root_of(&self, spec: &[u8], state: &Path) -> io::Result<()> {
         let Some(group) = mapped_root_group(spec) else { return Ok(()) };
+        layout::make_passage(state)?;
         std::os::unix::fs::chown(&self.path, None, Some(group))?;
         std::fs::set_permissions(&self.path, std::fs::Permissions::from_mode(0o710))
     }
