@@ -70,7 +70,7 @@ image=$("$here/image.sh" "$top/target/vm")
 work=$(mktemp -d "${TMPDIR:-/tmp}/strata-vm.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 build_payload
-boot | tr -d '\r' | tee "$work/console" | grep -aE "${VM_SHOW:-^(ok|FAIL|skip|     |vm:)}" || true
+boot | tr -d '\r' | tee "$work/console" | grep --line-buffered -aE "${VM_SHOW:-^(ok|FAIL|skip|     |vm:)}" || true
 grep -aqE '^vm: [1-9][0-9]* passed, 0 failed$' "$work/console" || {
     grep -aq '^vm: ' "$work/console" || { tail -n 40 "$work/console"; echo "vm: 0 passed, 1 failed"; }
     exit 1

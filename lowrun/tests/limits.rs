@@ -197,7 +197,10 @@ fn impossible_ones_name_their_field_and_leave_nothing() {
     } else {
         cases.push((json!({ "unified": { "memory.max": "1" } }), "cannot use unified on cgroup v1"));
         cases.push((json!({ "memory": { "swappiness": 101 } }), "valid range is 0-100"));
-        cases.push((json!({ "cpu": { "shares": 1_000_000_000 } }), "maximum allowed cpu-shares"));
+        cases.push((
+            json!({ "cpu": { "shares": 1_000_000_000 } }),
+            if by_systemd() { "CPUShares" } else { "maximum allowed cpu-shares" },
+        ));
     }
     for (resources, words) in cases {
         if !stage.is_ours() && words.contains('.') {

@@ -199,8 +199,20 @@ impl Cgroup {
     pub fn set(&self, resources: &Resources) -> Result<()> {
         let Some(unit) = &self.unit else { return self.write_limits(resources) };
         let (properties, rounded) = properties::of(resources, self.is_unified())?;
+        // Before systemd has it: with a limit below the usage the container would be killed at once.
+        self.check_before_update(resources)?;
         unit.set(properties)?;
         self.write_limits(&rounded)
+    }
+
+    fn check_before_update(&self, resources: &Resources) -> Result<()> {
+        let Some(memory) = &resources.memory else { return Ok(()) };
+        match self.unified().filter(|_| self.is_unified()) {
+            Some(hierarchy) => v2::check_before_update(&hierarchy.dir, memory),
+            None => {
+                self.controller("memory").map_or(Ok(()), |hierarchy| v1::check_before_update(&hierarchy.dir, memory))
+            }
+        }
     }
 
     fn write_limits(&self, resources: &Resources) -> Result<()> {

@@ -155,7 +155,7 @@ fn set_limit(dir: &Path, file: &str, limit: i64) -> Result<()> {
     Err(Fault::of(Code::LimitInvalid, message, failure))
 }
 
-fn check_before_update(dir: &Path, memory: &Memory) -> Result<()> {
+pub(super) fn check_before_update(dir: &Path, memory: &Memory) -> Result<()> {
     let Some(limit) = memory.limit.filter(|limit| *limit > 0) else { return Ok(()) };
     if memory.check_before_update != Some(true) {
         return Ok(());
