@@ -72,7 +72,7 @@ impl<'a> Upload<'a> {
         let joint = if self.location.query().is_some() { '&' } else { '?' };
         let text = format!("{}{joint}digest={}", self.location, self.descriptor.digest);
         let uri = text.parse().map_err(|_| Problem::Protocol(format!("{text} is no URL")))?;
-        self.repository.write_at(Method::PUT, &uri, &octets(), Bytes::new()).await.map(drop)
+        stored(&self.repository.write_at(Method::PUT, &uri, &octets(), Bytes::new()).await?)
     }
 }
 
@@ -81,6 +81,8 @@ impl Repository {
     pub(crate) async fn has(&self, tail: &str) -> Result<bool, Problem> {
         match self.write(Method::HEAD, tail, &HeaderMap::new(), Bytes::new()).await {
             Err(Problem::NotFound { .. }) => Ok(false),
+            // It is there, at another place.
+            Err(Problem::Status { status: 300..=399, .. }) => Ok(true),
             outcome => outcome.map(|_| true),
         }
     }
@@ -91,12 +93,20 @@ impl Repository {
         let value =
             value.map_err(|_| Problem::Protocol(format!("media type {media_type:?} cannot stand in a header")))?;
         headers.insert(CONTENT_TYPE, value);
-        self.write(Method::PUT, &format!("manifests/{name}"), &headers, bytes).await.map(drop)
+        stored(&self.write(Method::PUT, &format!("manifests/{name}"), &headers, bytes).await?.0)
     }
 }
 
 fn octets() -> HeaderMap {
     HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))])
+}
+
+/// Whether the registry says that what it was sent is there now: as the standard says it, or as some others do.
+fn stored(answer: &Answer) -> Result<(), Problem> {
+    match answer.response.status() {
+        StatusCode::CREATED | StatusCode::OK | StatusCode::NO_CONTENT => Ok(()),
+        other => Err(Problem::Protocol(format!("it answers the end of an upload with {other}"))),
+    }
 }
 
 /// Where the upload goes on.

@@ -186,8 +186,11 @@ impl Repository {
         let is_own = host_and_port(uri).eq_ignore_ascii_case(&self.host);
         let known = self.authorization().filter(|_| is_own);
         let answer = self.transport.exchange(method.clone(), uri, headers, known.as_ref(), body.clone()).await?;
-        if answer.response.status() != StatusCode::UNAUTHORIZED || !is_own {
+        if answer.response.status() != StatusCode::UNAUTHORIZED {
             return Ok(answer);
+        }
+        if !is_own {
+            return Err(auth::refused(&self.transport, answer, &self.credentials).await);
         }
         let fresh = self.authorize(answer).await?;
         let answer = self.transport.exchange(method, uri, headers, Some(&fresh), body).await?;
