@@ -56,6 +56,24 @@ impl Endpoint {
             let _ = std::fs::remove_file(path);
         }
     }
+
+    /// Whether somebody listens there.
+    pub(crate) async fn is_served(&self) -> bool {
+        use std::io::ErrorKind::{ConnectionRefused, NotFound};
+        let Some(path) = self.path() else { return false };
+        match tokio::net::UnixStream::connect(path).await {
+            Ok(_) => true,
+            // Any other error says that it is there: its queue is full.
+            Err(error) => !matches!(error.kind(), ConnectionRefused | NotFound),
+        }
+    }
+
+    /// Removes the socket, unless it is of a shim that lives: one that has other containers of its group.
+    pub(crate) async fn remove_unserved_socket(&self) {
+        if !self.is_served().await {
+            self.remove_socket();
+        }
+    }
 }
 
 fn from_protobuf(output: &[u8]) -> Option<Endpoint> {
@@ -89,6 +107,20 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(Endpoint::parse(&message.encode_to_vec(), "r").unwrap(), Endpoint::parse(json, "r").unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_socket_goes_once_nobody_listens() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let endpoint = Endpoint::parse(format!("unix://{}", path.display()).as_bytes(), "r").unwrap();
+        assert!(!endpoint.is_served().await);
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        endpoint.remove_unserved_socket().await;
+        assert!(endpoint.is_served().await && path.exists());
+        drop(listener);
+        endpoint.remove_unserved_socket().await;
+        assert!(!path.exists());
     }
 
     #[test]

@@ -112,8 +112,14 @@ impl Bundle {
         serde_json::from_slice(&std::fs::read(self.path.join("shim.json")).ok()?).ok()
     }
 
+    /// Where its shim listens, as it was written down, or left here by the shim.
+    pub(crate) fn endpoint(&self) -> Option<Endpoint> {
+        let record = self.recorded()?;
+        record.endpoint.or_else(|| self.left_address(&record.program))
+    }
+
     /// The address that the shim itself left here, for a shimd that was killed before it could write it down.
-    pub(crate) fn left_address(&self, program: &Path) -> Option<Endpoint> {
+    fn left_address(&self, program: &Path) -> Option<Endpoint> {
         let text = std::fs::read(self.path.join("address")).ok()?;
         Endpoint::parse(&text, &program.to_string_lossy()).ok()
     }

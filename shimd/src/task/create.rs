@@ -14,8 +14,9 @@ use tokio::sync::watch as channel;
 use tracing::Instrument;
 
 use super::bundle::{Bundle, ShimRecord};
+use super::stray::Strays;
 use super::watch::{self, LogCopy};
-use super::{End, Entry, Key, Task, Tasks, closed, stray};
+use super::{End, Entry, Key, Task, Tasks, closed, recover};
 use crate::db::record::Container;
 use crate::db::{Access, key};
 use crate::error::{Chain, Error, Result};
@@ -143,7 +144,7 @@ impl Tasks {
         }
         // The runtime may have made more than it told the shim.
         let _ = self.clean_up(subject, bundle).await;
-        endpoint.remove_socket();
+        endpoint.remove_unserved_socket().await;
     }
 
     /// Has the shim's program clean up after a shim that is not there, or that nobody has the address of. Processes that
@@ -151,8 +152,13 @@ impl Tasks {
     /// first. It is tried again where it fails.
     pub(super) async fn clean_up(&self, subject: &OwnedSubject, bundle: &Bundle) -> Result<DeleteResponse> {
         let mut pauses = CLEAN_UP_PAUSES.into_iter();
+        let strays = Strays {
+            subject: subject.borrow(bundle),
+            address: &self.launcher.address,
+            spares_shim: self.has_shared_shim(bundle).await,
+        };
         loop {
-            stray::kill(&bundle.path, &subject.id, &self.launcher.address).await;
+            strays.kill().await;
             let error = match self.launcher.delete(&subject.borrow(bundle)).await {
                 Ok(response) => return Ok(response),
                 Err(error) => error,
@@ -161,6 +167,19 @@ impl Tasks {
             let Some(pause) = pauses.next() else { return Err(error) };
             tokio::time::sleep(pause).await;
         }
+    }
+
+    /// Whether the shim of a bundle lives, and other bundles have it, too: those of its group.
+    async fn has_shared_shim(&self, bundle: &Bundle) -> bool {
+        let Some(endpoint) = bundle.endpoint() else { return false };
+        if !endpoint.is_served().await {
+            return false;
+        }
+        let all = recover::list(&self.state).unwrap_or_default();
+        all.into_iter()
+            .map(|(namespace, id)| Bundle::at(&self.state, &namespace, &id))
+            .filter(|other| other.path != bundle.path)
+            .any(|other| other.endpoint().is_some_and(|other| other.address == endpoint.address))
     }
 }
 

@@ -42,8 +42,8 @@ impl Tasks {
             // It was killed before a shim was started.
             return self.discard(&bundle);
         };
-        let endpoint = record.endpoint.clone().or_else(|| bundle.left_address(&record.program));
-        let subject = OwnedSubject { namespace, id, program: record.program.clone() };
+        let endpoint = bundle.endpoint();
+        let subject = OwnedSubject { namespace, id, program: record.program };
         match self.reach(&subject, &bundle, endpoint.clone()).await {
             Ok((connection, pid)) => {
                 let task = self.adopt(Task::new(subject, bundle, connection, pid.unwrap_or_default()), claim);
@@ -56,7 +56,9 @@ impl Tasks {
                 tokio::spawn(async move {
                     let _ = self.clean_up(&subject, &bundle).await;
                     self.discard(&bundle);
-                    endpoint.iter().for_each(Endpoint::remove_socket);
+                    if let Some(endpoint) = endpoint {
+                        endpoint.remove_unserved_socket().await;
+                    }
                     drop(claim);
                 });
             }
@@ -101,7 +103,7 @@ impl Tasks {
 }
 
 /// The bundles that are there.
-fn list(state: &Path) -> Result<Vec<(Namespace, String)>> {
+pub(super) fn list(state: &Path) -> Result<Vec<(Namespace, String)>> {
     let directory = bundle::directory(state);
     let mut found = Vec::new();
     for namespace in names(&directory)? {

@@ -2,28 +2,61 @@
 //!
 //! A shim's program that was just being run when shimd was killed goes on, and leaves a shim behind that nobody has the
 //! address of. Such processes are found by their working directory, the bundle, or by the id and the address on their
-//! command line, and killed through pidfds, so that no pid can meanwhile have become another's.
+//! command line, and killed through pidfds that are opened before they are looked at, so that no pid can meanwhile have
+//! become another's.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::shim::launch::Subject;
+
 /// Passes over all processes: one that is killed may just have made another.
 const PASSES: usize = 20;
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Kills every process that belongs to the bundle of `id` at `bundle` and was started for shimd's socket `address`.
-/// The container's own processes are not meant, and are elsewhere.
-pub(super) async fn kill(bundle: &Path, id: &str, address: &Path) {
-    for _ in 0..PASSES {
-        let killed = pids().filter(|pid| is_stray(*pid, bundle, id, address)).filter(|pid| kill_one(*pid)).count();
-        if killed == 0 {
-            return;
+/// Whose processes are meant. The container's own are not, and are elsewhere.
+pub(super) struct Strays<'a> {
+    pub(super) subject: Subject<'a>,
+    /// shimd's socket, for which they were started.
+    pub(super) address: &'a Path,
+    /// The shim has other containers, too, and is not meant; what it runs for this one is.
+    pub(super) spares_shim: bool,
+}
+
+impl Strays<'_> {
+    /// Kills them all.
+    pub(super) async fn kill(&self) {
+        for _ in 0..PASSES {
+            let killed = pids().filter(|pid| self.kill_one(*pid)).count();
+            if killed == 0 {
+                return;
+            }
+            tracing::info!(id = self.subject.id, killed, "processes of a shim that nobody knew of were killed");
+            tokio::time::sleep(PAUSE).await;
         }
-        tracing::info!(id, killed, "processes of a shim that nobody knew of were killed");
-        tokio::time::sleep(PAUSE).await;
+    }
+
+    /// Whether the process was one of them, and is killed.
+    fn kill_one(&self, pid: i32) -> bool {
+        // Looked at once, for nearly all are others', and once more while no other process can have the pid.
+        let handle = self.has(pid).then(|| open(pid)).flatten().filter(|_| self.has(pid));
+        handle.is_some_and(|handle| pidfd_send_signal(handle, Signal::KILL).is_ok())
+    }
+
+    fn has(&self, pid: i32) -> bool {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        let says = |flag: &[u8], value: &[u8]| words.windows(2).any(|pair| pair == [flag, value]);
+        let is_ours = says(b"-namespace", self.subject.namespace.as_str().as_bytes())
+            && says(b"-address", self.address.as_os_str().as_bytes());
+        if is_ours && self.spares_shim {
+            return false;
+        }
+        (is_ours && says(b"-id", self.subject.id.as_bytes())) || works_in(pid, self.subject.bundle)
     }
 }
 
@@ -32,46 +65,60 @@ fn pids() -> impl Iterator<Item = i32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-fn is_stray(pid: i32, bundle: &Path, id: &str, address: &Path) -> bool {
-    if std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|directory| directory == bundle) {
-        return true;
-    }
-    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-    let has = |flag: &[u8], value: &[u8]| words.windows(2).any(|pair| pair == [flag, value]);
-    has(b"-id", id.as_bytes()) && has(b"-address", address.as_os_str().as_bytes())
+fn works_in(pid: i32, bundle: &Path) -> bool {
+    std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|directory| directory == bundle)
 }
 
-fn kill_one(pid: i32) -> bool {
-    let handle = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-    handle.is_some_and(|handle| pidfd_send_signal(handle, Signal::KILL).is_ok())
+fn open(pid: i32) -> Option<OwnedFd> {
+    pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Child, Command};
+
     use super::*;
+    use crate::name::Namespace;
+
+    fn start(directory: &Path, arguments: &[&str]) -> Child {
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 100; exit 0", "x"]).args(arguments).current_dir(directory).spawn().unwrap()
+    }
+
+    async fn kill(bundle: &Path, id: &str, spares_shim: bool) {
+        let namespace = Namespace::parse("n").unwrap();
+        let subject = Subject { program: Path::new("/shim"), namespace: &namespace, id, bundle };
+        Strays { subject, address: Path::new("/s"), spares_shim }.kill().await;
+    }
 
     #[tokio::test]
     async fn only_processes_of_the_bundle_are_killed() {
         let directory = tempfile::tempdir().unwrap();
-        let start = |directory: &Path, arguments: &[&str]| {
-            std::process::Command::new("sh")
-                .args(["-c", "sleep 100; exit 0", "x"])
-                .args(arguments)
-                .current_dir(directory)
-                .spawn()
-                .unwrap()
-        };
         let bundle = directory.path().join("c");
         std::fs::create_dir(&bundle).unwrap();
         let mut inside = start(&bundle, &[]);
-        let mut named = start(directory.path(), &["-id", "c", "-address", "/s"]);
-        let mut other = start(directory.path(), &["-id", "cc", "-address", "/s"]);
-        kill(&bundle, "c", Path::new("/s")).await;
+        let mut named = start(directory.path(), &["-namespace", "n", "-address", "/s", "-id", "c"]);
+        let mut other = start(directory.path(), &["-namespace", "n", "-address", "/s", "-id", "cc"]);
+        let mut elsewhere = start(directory.path(), &["-namespace", "m", "-address", "/s", "-id", "c"]);
+        kill(&bundle, "c", false).await;
         assert!(!inside.wait().unwrap().success());
         assert!(!named.wait().unwrap().success());
         assert!(other.try_wait().unwrap().is_none());
-        kill(directory.path(), "cc", Path::new("/s")).await;
+        assert!(elsewhere.try_wait().unwrap().is_none(), "it is of another namespace");
+        kill(directory.path(), "cc", false).await;
         other.wait().unwrap();
+        elsewhere.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_shim_with_other_containers_is_spared() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut shim = start(directory.path(), &["-namespace", "n", "-address", "/s", "-id", "c"]);
+        let mut runtime = start(directory.path(), &["create"]);
+        kill(directory.path(), "c", true).await;
+        assert!(!runtime.wait().unwrap().success());
+        assert!(shim.try_wait().unwrap().is_none());
+        kill(directory.path(), "c", false).await;
+        assert!(!shim.wait().unwrap().success());
     }
 }

@@ -17,7 +17,7 @@ use super::create::Birth;
 use super::record::{Fixed, Record};
 use super::start::Ahead;
 use super::state::{Event, Life, Phase, Then, Unfit};
-use super::undo::Undo;
+use super::undo::{PAUSE_MIN, Undo};
 use super::watch::End;
 use super::{Command, Container, Order, Reply, View};
 use crate::engine::error::Error;
@@ -46,6 +46,7 @@ pub(super) struct Actor {
     /// What could not be undone yet, and when it is tried again.
     pub(super) rest: Undo,
     pub(super) tidy_at: Option<Instant>,
+    pub(super) tidy_pause: Duration,
     /// Who waits for the end.
     pub(super) stops: Vec<Reply>,
     /// Who waits for the removal.
@@ -84,6 +85,7 @@ impl Actor {
             kill_at: None,
             rest: Undo::default(),
             tidy_at: None,
+            tidy_pause: PAUSE_MIN,
             stops: Vec::new(),
             removals: Vec::new(),
         }

@@ -30,6 +30,7 @@ use super::files::remove_tree;
 use super::record::{Loaded, Record};
 use super::state::{Life, Phase};
 use super::undo::clear_task;
+use super::wanted::RestartPolicy;
 use super::watch;
 use crate::containerd::is_unreachable;
 use crate::containerd::tasks::{Now, Task};
@@ -64,7 +65,7 @@ pub(crate) async fn recover(
     let known: HashSet<String> =
         loaded.records.iter().map(|record| record.fixed.id.to_string()).chain(loaded.unreadable).collect();
     reached(|| remove_strangers(means, &known)).await?;
-    disconnect_strangers(means, &known, sandboxes).await?;
+    disconnect_strangers(means, &known, sandboxes).await;
     for record in loaded.records {
         let id = record.fixed.id.to_string();
         let endpoint = sandboxes.get(&record.fixed.sandbox).map(|sandbox| Arc::new(sandbox.endpoint.clone()));
@@ -105,17 +106,15 @@ async fn remove_strangers(means: &Means, known: &HashSet<String>) -> Result<(), 
     Ok(())
 }
 
-/// Places on the network of containers that were never wholly made: their sandbox was recorded first.
-async fn disconnect_strangers(
-    means: &Means,
-    known: &HashSet<String>,
-    sandboxes: &HashMap<String, Sandbox>,
-) -> Result<(), Fault> {
+/// Places on the network of containers that were never wholly made: their sandbox was recorded first. One that cannot be
+/// taken off does not keep the engine from its start.
+async fn disconnect_strangers(means: &Means, known: &HashSet<String>, sandboxes: &HashMap<String, Sandbox>) {
     for id in sandboxes.keys().filter(|id| !known.contains(*id)) {
         tracing::info!(sandbox = id, "disconnected: no container lives in it");
-        sandbox::disconnect(means, id).await?;
+        if let Err(fault) = sandbox::disconnect(means, id).await {
+            tracing::warn!(sandbox = id, %fault, causes = ?fault.causes, "take it off the network");
+        }
     }
-    Ok(())
 }
 
 /// What one record and what was found of it come to.
@@ -170,7 +169,7 @@ async fn take_in(means: &Arc<Means>, record: Record, task: Option<Task>, endpoin
             actor.watch_end();
             actor.publish();
         }
-        Verdict::Undo => actor.undo_start().await,
+        Verdict::Undo => actor.undo_start(wanted_restart).await,
         Verdict::Lost { boot_is_same } => actor.lost(boot_is_same),
         Verdict::Restart => actor.restart_at = Some(Instant::now()),
         Verdict::Leave => {
@@ -193,7 +192,9 @@ async fn take_in(means: &Arc<Means>, record: Record, task: Option<Task>, endpoin
 
 impl Actor {
     /// A start that the engine's end cut off: nothing of it may stay.
-    async fn undo_start(&mut self) {
+    /// The restart policy holds as before.
+    async fn undo_start(&mut self, policy: RestartPolicy) {
+        let was_restart = self.life.phase == Phase::Starting && self.life.restart_count > 0;
         self.clear_run().await;
         self.disconnect().await;
         let problem = Problem::new(
@@ -204,6 +205,11 @@ impl Actor {
         );
         self.life.phase = Phase::Starting;
         self.settle_refused(Exit { code: 128, unknown: false, ..Exit::unseen(Stamp::now(), problem) }).await;
+        if self.life.tries_again(policy, was_restart) {
+            self.restart_at = Some(Instant::now());
+            self.keep_or_tell();
+            self.publish();
+        }
     }
 
     /// The program is gone: its end is told like any other.

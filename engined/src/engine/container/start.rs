@@ -103,12 +103,15 @@ impl Actor {
         let mut undo = Undo::default();
         match self.start_phases(ahead, &mut undo).await {
             Ok(pid) => {
-                // The last phase disarms: from here on the end of the program undoes all.
+                // The last phase disarms: from here on the end of the program undoes all. What was left of the run before
+                // went with this start, or is this run's now.
+                self.rest = Undo::default();
+                self.tidy().await;
                 self.settle_started(pid).await;
                 Ok(())
             }
             Err(fault) => {
-                self.rest = undo;
+                self.rest.add(undo);
                 self.tidy().await;
                 self.end = None;
                 self.endpoint = None;

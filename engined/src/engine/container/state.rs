@@ -259,6 +259,20 @@ impl Life {
                 RestartPolicy::No | RestartPolicy::OnFailure { .. } => false,
             }
     }
+
+    /// After a start that the engine's end cut off was undone: whether it is tried again, and then waits for that. A
+    /// restart by policy goes on, and counts once.
+    pub(crate) fn tries_again(&mut self, policy: RestartPolicy, was_restart: bool) -> bool {
+        let goes_on = was_restart && !self.stop_asked && policy != RestartPolicy::No && self.phase == Phase::Exited;
+        if !goes_on && !self.starts_with_engine(policy) {
+            return false;
+        }
+        if was_restart {
+            self.restart_count = self.restart_count.saturating_sub(1);
+        }
+        self.phase = Phase::Restarting;
+        true
+    }
 }
 
 #[cfg(test)]
@@ -281,6 +295,28 @@ mod tests {
         assert_eq!(life.on(Event::Start, policy, false), Ok(Then::Begin));
         assert_eq!(life.on(started(1), policy, false), Ok(Then::Nothing));
         life
+    }
+
+    #[test]
+    fn a_start_that_was_cut_off_is_tried_again_by_policy() {
+        let on_failure = RestartPolicy::OnFailure { max_retries: 1 };
+        let cut_off = |policy| {
+            let mut life = running(policy);
+            assert!(matches!(life.on(Event::Ended(exit(1, 2)), policy, false), Ok(Then::RestartIn(_))));
+            assert_eq!(life.on(Event::RestartDue, policy, false), Ok(Then::Begin));
+            assert_eq!(life.on(Event::Refused(exit(128, 3)), policy, false), Ok(Then::Nothing));
+            life
+        };
+        for policy in [on_failure, RestartPolicy::Always, RestartPolicy::UnlessStopped] {
+            let mut life = cut_off(policy);
+            assert!(life.tries_again(policy, true));
+            assert_eq!((life.phase, life.restart_count), (Phase::Restarting, 0));
+        }
+        let mut stopped = cut_off(on_failure);
+        stopped.stop_asked = true;
+        assert!(!stopped.tries_again(on_failure, true), "somebody wanted it to end");
+        assert!(!cut_off(on_failure).tries_again(on_failure, false), "its start was by hand");
+        assert!(!Life::default().tries_again(RestartPolicy::Always, false), "it never ran");
     }
 
     #[test]

@@ -19,8 +19,10 @@ use crate::engine::signal::Signal;
 /// How often a task that does not end yet is deleted again, and the first pause between; each further one is longer.
 const DELETE_TRIES: u32 = 20;
 const DELETE_PAUSE: Duration = Duration::from_millis(10);
-/// How long between two tries to undo the same.
-const PAUSE: Duration = Duration::from_millis(500);
+/// The first pause before the same is tried to be undone again; each further one is twice as long.
+pub(super) const PAUSE_MIN: Duration = Duration::from_millis(500);
+/// The longest.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// What must be undone should a later phase fail.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -35,6 +37,15 @@ pub(super) struct Undo {
 impl Undo {
     pub(super) fn is_done(&self) -> bool {
         *self == Undo::default()
+    }
+
+    /// Takes over what else must be undone.
+    pub(super) fn add(&mut self, other: Undo) {
+        self.files |= other.files;
+        self.snapshot |= other.snapshot;
+        self.container |= other.container;
+        self.network |= other.network;
+        self.task |= other.task;
     }
 
     /// In the opposite order. It goes on past a failure, and returns what is left.
@@ -60,9 +71,11 @@ impl Undo {
 
     /// Tries until nothing is left.
     pub(super) async fn run_to_end(mut self, means: &Means, fixed: &Fixed) {
+        let mut pause = PAUSE_MIN;
         while !self.is_done() {
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(pause).await;
             self = self.run(means, fixed).await;
+            pause = longer(pause);
         }
     }
 }
@@ -73,7 +86,12 @@ impl Actor {
         if !self.rest.is_done() {
             self.rest = std::mem::take(&mut self.rest).run(&self.means, &self.fixed).await;
         }
-        self.tidy_at = (!self.rest.is_done()).then(|| Instant::now() + PAUSE);
+        if self.rest.is_done() {
+            (self.tidy_at, self.tidy_pause) = (None, PAUSE_MIN);
+        } else {
+            self.tidy_at = Some(Instant::now() + self.tidy_pause);
+            self.tidy_pause = longer(self.tidy_pause);
+        }
     }
 
     /// Takes the task of the run that is over apart, so that another may begin.
@@ -81,6 +99,10 @@ impl Actor {
         self.rest.task = true;
         self.tidy().await;
     }
+}
+
+fn longer(pause: Duration) -> Duration {
+    (pause * 2).min(PAUSE_MAX)
 }
 
 /// Ends a task whatever it does, and waits until it is gone. None is no error.
@@ -100,4 +122,25 @@ pub(super) async fn clear_task(client: &Client, id: &str) -> Result<(), Fault> {
         pause = (pause * 2).min(Duration::from_secs(1));
     }
     client.delete_task(id).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_adds_up() {
+        let mut rest = Undo { task: true, ..Undo::default() };
+        rest.add(Undo { network: true, ..Undo::default() });
+        assert_eq!(rest, Undo { task: true, network: true, ..Undo::default() });
+        rest.add(Undo::default());
+        assert!(!rest.is_done());
+    }
+
+    #[test]
+    fn pauses_grow_to_a_bound() {
+        let pauses: Vec<_> = std::iter::successors(Some(PAUSE_MIN), |pause| Some(longer(*pause))).take(8).collect();
+        assert_eq!(pauses[1], PAUSE_MIN * 2);
+        assert_eq!(pauses[7], PAUSE_MAX);
+    }
 }
