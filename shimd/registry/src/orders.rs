@@ -19,17 +19,16 @@ const QUEUE: usize = 4;
 type Answers = mpsc::Sender<Answer>;
 type Outcome = Result<answer::Kind, Box<Fault>>;
 
-/// Serves until the input ends.
+/// Serves until the input ends: shimd is done, or killed, and wants no answer that is still to come.
 pub(crate) async fn serve() -> io::Result<()> {
     let mut input = tokio::io::stdin();
     let (answers, waiting) = mpsc::channel(QUEUE);
-    let writing = tokio::spawn(write_answers(waiting));
+    tokio::spawn(write_answers(waiting));
     let mut helper = Helper { session: None, pushes: HashMap::new(), answers };
     while let Some(order) = receive::<Order>(&mut input).await? {
         helper.obey(order).await;
     }
-    drop(helper);
-    writing.await.unwrap_or_else(|failure| std::panic::resume_unwind(failure.into_panic()))
+    Ok(())
 }
 
 async fn write_answers(mut waiting: mpsc::Receiver<Answer>) -> io::Result<()> {

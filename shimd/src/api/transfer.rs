@@ -25,8 +25,10 @@ impl Transfer for Api {
             progress: request.options.unwrap_or_default().progress_stream,
         };
         let span = crate::span!("transfer", "supervisor", wanted.source.type_url);
-        self.transfers.transfer(wanted).instrument(span).await.or_status(STEP)?;
+        let outcome = self.transfers.transfer(wanted).instrument(span).await;
+        // What a transfer that failed has left is free now.
         self.gc.schedule();
+        outcome.or_status(STEP)?;
         Ok(Response::new(()))
     }
 }

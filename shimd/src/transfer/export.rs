@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::Job;
 use super::document::{Descriptor, Document, media_type as mt};
+use super::gather::{Bounds, check_depth};
 use super::names::{IMAGE_NAME, REF_NAME, familiar, tag};
 use super::platform::Platform;
 use crate::diff::tar::write::ArchiveWriter;
@@ -67,7 +68,7 @@ impl<'a> Export<'a> {
     pub(super) fn write<W: Write>(mut self, images: &[(String, Descriptor)], out: W) -> Result<W> {
         let mut index = Vec::new();
         for (name, target) in images {
-            let main = self.collect(target)?;
+            let main = self.collect(target, 0, &mut Bounds::of(target))?;
             if let Some(image) = main.and_then(|digest| self.docker.get_mut(&digest)) {
                 image.names.push(familiar(name).to_owned());
             }
@@ -77,34 +78,36 @@ impl<'a> Export<'a> {
     }
 
     /// Notes all blobs of an image, and gives its manifest for the wanted platform.
-    fn collect(&mut self, target: &Descriptor) -> Result<Option<Digest>> {
+    fn collect(&mut self, target: &Descriptor, depth: usize, bounds: &mut Bounds) -> Result<Option<Digest>> {
+        bounds.count()?;
         match self.job.document(target)? {
             Some(Document::Manifest { config, layers }) => {
                 self.add_manifest(target, config, layers);
                 Ok(Some(target.digest.clone()))
             }
-            Some(Document::Index(manifests)) => self.collect_index(target, manifests),
+            Some(Document::Index(manifests)) => {
+                check_depth(target, depth)?;
+                self.blobs.insert(target.digest.clone());
+                let main = self.collect_all(manifests, depth + 1, bounds)?;
+                main.map(Some).ok_or_else(|| Error::not_found("manifest for the platform", target.digest.as_str()))
+            }
             None => Err(Error::invalid(target.digest.as_str(), "only images can be exported")),
         }
     }
 
-    fn collect_index(&mut self, target: &Descriptor, manifests: Vec<Descriptor>) -> Result<Option<Digest>> {
-        self.blobs.insert(target.digest.clone());
+    fn collect_all(&mut self, manifests: Vec<Descriptor>, depth: usize, bounds: &mut Bounds) -> Result<Option<Digest>> {
         let mut main = None;
         for manifest in manifests {
             let is_wanted = self.is_wanted(&manifest);
             if !is_wanted && !self.all_platforms {
                 continue;
             }
-            let found = self.collect(&manifest)?;
+            let found = self.collect(&manifest, depth, bounds)?;
             if is_wanted && main.is_none() {
                 main = found;
             }
         }
-        match main {
-            Some(main) => Ok(Some(main)),
-            None => Err(Error::not_found("manifest for the platform", target.digest.as_str())),
-        }
+        Ok(main)
     }
 
     fn is_wanted(&self, manifest: &Descriptor) -> bool {

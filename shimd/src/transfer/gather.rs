@@ -9,10 +9,41 @@ use super::document::{DOCUMENT_MAX, Descriptor, Document, child_labels};
 use super::platform::Platform;
 use super::registry::Remote;
 use crate::error::{Error, Result};
+use crate::name::Digest;
 
 /// Deepest nesting of indexes, and most documents of an image: both come from strangers.
 const NESTING_MAX: usize = 4;
 const DOCUMENTS_MAX: usize = 4096;
+
+/// How many documents of an image were looked at.
+pub(super) struct Bounds {
+    root: Digest,
+    count: usize,
+}
+
+impl Bounds {
+    pub(super) fn of(root: &Descriptor) -> Bounds {
+        Bounds { root: root.digest.clone(), count: 0 }
+    }
+
+    /// One more document.
+    pub(super) fn count(&mut self) -> Result<()> {
+        self.count += 1;
+        if self.count > DOCUMENTS_MAX {
+            return Err(Error::invalid(self.root.as_str(), format!("it has more than {DOCUMENTS_MAX} documents")));
+        }
+        Ok(())
+    }
+}
+
+/// Refuses an index at `depth` that has others below: the root's depth is zero.
+pub(super) fn check_depth(index: &Descriptor, depth: usize) -> Result<()> {
+    if depth >= NESTING_MAX {
+        let why = format!("its indexes are nested more than {NESTING_MAX} deep");
+        return Err(Error::invalid(index.digest.as_str(), why));
+    }
+    Ok(())
+}
 
 /// Which images of an index are wanted.
 pub(super) struct Wanted {
@@ -77,15 +108,9 @@ impl Job {
     ) -> Result<Vec<Manifest>> {
         let mut todo = vec![Next { descriptor: root.clone(), depth: 0, is_wanted: true }];
         let mut found = Vec::new();
-        let mut count = 0;
+        let mut bounds = Bounds::of(root);
         while let Some(next) = todo.pop() {
-            count += 1;
-            if count > DOCUMENTS_MAX {
-                return Err(Error::invalid(
-                    root.digest.as_str(),
-                    format!("it has more than {DOCUMENTS_MAX} documents"),
-                ));
-            }
+            bounds.count()?;
             if let (Some(remote), true) = (remote, next.depth > 0) {
                 self.fetch_document(&next.descriptor, remote).await?;
             }
@@ -147,10 +172,7 @@ impl Job {
 
 /// What to look at below an index, in the order of a stack.
 fn below(index: &Next, manifests: Vec<Descriptor>, wanted: &Wanted) -> Result<Vec<Next>> {
-    if index.depth == NESTING_MAX {
-        let why = format!("its indexes are nested more than {NESTING_MAX} deep");
-        return Err(Error::invalid(index.descriptor.digest.as_str(), why));
-    }
+    check_depth(&index.descriptor, index.depth)?;
     let chosen = wanted.choose(&index.descriptor, manifests)?.into_iter().rev();
     Ok(chosen
         .map(|(descriptor, is_wanted)| Next {
@@ -159,4 +181,21 @@ fn below(index: &Next, manifests: Vec<Descriptor>, wanted: &Wanted) -> Result<Ve
             is_wanted: is_wanted && index.is_wanted,
         })
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transfer::document::media_type;
+
+    #[test]
+    fn bounds_of_an_image() {
+        let digest = Digest::parse(&format!("sha256:{}", "0".repeat(64))).unwrap();
+        let root = Descriptor::new(media_type::OCI_INDEX, digest, 1);
+        let mut bounds = Bounds::of(&root);
+        assert!((0..DOCUMENTS_MAX).all(|_| bounds.count().is_ok()));
+        assert!(bounds.count().is_err());
+        assert!(check_depth(&root, NESTING_MAX - 1).is_ok());
+        assert!(check_depth(&root, NESTING_MAX).is_err());
+    }
 }

@@ -89,7 +89,13 @@ pub(super) fn read(job: &Job, source: StreamReader, must_compress: bool) -> Resu
 
 fn read_files<R: BufRead>(job: &Job, mut archive: Archive<R>) -> Result<Found> {
     let mut found = Found::default();
+    let mut count = 0;
     while let Some(entry) = archive.next_entry()? {
+        // Those of the same name, too: each is a blob.
+        count += 1;
+        if count > FILES_MAX {
+            return Err(Error::invalid("archive", format!("it has more than {FILES_MAX} files")));
+        }
         let name = clean(&entry.path)?;
         match entry.kind {
             Kind::File if name == LAYOUT => found.layout = Some(parse(&name, &read_small(&mut archive, &entry)?)?),
@@ -100,9 +106,6 @@ fn read_files<R: BufRead>(job: &Job, mut archive: Archive<R>) -> Result<Found> {
             }
             Kind::Symlink => found.links.push((name.clone(), target(&name, &entry)?)),
             _ => {}
-        }
-        if found.blobs.len() + found.links.len() > FILES_MAX {
-            return Err(Error::invalid("archive", format!("it has more than {FILES_MAX} files")));
         }
     }
     archive.drain()?;

@@ -79,7 +79,6 @@ pub(crate) struct Request {
 }
 
 /// A source or a destination.
-#[derive(Debug)]
 enum End {
     Store(ImageStore),
     Import(ImageImportStream),
@@ -110,10 +109,12 @@ impl Transfers {
         };
         let job = Arc::new(Job { of: self.clone(), namespace: request.namespace, lease, progress });
         let outcome = job.run(source, destination).await;
-        if is_own {
-            lease::delete(&self.store, &job.namespace, &job.lease)?;
-        }
-        outcome
+        let freed = match is_own {
+            true => lease::delete(&self.store, &job.namespace, &job.lease).map(drop),
+            false => Ok(()),
+        };
+        // Why the transfer failed is more than that its lease stayed.
+        outcome.and(freed)
     }
 }
 
@@ -134,6 +135,16 @@ impl End {
         }
         Err(Error::Unimplemented { what: format!("transfer from or to {:?}", any.type_url) })
     }
+
+    /// What it is, for errors: what a client says of a registry may hold its secrets.
+    fn kind(&self) -> &'static str {
+        match self {
+            End::Store(_) => "an image store",
+            End::Import(_) => "an archive to import",
+            End::Export(_) => "an archive to export",
+            End::Registry(_) => "a registry",
+        }
+    }
 }
 
 impl Job {
@@ -146,7 +157,7 @@ impl Job {
             (End::Registry(from), End::Store(to)) => self.pull(from, to).await,
             (End::Store(from), End::Registry(to)) => self.push(from, to).await,
             (source, destination) => {
-                Err(Error::Unimplemented { what: format!("transfer of {source:?} to {destination:?}") })
+                Err(Error::Unimplemented { what: format!("transfer of {} to {}", source.kind(), destination.kind()) })
             }
         }
     }

@@ -1,7 +1,9 @@
 //! Images from a registry, and to one. The network is the [`Helper`]'s; what comes from it is verified again here, by
 //! the content store.
 
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -10,7 +12,7 @@ use proto_containerd::types::transfer::{AuthRequest, AuthResponse, AuthType, Ima
 use proto_registry::{Credentials, Open, PIECE};
 
 use super::document::{Config, Descriptor, Document};
-use super::gather::{Manifest, Wanted};
+use super::gather::{Bounds, Manifest, Wanted, check_depth};
 use super::helper::Helper;
 use super::progress::reference;
 use super::{Job, names};
@@ -25,6 +27,9 @@ use crate::name::Digest;
 const PARALLEL: usize = 3;
 /// Progress of a blob is told each time that so many bytes have come.
 const TOLD_EVERY: u64 = 1 << 20;
+/// How often it is looked whether somebody else is done with the same blob, and for how long in all.
+const BUSY_PAUSE: Duration = Duration::from_millis(200);
+const BUSY_MAX: Duration = Duration::from_secs(600);
 /// Label of content: the repositories of a registry that have it.
 const SOURCE: &str = "containerd.io/distribution.source.";
 
@@ -118,17 +123,25 @@ impl Job {
         self.commit_blob(writer, descriptor, name).await
     }
 
-    /// Opens a blob for writing; `None` when it is there, and then held.
+    /// Opens a blob for writing; `None` when it is there, and then held. Where somebody else is fetching it, that is
+    /// waited for.
     async fn writer(&self, descriptor: &Descriptor, unpack: Option<Digest>, name: &str) -> Result<Option<Writer>> {
-        let opening = Opening {
+        let opening = || Opening {
             namespace: self.namespace.clone(),
             lease: Some(self.lease.clone()),
             reference: reference(descriptor),
             expected: Some(descriptor.digest.clone()),
             total: descriptor.size,
-            unpack,
+            unpack: unpack.clone(),
         };
-        match Writer::open(self.of.content.clone(), opening).await {
+        let end = tokio::time::Instant::now() + BUSY_MAX;
+        let opened = loop {
+            match Writer::open(self.of.content.clone(), opening()).await {
+                Err(Error::Busy { .. }) if tokio::time::Instant::now() < end => tokio::time::sleep(BUSY_PAUSE).await,
+                outcome => break outcome,
+            }
+        };
+        match opened {
             Err(Error::Exists { .. }) => {
                 let held = Resource { kind: lease::CONTENT.to_owned(), id: descriptor.digest.to_string() };
                 lease::add_resource(&self.of.store, &self.namespace, &self.lease, &held)?;
@@ -191,9 +204,7 @@ impl Job {
             true => Config::parse(&manifest.config, &self.read(&manifest.config)?)?.diff_ids()?,
             false => Vec::new(),
         };
-        let layers: Vec<(Descriptor, Option<Digest>)> =
-            manifest.layers.iter().enumerate().map(|(at, layer)| (layer.clone(), diff_ids.get(at).cloned())).collect();
-        stream::iter(layers)
+        stream::iter(to_fetch(&manifest.layers, &diff_ids))
             .map(|(layer, diff_id)| async move { self.fetch_blob(&layer, diff_id, remote).await })
             .buffer_unordered(PARALLEL)
             .try_collect()
@@ -219,11 +230,15 @@ impl Job {
     /// Documents of an image, each with its blobs, in the order in which a registry takes them.
     fn to_push(&self, root: &Descriptor, wanted: &Wanted) -> Result<Vec<(Descriptor, Vec<Descriptor>)>> {
         let mut ordered = Vec::new();
-        let mut todo = vec![root.clone()];
-        while let Some(next) = todo.pop() {
+        let mut bounds = Bounds::of(root);
+        let mut todo = vec![(root.clone(), 0)];
+        while let Some((next, depth)) = todo.pop() {
+            bounds.count()?;
             match self.document(&next)? {
                 Some(Document::Index(manifests)) => {
-                    todo.extend(wanted.choose(&next, manifests)?.into_iter().map(|(manifest, _)| manifest));
+                    check_depth(&next, depth)?;
+                    let chosen = wanted.choose(&next, manifests)?;
+                    todo.extend(chosen.into_iter().map(|(manifest, _)| (manifest, depth + 1)));
                     ordered.push((next, Vec::new()));
                 }
                 Some(Document::Manifest { config, layers }) => {
@@ -258,6 +273,13 @@ impl Job {
         self.progress.of_blob("complete", remote.name, &blob, size);
         self.add_source(&blob, remote.name)
     }
+}
+
+/// Layers with what they are unpacked to: each once, for an image may list one twice.
+fn to_fetch(layers: &[Descriptor], diff_ids: &[Digest]) -> Vec<(Descriptor, Option<Digest>)> {
+    let mut seen = HashSet::new();
+    let each = layers.iter().enumerate().filter(|(_, layer)| seen.insert(&layer.digest));
+    each.map(|(at, layer)| (layer.clone(), diff_ids.get(at).cloned())).collect()
 }
 
 /// The repository at the other end.
@@ -301,6 +323,16 @@ fn source(name: &str) -> (String, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_layer_that_is_listed_twice_is_fetched_once() {
+        let digest = |hex: &str| Digest::parse(&format!("sha256:{}", hex.repeat(64))).unwrap();
+        let layer = |hex: &str| Descriptor::new("layer", digest(hex), 1);
+        let layers = [layer("a"), layer("b"), layer("a")];
+        let fetched = to_fetch(&layers, &[digest("c"), digest("d"), digest("c")]);
+        let fetched: Vec<_> = fetched.into_iter().map(|(layer, diff_id)| (layer.digest, diff_id)).collect();
+        assert_eq!(fetched, [(digest("a"), Some(digest("c"))), (digest("b"), Some(digest("d")))]);
+    }
 
     #[test]
     fn where_content_came_from() {
