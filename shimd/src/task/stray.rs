@@ -75,37 +75,49 @@ fn open(pid: i32) -> Option<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Child, Command};
+    use std::process::{Child, Command, Stdio};
 
     use super::*;
     use crate::name::Namespace;
 
-    fn start(directory: &Path, arguments: &[&str]) -> Child {
+    /// A process without children, which lives until it is killed or waited for. A shim has two
+    /// words: its namespace and its id.
+    fn start(directory: &Path, address: &str, words: &[&str]) -> Child {
         let mut command = Command::new("sh");
-        command.args(["-c", "sleep 100; exit 0", "x"]).args(arguments).current_dir(directory).spawn().unwrap()
+        command.args(["-c", "read line; exit 0", "x"]);
+        if let [namespace, id] = words {
+            command.args(["-namespace", namespace, "-address", address, "-id", id]);
+        }
+        let child = command.current_dir(directory).stdin(Stdio::piped()).spawn().unwrap();
+        // It is the shell only when its words say so.
+        while !std::fs::read(format!("/proc/{}/cmdline", child.id())).unwrap().starts_with(b"sh\0") {
+            std::thread::yield_now();
+        }
+        child
     }
 
-    async fn kill(bundle: &Path, id: &str, spares_shim: bool) {
+    async fn kill(bundle: &Path, address: &str, id: &str, spares_shim: bool) {
         let namespace = Namespace::parse("n").unwrap();
         let subject = Subject { program: Path::new("/shim"), namespace: &namespace, id, bundle };
-        Strays { subject, address: Path::new("/s"), spares_shim }.kill().await;
+        Strays { subject, address: Path::new(address), spares_shim }.kill().await;
     }
 
+    // Each test has an address of its own: those of other tests run beside it.
     #[tokio::test]
     async fn only_processes_of_the_bundle_are_killed() {
         let directory = tempfile::tempdir().unwrap();
         let bundle = directory.path().join("c");
         std::fs::create_dir(&bundle).unwrap();
-        let mut inside = start(&bundle, &[]);
-        let mut named = start(directory.path(), &["-namespace", "n", "-address", "/s", "-id", "c"]);
-        let mut other = start(directory.path(), &["-namespace", "n", "-address", "/s", "-id", "cc"]);
-        let mut elsewhere = start(directory.path(), &["-namespace", "m", "-address", "/s", "-id", "c"]);
-        kill(&bundle, "c", false).await;
+        let mut inside = start(&bundle, "/one", &[]);
+        let mut named = start(directory.path(), "/one", &["n", "c"]);
+        let mut other = start(directory.path(), "/one", &["n", "cc"]);
+        let mut elsewhere = start(directory.path(), "/one", &["m", "c"]);
+        kill(&bundle, "/one", "c", false).await;
         assert!(!inside.wait().unwrap().success());
         assert!(!named.wait().unwrap().success());
         assert!(other.try_wait().unwrap().is_none());
         assert!(elsewhere.try_wait().unwrap().is_none(), "it is of another namespace");
-        kill(directory.path(), "cc", false).await;
+        kill(directory.path(), "/one", "cc", false).await;
         other.wait().unwrap();
         elsewhere.wait().unwrap();
     }
@@ -113,12 +125,12 @@ mod tests {
     #[tokio::test]
     async fn a_shim_with_other_containers_is_spared() {
         let directory = tempfile::tempdir().unwrap();
-        let mut shim = start(directory.path(), &["-namespace", "n", "-address", "/s", "-id", "c"]);
-        let mut runtime = start(directory.path(), &["create"]);
-        kill(directory.path(), "c", true).await;
+        let mut shim = start(directory.path(), "/two", &["n", "c"]);
+        let mut runtime = start(directory.path(), "/two", &[]);
+        kill(directory.path(), "/two", "c", true).await;
         assert!(!runtime.wait().unwrap().success());
         assert!(shim.try_wait().unwrap().is_none());
-        kill(directory.path(), "c", false).await;
+        kill(directory.path(), "/two", "c", false).await;
         assert!(!shim.wait().unwrap().success());
     }
 }
