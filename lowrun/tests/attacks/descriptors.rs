@@ -32,9 +32,9 @@ fn a_working_directory_cannot_be_a_descriptor() {
     // A container that is given a directory of the host has it: the descriptor works.
     stage.script("cd /proc/self/fd/3 && cat file");
     assert_eq!(run(&stage).ok().out, "host\n");
-    symlink("/proc/self/fd/3", stage.rootfs().join("work")).unwrap();
+    symlink("/proc/self/fd/3", stage.rootfs().join("place")).unwrap();
     stage.script("cat file ../canary/file");
-    for cwd in ["/proc/self/fd/3", "/proc/self/fd/3/dir", "/proc/self/fd/3/..", "/proc/1/fd/3", "/work", "/work/dir"] {
+    for cwd in ["/proc/self/fd/3", "/proc/self/fd/3/dir", "/proc/self/fd/3/..", "/proc/1/fd/3", "/place", "/place/dir"] {
         stage.config["process"]["cwd"] = json!(cwd);
         let outcome = run(&stage);
         assert!(outcome.status != 0 && outcome.out.is_empty(), "{cwd}: {outcome:?}");
@@ -49,7 +49,7 @@ fn the_working_directory_of_an_exec_cannot_be_a_descriptor() {
     let Some(mut stage) = stage() else { return };
     let canary = Canary::new(&stage);
     let leak = with_directory(&canary);
-    symlink("/proc/self/fd/3", stage.rootfs().join("work")).unwrap();
+    symlink("/proc/self/fd/3", stage.rootfs().join("place")).unwrap();
     stage.args(&["sleep", "1000"]);
     stage.detached();
     let exec = |cwd: &str, script: &str| {
@@ -57,7 +57,7 @@ fn the_working_directory_of_an_exec_cannot_be_a_descriptor() {
         stage.call_after(&leak, &words)
     };
     assert_eq!(exec("/", "cd /proc/self/fd/3 && cat file").ok().out, "host\n");
-    for cwd in ["/proc/self/fd/3", "/proc/self/fd/3/dir", "/proc/self/fd/3/..", "/work", "/work/dir"] {
+    for cwd in ["/proc/self/fd/3", "/proc/self/fd/3/dir", "/proc/self/fd/3/..", "/place", "/place/dir"] {
         let outcome = exec(cwd, "cat file");
         assert!(outcome.status != 0 && outcome.out.is_empty(), "{cwd}: {outcome:?}");
     }
