@@ -11,6 +11,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "proto/events_ttrpc.proto",
         "proto/introspection.proto",
         "proto/runc.proto",
+        "proto/sandbox.proto",
         "proto/task.proto",
     ];
     println!("cargo::rerun-if-changed=proto");

@@ -34,7 +34,8 @@ fn a_working_directory_cannot_be_a_descriptor() {
     assert_eq!(run(&stage).ok().out, "host\n");
     symlink("/proc/self/fd/3", stage.rootfs().join("place")).unwrap();
     stage.script("cat file ../canary/file");
-    for cwd in ["/proc/self/fd/3", "/proc/self/fd/3/dir", "/proc/self/fd/3/..", "/proc/1/fd/3", "/place", "/place/dir"] {
+    for cwd in ["/proc/self/fd/3", "/proc/self/fd/3/dir", "/proc/self/fd/3/..", "/proc/1/fd/3", "/place", "/place/dir"]
+    {
         stage.config["process"]["cwd"] = json!(cwd);
         let outcome = run(&stage);
         assert!(outcome.status != 0 && outcome.out.is_empty(), "{cwd}: {outcome:?}");

@@ -16,6 +16,7 @@ mod protocol {
 pub use protocol::containerd::events;
 pub use protocol::containerd::runc::v1 as runc;
 pub use protocol::containerd::runtime::bootstrap::v1 as bootstrap;
+pub use protocol::containerd::runtime::sandbox::v1 as sandbox;
 pub use protocol::containerd::services::events::ttrpc::v1 as events_ttrpc;
 pub use protocol::containerd::task::v2 as task;
 pub use protocol::containerd::types;
@@ -29,6 +30,8 @@ pub mod service {
     pub const TASK_V2: &str = "containerd.task.v2.Task";
     /// The task service that containerd 2.x prefers; the messages are those of version 2.
     pub const TASK_V3: &str = "containerd.task.v3.Task";
+    /// What the containers of a pod share, of shims that are told of it.
+    pub const SANDBOX: &str = "containerd.runtime.sandbox.v1.Sandbox";
     /// Where a shim publishes its events, at containerd's `ADDRESS.ttrpc`.
     pub const EVENTS: &str = "containerd.services.events.ttrpc.v1.Events";
 }

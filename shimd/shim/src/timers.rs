@@ -19,6 +19,8 @@ pub(crate) enum Due {
     Exit(Key),
     /// The container is deleted although its output was not taken.
     Delete(Key),
+    /// The sandbox was asked to stop long enough ago: its containers are killed.
+    StopSandbox,
     /// Nothing was done for a while: give memory back.
     Trim,
     /// Nobody ever asked this shim for a container: end.

@@ -32,7 +32,7 @@ use crate::{cgroup, rootfs, trace};
 const DELETE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Callers of Wait for one process at once.
-const WAITING_MAX: usize = 1024;
+pub(super) const WAITING_MAX: usize = 1024;
 
 impl Tasks {
     /// Mounts the root file system, opens the stdio and has the runtime make the container.
@@ -45,6 +45,7 @@ impl Tasks {
         if self.container(&request.id).is_ok() {
             return Err(Error::Exists { what: format!("container {} exists", request.id) });
         }
+        self.check_sandbox_takes()?;
         if !request.checkpoint.is_empty() {
             return Err(Error::Unimplemented { what: "restoring a checkpoint is not done yet".to_owned() });
         }

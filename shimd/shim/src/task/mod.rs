@@ -1,4 +1,4 @@
-//! The task service: what containerd and shimd ask of a shim.
+//! The task service, and the sandbox service ([`sandbox`]): what containerd and shimd ask of a shim.
 //!
 //! A method either answers at once, or it keeps the caller's [`Reply`] and answers when something has happened: a call
 //! of the runtime has ended ([`pending`]), a process has ([`ends`]). Nothing waits in between.
@@ -8,8 +8,10 @@ mod container;
 mod ends;
 mod pending;
 mod process;
+mod sandbox;
 
 use prost::Message;
+use proto_shim::service;
 use strata_ttrpc::message::UNIMPLEMENTED;
 
 pub(crate) use container::Container;
@@ -19,6 +21,7 @@ use crate::error::Error;
 use crate::poll::Source;
 use crate::server::{Call, Reply};
 use crate::task::pending::Pending;
+use crate::task::sandbox::Sandbox;
 use crate::timers::Due;
 use crate::world::World;
 
@@ -46,6 +49,7 @@ impl Answer {
 /// All tasks of this shim.
 #[derive(Debug, Default)]
 pub(crate) struct Tasks {
+    sandbox: Option<Sandbox>,
     containers: Vec<Container>,
     pending: Vec<Pending>,
     unclaimed: Vec<(u32, Exit)>,
@@ -59,12 +63,16 @@ impl Tasks {
         self.is_quitting
     }
 
-    /// Whether there is no container, and none is being made or removed.
+    /// Whether there is neither a sandbox nor a container, and none is being made or removed.
     pub(crate) fn is_empty(&self) -> bool {
+        self.sandbox.is_none() && self.has_no_container()
+    }
+
+    fn has_no_container(&self) -> bool {
         self.containers.is_empty() && self.pending.is_empty()
     }
 
-    /// Ends the shim if it has no container.
+    /// Ends the shim if it has nothing.
     pub(crate) fn quit_if_empty(&mut self) {
         self.is_quitting |= self.is_empty();
     }
@@ -73,11 +81,10 @@ impl Tasks {
     pub(crate) fn handle(&mut self, call: Call, world: &mut World) {
         let step = step_of(&call.method);
         let mut reply = Some(call.reply);
-        let is_ours = call.service == proto_shim::service::TASK_V2 || call.service == proto_shim::service::TASK_V3;
-        let outcome = if is_ours {
-            self.dispatch(&call.method, &call.payload, &mut reply, world)
-        } else {
-            Err(Error::Unimplemented { what: format!("service {} is not known", call.service) })
+        let outcome = match call.service.as_str() {
+            service::TASK_V2 | service::TASK_V3 => self.dispatch(&call.method, &call.payload, &mut reply, world),
+            service::SANDBOX => self.dispatch_sandbox(&call.method, &call.payload, &mut reply, world),
+            other => Err(Error::Unimplemented { what: format!("service {other} is not known") }),
         };
         let Some(reply) = reply else { return };
         match outcome {
@@ -157,6 +164,7 @@ impl Tasks {
             }),
             Due::Exit(key) => self.tell_exit(key, world),
             Due::Delete(key) => self.delete_undrained(key, world),
+            Due::StopSandbox => self.force_sandbox(),
             Due::Publish | Due::Trim | Due::Abandoned | Due::Quit => {}
         }
     }
@@ -171,6 +179,7 @@ impl Tasks {
                 world.warn("watch the container's memory", &error);
             }
         }
+        self.settle_sandbox(world);
     }
 
     fn with_io(&mut self, key: Key, world: &mut World, act: impl FnOnce(&mut crate::stdio::Io, &mut World)) {
@@ -203,11 +212,11 @@ impl Tasks {
 /// The step of a run that a method belongs to.
 fn step_of(method: &str) -> &'static str {
     match method {
-        "Create" => "create",
-        "Start" => "start",
+        "Create" | "CreateSandbox" => "create",
+        "Start" | "StartSandbox" => "start",
         "Exec" => "exec",
-        "Kill" => "kill",
-        "Delete" => "delete",
+        "Kill" | "StopSandbox" => "kill",
+        "Delete" | "ShutdownSandbox" => "delete",
         "Pause" => "pause",
         "Resume" => "resume",
         "Update" => "update",

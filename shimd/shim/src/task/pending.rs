@@ -159,6 +159,11 @@ impl Tasks {
         true
     }
 
+    /// Whether the runtime is about to send a signal to a process.
+    pub(super) fn is_being_killed(&self, key: Key) -> bool {
+        self.pending.iter().any(|pending| pending.job.key == key && matches!(pending.job.purpose, Purpose::Kill { .. }))
+    }
+
     /// Whether the runtime is about to tell the pid of a new process.
     pub(super) fn expects_a_pid(&self) -> bool {
         self.pending.iter().any(|pending| matches!(pending.job.purpose, Purpose::Create(_) | Purpose::Exec))
