@@ -17,7 +17,9 @@ use crate::gc::Gc;
 use crate::image::Images;
 use crate::namespace::Namespaces;
 use crate::sandbox::Sandboxes;
-use crate::shim::{Launcher, runtime};
+use crate::sandbox::controller::Controller;
+use crate::shim::bundle::Kind;
+use crate::shim::{Launcher, Shims, runtime};
 use crate::snapshot::Snapshots;
 use crate::task::Tasks;
 use crate::transfer::Transfers;
@@ -33,6 +35,7 @@ pub(crate) struct Daemon {
     pub(crate) containers: Containers,
     pub(crate) images: Images,
     pub(crate) sandboxes: Sandboxes,
+    pub(crate) controller: Arc<Controller>,
     pub(crate) content: Arc<Content>,
     pub(crate) snapshots: Arc<Snapshots>,
     pub(crate) differ: Arc<Differ>,
@@ -54,8 +57,9 @@ impl Daemon {
         for directory in [&config.root, &config.state] {
             layout::make_private(directory).map_err(failed(directory))?;
         }
-        let bundles = crate::task::bundles(&config.state);
-        layout::make_passage(&bundles).map_err(failed(&bundles))?;
+        for bundles in Kind::ALL.map(|kind| kind.place(&config.state)) {
+            layout::make_passage(&bundles).map_err(failed(&bundles))?;
+        }
         let boot_id = boot_id()?;
         let store = Arc::new(Store::open(&config.root)?);
         let trash = Arc::new(Trash::open(config.root.join("trash"))?);
@@ -63,7 +67,9 @@ impl Daemon {
         let content = Arc::new(Content::open(&config.root, store.clone(), provisional.clone())?);
         let snapshots = Arc::new(Snapshots::open(&config.root, store.clone(), trash, boot_id.clone())?);
         let events = Arc::new(Events::new());
-        let tasks = open_tasks(config, &boot_id, store.clone(), events.clone())?;
+        let shims = Arc::new(open_shims(config, &boot_id)?);
+        let controller = Arc::new(Controller::new(store.clone(), shims.clone()));
+        let tasks = Tasks::new(store.clone(), events.clone(), shims, controller.clone());
         let images = Images(store.clone());
         let differ = Arc::new(Differ::new(provisional.clone()));
         let upkeep = Arc::new(Upkeep::new(store.clone(), snapshots.clone(), provisional));
@@ -84,6 +90,7 @@ impl Daemon {
             containers: Containers(store.clone()),
             images,
             sandboxes: Sandboxes(store.clone()),
+            controller,
             differ,
             gc: Gc::new(store.clone(), content.clone(), snapshots.clone()),
             upkeep,
@@ -98,7 +105,7 @@ impl Daemon {
     }
 }
 
-fn open_tasks(config: &Config, boot_id: &str, store: Arc<Store>, events: Arc<Events>) -> Result<Tasks> {
+fn open_shims(config: &Config, boot_id: &str) -> Result<Shims> {
     let failed = |error| Error::io(format!("make {}", config.state.display()), error);
     let sockets = config.state.join("s");
     layout::make_private(&sockets).map_err(failed)?;
@@ -113,7 +120,7 @@ fn open_tasks(config: &Config, boot_id: &str, store: Arc<Store>, events: Arc<Eve
         search_path: runtime::search_path(config.shim_path.as_deref()),
         forms: std::sync::Mutex::default(),
     };
-    Ok(Tasks::new(store, events, launcher, config.state.clone(), trash))
+    Ok(Shims::new(launcher, config.state.clone(), trash))
 }
 
 /// What another boot left in the state directory tells of processes, mounts and sockets that are gone.
@@ -123,7 +130,9 @@ fn forget_other_boot(state: &Path, boot_id: &str, trash: &Trash) -> Result<()> {
     if std::fs::read_to_string(&path).is_ok_and(|known| known == boot_id) {
         return Ok(());
     }
-    trash.take(&crate::task::bundles(state))?;
+    for kind in Kind::ALL {
+        trash.take(&kind.place(state))?;
+    }
     std::fs::write(&path, boot_id).map_err(failed)
 }
 
@@ -150,6 +159,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     // Shims whose events had to wait try again soon: they find somebody before anything is asked of them.
     let events = api::listen(&config.events_address(), None)?;
     let events = tokio::spawn(api::serve_events(events, daemon.events.clone(), daemon.tasks.clone()));
+    daemon.controller.recover().await?;
     daemon.tasks.recover().await?;
     let listener = api::listen(&config.address, config.group)?;
     tracing::info!(address = %config.address.display(), "shimd serves");

@@ -58,34 +58,6 @@ fn is_running(pid: u32) -> bool {
     !stat.is_empty() && !stat.contains(") Z ")
 }
 
-/// What containers must not leave: bundles, sockets, mounts, cgroups.
-async fn assert_nothing_left(lab: &Lab) {
-    let bundles = lab.path("run/shimd/io.containerd.runtime.v2.task/default");
-    let count = |path: &std::path::Path| std::fs::read_dir(path).map_or(0, Iterator::count);
-    rig::eventually("bundles go", || count(&bundles) == 0 && count(&lab.path("run/shimd/trash")) == 0).await;
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    assert!(!mounts.contains(lab.directory.path().to_str().unwrap()), "{mounts}");
-    assert_eq!(count(&lab.path("runc/default")), 0);
-    rig::eventually("shims go", || lab.strays().is_empty()).await;
-}
-
-/// The shim of a container: the process that was started with its id and this shimd's address.
-fn shim_pid(lab: &Lab, id: &str) -> rustix::process::Pid {
-    let address = lab.socket().display().to_string();
-    let wanted = [address.as_str(), id];
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-        if words[0].windows(15).any(|part| part == b"containerd-shim")
-            && wanted.iter().all(|word| words.contains(&word.as_bytes()))
-        {
-            return rustix::process::Pid::from_raw(pid).unwrap();
-        }
-    }
-    panic!("the shim of {id} does not run");
-}
-
 #[tokio::test]
 async fn a_container_lives_and_ends() {
     if !rig::can_run_containers() {
@@ -119,7 +91,7 @@ async fn a_container_lives_and_ends() {
         topics.push(envelope.topic);
     }
     assert_eq!(topics, ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]);
-    assert_nothing_left(&lab).await;
+    lab.assert_nothing_left().await;
 }
 
 #[tokio::test]
@@ -176,7 +148,7 @@ async fn containers_go_on_while_shimd_is_killed() {
     kill(&lab, "stays").await.unwrap();
     assert_eq!(wait(&lab, "stays").await.into_inner().exit_status, 137);
     delete(&lab, "stays").await.unwrap();
-    assert_nothing_left(&lab).await;
+    lab.assert_nothing_left().await;
 }
 
 #[tokio::test]
@@ -194,7 +166,7 @@ async fn a_shim_that_dies_takes_its_container_along() {
         tokio::spawn(async move { tasks.wait(request).await })
     };
     tokio::time::sleep(Duration::from_millis(50)).await;
-    let shim = shim_pid(&lab, "c");
+    let shim = lab.shim_pid("c");
     rustix::process::kill_process(shim, rustix::process::Signal::KILL).unwrap();
     let answer = tokio::time::timeout(rig::PATIENCE, waiting).await.unwrap().unwrap().unwrap();
     let fault = answer.metadata().get_bin("strata-fault-bin").unwrap().to_bytes().unwrap();
@@ -208,7 +180,7 @@ async fn a_shim_that_dies_takes_its_container_along() {
     kill(&lab, "other").await.unwrap();
     wait(&lab, "other").await;
     delete(&lab, "other").await.unwrap();
-    assert_nothing_left(&lab).await;
+    lab.assert_nothing_left().await;
 }
 
 #[tokio::test]
@@ -219,12 +191,12 @@ async fn what_died_with_shimd_is_cleaned_up_at_the_next_start() {
     let mut lab = Lab::start_with_lease().await;
     lab.busybox("busybox").await;
     let pid = run(&lab, "c", &["/bin/sleep", "100"]).await.unwrap();
-    let shim = shim_pid(&lab, "c");
+    let shim = lab.shim_pid("c");
     lab.kill();
     rustix::process::kill_process(shim, rustix::process::Signal::KILL).unwrap();
     lab.up().await;
     rig::eventually("its process is killed", || !is_running(pid)).await;
-    assert_nothing_left(&lab).await;
+    lab.assert_nothing_left().await;
     rig::eventually("its id is free", || !lab.path("run/shimd/io.containerd.runtime.v2.task/default/c").exists()).await;
     lab.containers().await.delete(DeleteContainerRequest { id: "c".to_owned() }).await.unwrap();
 }
@@ -241,7 +213,7 @@ async fn a_program_that_is_not_there() {
     // runc says only that it failed; ours, that the kernel did not find the file.
     assert!(matches!(fault.layer, Layer::Runtime | Layer::Kernel), "{status:?}");
     assert_eq!(fault.code, code::COMMAND_NOT_FOUND);
-    assert_nothing_left(&lab).await;
+    lab.assert_nothing_left().await;
     lab.containers().await.delete(DeleteContainerRequest { id: "c".to_owned() }).await.unwrap();
 }
 
@@ -262,7 +234,7 @@ async fn a_runtime_that_is_not_installed() {
     let fault = Fault::from_grpc(&status, Layer::Engine, "");
     assert_eq!(fault.code, "SHIM_START_FAILED");
     assert!(fault.message.contains("containerd-shim-nothing-v9"), "{}", fault.message);
-    assert_nothing_left(&lab).await;
+    lab.assert_nothing_left().await;
 }
 
 #[tokio::test]
@@ -301,7 +273,7 @@ async fn a_shim_that_is_stopped_stops_nobody_else() {
     lab.busybox("busybox").await;
     run(&lab, "stopped", &["/bin/sleep", "100"]).await.unwrap();
     let other = run(&lab, "other", &["/bin/sleep", "100"]).await.unwrap();
-    let shim = shim_pid(&lab, "stopped");
+    let shim = lab.shim_pid("stopped");
     rustix::process::kill_process(shim, rustix::process::Signal::STOP).unwrap();
     let hanging = {
         let mut tasks = lab.tasks().await;
@@ -329,7 +301,7 @@ async fn a_shim_that_is_stopped_stops_nobody_else() {
         assert_eq!(wait(&lab, id).await.into_inner().exit_status, 137);
         delete(&lab, id).await.unwrap();
     }
-    assert_nothing_left(&lab).await;
+    lab.assert_nothing_left().await;
 }
 
 /// Whatever there is of a container is removed, as a client would after it has lost its supervisor.
@@ -374,7 +346,7 @@ async fn a_kill_at_any_moment_of_a_run_leaves_nothing() {
         lab.up().await;
         remove(&lab, &id).await;
     }
-    assert_nothing_left(&lab).await;
+    lab.assert_nothing_left().await;
 }
 
 #[tokio::test]
@@ -394,5 +366,5 @@ async fn a_client_that_goes_away_leaves_no_half_made_task() {
         tokio::time::sleep(Duration::from_millis(400)).await;
         remove(&lab, &id).await;
     }
-    assert_nothing_left(&lab).await;
+    lab.assert_nothing_left().await;
 }

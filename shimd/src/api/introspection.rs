@@ -37,7 +37,7 @@ const fn platform_part(kind: &'static str, id: &'static str) -> Part {
 }
 
 /// Each part, as containerd calls them: of 1.x and of 2.x.
-const PARTS: [Part; 37] = [
+const PARTS: [Part; 39] = [
     part("io.containerd.content.v1", "content"),
     platform_part("io.containerd.snapshotter.v1", "overlayfs"),
     part("io.containerd.metadata.v1", "bolt"),
@@ -50,6 +50,7 @@ const PARTS: [Part; 37] = [
     part("io.containerd.streaming.v1", "manager"),
     platform_part("io.containerd.transfer.v1", "local"),
     part("io.containerd.sandbox.store.v1", "local"),
+    part("io.containerd.sandbox.controller.v1", "shim"),
     part("io.containerd.service.v1", "containers-service"),
     part("io.containerd.service.v1", "content-service"),
     part("io.containerd.service.v1", "diff-service"),
@@ -68,6 +69,7 @@ const PARTS: [Part; 37] = [
     part("io.containerd.grpc.v1", "introspection"),
     part("io.containerd.grpc.v1", "leases"),
     part("io.containerd.grpc.v1", "namespaces"),
+    part("io.containerd.grpc.v1", "sandbox-controllers"),
     part("io.containerd.grpc.v1", "sandboxes"),
     part("io.containerd.grpc.v1", "snapshots"),
     part("io.containerd.grpc.v1", "streaming"),

@@ -13,6 +13,7 @@ mod images;
 mod introspection;
 mod leases;
 mod namespaces;
+mod sandbox_controller;
 mod sandboxes;
 mod scope;
 mod snapshots;
@@ -87,6 +88,7 @@ pub(crate) async fn serve(daemon: Arc<Daemon>, listener: UnixListener, stop: imp
         .add_service(service!(introspection::introspection_server::IntrospectionServer))
         .add_service(service!(leases::leases_server::LeasesServer))
         .add_service(service!(namespaces::namespaces_server::NamespacesServer))
+        .add_service(service!(sandbox::controller_server::ControllerServer))
         .add_service(service!(sandbox::store_server::StoreServer))
         .add_service(service!(snapshots::snapshots_server::SnapshotsServer))
         .add_service(service!(streaming::streaming_server::StreamingServer))

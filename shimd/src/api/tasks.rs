@@ -238,7 +238,7 @@ fn creation(scope: Scope, request: wire::CreateTaskRequest) -> OurResult<Creatio
     })
 }
 
-fn shim_mount(mount: WireMount) -> proto_shim::types::Mount {
+pub(super) fn shim_mount(mount: WireMount) -> proto_shim::types::Mount {
     proto_shim::types::Mount {
         r#type: mount.r#type,
         source: mount.source,

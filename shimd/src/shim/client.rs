@@ -1,4 +1,4 @@
-//! A shim's task service over ttrpc.
+//! A shim's task service, and its sandbox service, over ttrpc.
 //!
 //! Versions 2 and 3 are the same messages under two names. A fault that our own shim answers passes on unchanged; of a
 //! foreign shim only the words and the class of an error are known, and its layer is inferred from them.
@@ -19,7 +19,7 @@ use crate::trace;
 /// How long connecting may take: the socket listens before its address is known.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A connection to a shim, for one container. Clones share it.
+/// A connection to a shim, for one container or sandbox. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Shim {
     client: Client,
@@ -37,6 +37,11 @@ impl Shim {
         };
         let service = if endpoint.version == 2 { service::TASK_V2 } else { service::TASK_V3 };
         Ok(Shim { client, service, id: id.into() })
+    }
+
+    /// The sandbox service of the same shim.
+    pub(crate) fn sandbox_service(&self) -> Shim {
+        Shim { service: service::SANDBOX, ..self.clone() }
     }
 
     /// Calls a method, as part of `step` of a run; waits as long as it takes.

@@ -2,31 +2,24 @@
 //! created in it. The last phase hands the task to its watcher and disarms the undo.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use prost_types::Any;
 use proto_shim::task::{CreateTaskRequest, CreateTaskResponse, DeleteResponse};
 use proto_shim::types::Mount;
 use tokio::sync::watch as channel;
-use tracing::Instrument;
 
-use super::bundle::{Bundle, ShimRecord};
-use super::stray::Strays;
-use super::watch::{self, LogCopy};
-use super::{End, Entry, Key, Task, Tasks, closed, recover};
+use super::watch;
+use super::{End, Entry, Key, Task, Tasks, closed};
 use crate::db::record::Container;
 use crate::db::{Access, key};
 use crate::error::{Chain, Error, Result};
 use crate::name::Namespace;
-use crate::shim::launch::Subject;
-use crate::shim::{Endpoint, Shim, runtime};
+use crate::shim::bundle::{Bundle, Kind};
+use crate::shim::shims::SHUTDOWN_TIMEOUT;
+use crate::shim::{Connection, OwnedSubject, Shim, runtime};
 use crate::trace;
-
-/// The pauses before a clean-up that failed is tried again.
-const CLEAN_UP_PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(500)];
 
 /// What a client asks for.
 pub(crate) struct Creation {
@@ -57,18 +50,27 @@ impl Tasks {
         let container: Container =
             self.store.read()?.require(&key(&[creation.namespace.as_str(), &creation.id]), &creation.id)?;
         let claim = self.claim(&creation.namespace, &creation.id).await?;
-        let spec = container.spec.as_ref().map(|spec| spec.value.as_slice()).unwrap_or_default();
-        let bundle = Undo::new(Bundle::create(&self.state, &creation.namespace, &creation.id, spec)?, self);
-        let runtime = if creation.runtime_path.is_empty() { &container.runtime } else { &creation.runtime_path };
-        let program = runtime::find(runtime, &self.launcher.search_path)?;
+        let sandbox = self.sandboxes.shim_for(&creation.namespace, &container.sandbox)?;
+        let program = match &sandbox {
+            Some(sandbox) => sandbox.program().to_owned(),
+            None => {
+                let asked = &creation.runtime_path;
+                let runtime = if asked.is_empty() { &container.runtime } else { asked };
+                runtime::find(runtime, &self.shims.launcher.search_path)?
+            }
+        };
+        let bundle = self.shims.make_bundle(Kind::Task, &creation.namespace, &creation.id, container.spec.as_ref())?;
         let options = creation.options.clone().or(container.runtime_options);
         // From here on the shim's own clean-up must be run when something fails.
         let subject = OwnedSubject { namespace: creation.namespace.clone(), id: creation.id.clone(), program };
-        let started = self.start_shim(&subject, &bundle.bundle, options.as_ref()).await;
+        let started = match &sandbox {
+            Some(sandbox) => self.shims.join(&subject, &bundle.bundle, sandbox.endpoint()).await,
+            None => self.shims.start(&subject, &bundle.bundle, options.as_ref()).await,
+        };
         let connection = match started {
             Ok(connection) => connection,
             Err(error) => {
-                let _ = self.clean_up(&subject, &bundle.bundle).await;
+                let _ = self.shims.clean_up(&subject, &bundle.bundle).await;
                 return Err(error);
             }
         };
@@ -104,21 +106,6 @@ impl Tasks {
         }
     }
 
-    async fn start_shim(&self, subject: &OwnedSubject, bundle: &Bundle, options: Option<&Any>) -> Result<Connection> {
-        let span = crate::span!("shim", "shim", subject.id);
-        async {
-            // Before it runs: who finds this bundle later must know whom to ask for cleaning up.
-            bundle.record(&ShimRecord { program: subject.program.clone(), endpoint: None })?;
-            let log = LogCopy::start(bundle, &subject.id);
-            let endpoint = self.launcher.start(&subject.borrow(bundle), options).await?;
-            bundle.record(&ShimRecord { program: subject.program.clone(), endpoint: Some(endpoint.clone()) })?;
-            let shim = Shim::connect(&endpoint, &subject.id).await?;
-            Ok(Connection { endpoint, shim, log })
-        }
-        .instrument(span)
-        .await
-    }
-
     /// Puts a task on the list, where its watcher owns it.
     pub(super) fn adopt(self: &Arc<Self>, task: Task, claim: Claim) -> Arc<Task> {
         let task = Arc::new(task);
@@ -131,55 +118,22 @@ impl Tasks {
     async fn abandon(&self, subject: &OwnedSubject, bundle: &Bundle, connection: &Connection) {
         let Connection { endpoint, shim, .. } = connection;
         let request = proto_shim::task::DeleteRequest { id: subject.id.clone(), exec_id: String::new() };
-        let limit = Some(super::SHUTDOWN_TIMEOUT);
+        let limit = Some(SHUTDOWN_TIMEOUT);
         // A container that was never created is not found; that is well.
         let deleted = shim.call_within::<_, DeleteResponse>(limit, "create", "Delete", &request).await;
         if let Err(error) = deleted {
             tracing::debug!(id = %subject.id, error = %Chain(&error), "delete a container that was not created");
         }
-        let request = proto_shim::task::ShutdownRequest { id: subject.id.clone(), now: true };
-        let told = shim.call_within::<_, ()>(limit, "create", "Shutdown", &request).await;
-        if told.is_ok() {
-            let _ = tokio::time::timeout(super::SHUTDOWN_TIMEOUT, shim.closed()).await;
+        if !connection.is_of_sandbox {
+            let request = proto_shim::task::ShutdownRequest { id: subject.id.clone(), now: true };
+            let told = shim.call_within::<_, ()>(limit, "create", "Shutdown", &request).await;
+            if told.is_ok() {
+                let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, shim.closed()).await;
+            }
         }
         // The runtime may have made more than it told the shim.
-        let _ = self.clean_up(subject, bundle).await;
+        let _ = self.shims.clean_up(subject, bundle).await;
         endpoint.remove_unserved_socket().await;
-    }
-
-    /// Has the shim's program clean up after a shim that is not there, or that nobody has the address of. Processes that
-    /// work for the shim still, a runtime that sets the container up for one, would make again what is removed: they go
-    /// first. It is tried again where it fails.
-    pub(super) async fn clean_up(&self, subject: &OwnedSubject, bundle: &Bundle) -> Result<DeleteResponse> {
-        let mut pauses = CLEAN_UP_PAUSES.into_iter();
-        let strays = Strays {
-            subject: subject.borrow(bundle),
-            address: &self.launcher.address,
-            spares_shim: self.has_shared_shim(bundle).await,
-        };
-        loop {
-            strays.kill().await;
-            let error = match self.launcher.delete(&subject.borrow(bundle)).await {
-                Ok(response) => return Ok(response),
-                Err(error) => error,
-            };
-            tracing::warn!(id = %subject.id, error = %Chain(&error), "clean up what is left of a container");
-            let Some(pause) = pauses.next() else { return Err(error) };
-            tokio::time::sleep(pause).await;
-        }
-    }
-
-    /// Whether the shim of a bundle lives, and other bundles have it, too: those of its group.
-    async fn has_shared_shim(&self, bundle: &Bundle) -> bool {
-        let Some(endpoint) = bundle.endpoint() else { return false };
-        if !endpoint.is_served().await {
-            return false;
-        }
-        let all = recover::list(&self.state).unwrap_or_default();
-        all.into_iter()
-            .map(|(namespace, id)| Bundle::at(&self.state, &namespace, &id))
-            .filter(|other| other.path != bundle.path)
-            .any(|other| other.endpoint().is_some_and(|other| other.address == endpoint.address))
     }
 }
 
@@ -200,26 +154,6 @@ async fn create_in_shim(shim: &Shim, creation: &Creation, bundle: &Bundle, optio
     Ok(response.pid)
 }
 
-/// A shim, and where it was found.
-pub(super) struct Connection {
-    pub(super) endpoint: Endpoint,
-    pub(super) shim: Shim,
-    pub(super) log: Option<LogCopy>,
-}
-
-/// Whose shim it is, without borrows.
-pub(super) struct OwnedSubject {
-    pub(super) namespace: Namespace,
-    pub(super) id: String,
-    pub(super) program: PathBuf,
-}
-
-impl OwnedSubject {
-    pub(super) fn borrow<'a>(&'a self, bundle: &'a Bundle) -> Subject<'a> {
-        Subject { program: &self.program, namespace: &self.namespace, id: &self.id, bundle: &bundle.path }
-    }
-}
-
 impl Task {
     pub(super) fn new(subject: OwnedSubject, bundle: Bundle, connection: Connection, pid: u32) -> Task {
         Task {
@@ -230,6 +164,7 @@ impl Task {
             endpoint: connection.endpoint,
             shim: connection.shim,
             _log: connection.log,
+            is_of_sandbox: connection.is_of_sandbox,
             pid: AtomicU32::new(pid),
             pidfd: Mutex::new(open_pidfd(pid)),
             leaving: AtomicBool::new(false),
@@ -287,31 +222,6 @@ impl Drop for Claim {
     fn drop(&mut self) {
         if let Some(key) = self.key.take() {
             self.tasks.entries().remove(&key);
-        }
-    }
-}
-
-/// A bundle that goes when what follows fails.
-struct Undo<'a> {
-    bundle: Bundle,
-    tasks: Option<&'a Tasks>,
-}
-
-impl<'a> Undo<'a> {
-    fn new(bundle: Bundle, tasks: &'a Tasks) -> Undo<'a> {
-        Undo { bundle, tasks: Some(tasks) }
-    }
-
-    fn disarm(mut self) -> Bundle {
-        self.tasks = None;
-        self.bundle.clone()
-    }
-}
-
-impl Drop for Undo<'_> {
-    fn drop(&mut self) {
-        if let Some(tasks) = self.tasks {
-            tasks.discard(&self.bundle);
         }
     }
 }

@@ -13,11 +13,9 @@
 //! ```
 //! A request that hangs in one shim hangs alone. An id is free for a new task only when the shim before is gone.
 
-mod bundle;
 mod create;
 mod process;
 mod recover;
-mod stray;
 mod watch;
 
 use std::collections::HashMap;
@@ -36,17 +34,15 @@ use crate::db::Store;
 use crate::error::{Chain, Error, Result};
 use crate::event::{Envelope, Events};
 use crate::name::{Namespace, check_identifier};
-use crate::shim::{Endpoint, Launcher, Shim, runtime};
+use crate::sandbox::controller::Controller;
+use crate::shim::bundle::{Bundle, Kind};
+use crate::shim::log::LogCopy;
+use crate::shim::shims::SHUTDOWN_TIMEOUT;
+use crate::shim::{Endpoint, Shim, Shims, runtime};
 use crate::trace;
-use crate::trash::Trash;
-use bundle::Bundle;
-pub(crate) use bundle::directory as bundles;
 pub(crate) use create::Creation;
 pub(crate) use process::{Exec, State};
-use watch::LogCopy;
 
-/// How long a shim may take to end after it was told to.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long it may take after it has said that it will.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -67,9 +63,8 @@ type Key = (Namespace, String);
 pub(crate) struct Tasks {
     pub(crate) store: Arc<Store>,
     pub(crate) events: Arc<Events>,
-    launcher: Launcher,
-    state: PathBuf,
-    trash: Arc<Trash>,
+    shims: Arc<Shims>,
+    sandboxes: Arc<Controller>,
     entries: Mutex<HashMap<Key, Entry>>,
 }
 
@@ -90,6 +85,8 @@ pub(crate) struct Task {
     endpoint: Endpoint,
     shim: Shim,
     _log: Option<LogCopy>,
+    /// The shim is the sandbox's, and stays when the task goes.
+    is_of_sandbox: bool,
     /// The init process.
     pid: AtomicU32,
     /// Tells how the init process ended even when nobody is left who could.
@@ -112,14 +109,8 @@ enum End {
 }
 
 impl Tasks {
-    pub(crate) fn new(
-        store: Arc<Store>,
-        events: Arc<Events>,
-        launcher: Launcher,
-        state: PathBuf,
-        trash: Arc<Trash>,
-    ) -> Tasks {
-        Tasks { store, events, launcher, state, trash, entries: Mutex::default() }
+    pub(crate) fn new(store: Arc<Store>, events: Arc<Events>, shims: Arc<Shims>, sandboxes: Arc<Controller>) -> Tasks {
+        Tasks { store, events, shims, sandboxes, entries: Mutex::default() }
     }
 
     /// The task of a container.
@@ -132,8 +123,8 @@ impl Tasks {
 
     /// What the shim of a runtime says of itself: an encoded `RuntimeInfo`.
     pub(crate) async fn runtime_info(&self, runtime: &str, options: Option<&Any>) -> Result<Vec<u8>> {
-        let program = runtime::find(runtime, &self.launcher.search_path)?;
-        self.launcher.info(&program, options).await
+        let program = runtime::find(runtime, &self.shims.launcher.search_path)?;
+        self.shims.launcher.info(&program, options).await
     }
 
     /// All tasks of a namespace, in order of their ids.
@@ -202,17 +193,11 @@ impl Tasks {
         let (tasks, task) = (self.clone(), task.clone());
         tokio::spawn(async move {
             task.shut_down().await;
-            tasks.discard(&task.bundle);
+            tasks.shims.discard(&task.bundle);
             task.end.send_replace(End::Dismissed);
             tasks.entries().remove(&key);
             drop(gone);
         });
-    }
-
-    fn discard(&self, bundle: &Bundle) {
-        if let Err(error) = bundle.remove(&self.trash) {
-            tracing::warn!(bundle = %bundle.path.display(), error = %Chain(&error), "remove a bundle");
-        }
     }
 
     /// Waits while the task is being made.
@@ -237,7 +222,7 @@ impl Tasks {
         if check_identifier("container", &event.container_id).is_err() {
             return;
         }
-        let noted = Bundle::at(&self.state, &namespace, &event.container_id).note_kill_for_memory();
+        let noted = self.shims.bundle(Kind::Task, &namespace, &event.container_id).note_kill_for_memory();
         if let Err(error) = noted {
             tracing::warn!(id = event.container_id, error = %Chain(&error), "keep that memory ran out");
         }
@@ -286,6 +271,9 @@ impl Task {
 
     /// Tells the shim to end, and waits for that within bounds: until then its socket is not free for the next.
     async fn shut_down(&self) {
+        if self.is_of_sandbox {
+            return;
+        }
         if !self.shim.is_closed() {
             let request = proto_shim::task::ShutdownRequest { id: self.id.clone(), now: false };
             let told = self.shim.call_within::<_, ()>(Some(SHUTDOWN_TIMEOUT), "report", "Shutdown", &request).await;

@@ -1,32 +1,28 @@
 //! After a start: each bundle that is there is a container that may be running. Its shim is asked; what has no shim, no
 //! container or no process is cleaned up.
 
-use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use proto_shim::task::{StateRequest, StateResponse};
 use strata_fault::GrpcCode;
 use tokio::task::JoinSet;
 
-use super::bundle::{self, Bundle};
-use super::create::{Claim, Connection, OwnedSubject};
-use super::watch::LogCopy;
+use super::create::Claim;
 use super::{Task, Tasks};
 use crate::db::record::Container;
 use crate::db::{Access, key};
 use crate::error::{Chain, Error, Result};
-use crate::name::{Namespace, check_identifier};
-use crate::shim::{Endpoint, Shim};
-
-/// How long a shim may take to answer before it is taken as it is: one that is stopped must not hold shimd up.
-const ANSWER_TIMEOUT: Duration = Duration::from_millis(300);
+use crate::name::Namespace;
+use crate::shim::bundle::{Bundle, Kind, ShimRecord};
+use crate::shim::log::LogCopy;
+use crate::shim::shims::RECOVERY_TIMEOUT;
+use crate::shim::{Connection, OwnedSubject, Shim};
 
 impl Tasks {
     /// Finds all tasks again. What has to be cleaned up is cleaned up in the background.
     pub(crate) async fn recover(self: &Arc<Self>) -> Result<()> {
         let mut found = JoinSet::new();
-        for (namespace, id) in list(&self.state)? {
+        for (namespace, id) in self.shims.bundles(Kind::Task)? {
             // Nobody else claims anything yet, and each bundle is found once.
             let Some(claim) = Claim::on(self, &(namespace.clone(), id.clone())) else { continue };
             let tasks = self.clone();
@@ -37,14 +33,14 @@ impl Tasks {
     }
 
     async fn recover_one(self: Arc<Self>, namespace: Namespace, id: String, claim: Claim) {
-        let bundle = Bundle::at(&self.state, &namespace, &id);
+        let bundle = self.shims.bundle(Kind::Task, &namespace, &id);
         let Some(record) = bundle.recorded() else {
             // It was killed before a shim was started.
-            return self.discard(&bundle);
+            return self.shims.discard(&bundle);
         };
         let endpoint = bundle.endpoint();
-        let subject = OwnedSubject { namespace, id, program: record.program };
-        match self.reach(&subject, &bundle, endpoint.clone()).await {
+        let subject = OwnedSubject { namespace, id, program: record.program.clone() };
+        match self.reach(&subject, &bundle, &record).await {
             Ok((connection, pid)) => {
                 let task = self.adopt(Task::new(subject, bundle, connection, pid.unwrap_or_default()), claim);
                 if pid.is_none() {
@@ -54,8 +50,8 @@ impl Tasks {
             Err(error) => {
                 tracing::warn!(id = %subject.id, error = %Chain(&error), "a container has no shim or no process");
                 tokio::spawn(async move {
-                    let _ = self.clean_up(&subject, &bundle).await;
-                    self.discard(&bundle);
+                    let _ = self.shims.clean_up(&subject, &bundle).await;
+                    self.shims.discard(&bundle);
                     if let Some(endpoint) = endpoint {
                         endpoint.remove_unserved_socket().await;
                     }
@@ -70,22 +66,22 @@ impl Tasks {
         &self,
         subject: &OwnedSubject,
         bundle: &Bundle,
-        endpoint: Option<Endpoint>,
+        record: &ShimRecord,
     ) -> Result<(Connection, Option<u32>)> {
         let entry = key(&[subject.namespace.as_str(), &subject.id]);
         self.store.read()?.require::<Container>(&entry, &subject.id)?;
-        let endpoint = endpoint.ok_or_else(|| Error::ShimDied { id: subject.id.clone() })?;
+        let endpoint = bundle.endpoint().ok_or_else(|| Error::ShimDied { id: subject.id.clone() })?;
         // Before it is asked anything: a shim may be waiting for somebody to read its log.
-        let log = LogCopy::start(bundle, &subject.id);
+        let log = if record.is_of_sandbox { None } else { LogCopy::start(bundle, &subject.id) };
         let shim = Shim::connect(&endpoint, &subject.id).await?;
         let request = StateRequest { id: subject.id.clone(), exec_id: String::new() };
-        let answer = shim.call_within::<_, StateResponse>(Some(ANSWER_TIMEOUT), "report", "State", &request).await;
+        let answer = shim.call_within::<_, StateResponse>(Some(RECOVERY_TIMEOUT), "report", "State", &request).await;
         let pid = match answer {
             Ok(state) => Some(state.pid),
             Err(Error::Shim(fault)) if fault.grpc == GrpcCode::DeadlineExceeded => None,
             Err(error) => return Err(error),
         };
-        Ok((Connection { endpoint, shim, log }, pid))
+        Ok((Connection { endpoint, shim, log, is_of_sandbox: record.is_of_sandbox }, pid))
     }
 
     /// Finds out, however long it takes, whether a shim that did not answer has a container.
@@ -100,32 +96,4 @@ impl Tasks {
             Err(error) => tracing::warn!(id = %task.id, error = %Chain(&error), "ask a shim for its container"),
         }
     }
-}
-
-/// The bundles that are there.
-pub(super) fn list(state: &Path) -> Result<Vec<(Namespace, String)>> {
-    let directory = bundle::directory(state);
-    let mut found = Vec::new();
-    for namespace in names(&directory)? {
-        for id in names(&directory.join(&namespace))? {
-            // What shimd did not make it does not touch.
-            if let (Ok(namespace), Ok(())) = (Namespace::parse(&namespace), check_identifier("container", &id)) {
-                found.push((namespace, id));
-            }
-        }
-    }
-    Ok(found)
-}
-
-fn names(directory: &Path) -> Result<Vec<String>> {
-    let failed = |error| Error::io(format!("list {}", directory.display()), error);
-    let entries = match std::fs::read_dir(directory) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(failed)?,
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        names.extend(entry.map_err(failed)?.file_name().into_string());
-    }
-    Ok(names)
 }

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
@@ -17,6 +18,8 @@ use proto_containerd::services::diff::diff_client::DiffClient;
 use proto_containerd::services::events::events_client::EventsClient;
 use proto_containerd::services::images::images_client::ImagesClient;
 use proto_containerd::services::leases::leases_client::LeasesClient;
+use proto_containerd::services::sandbox::controller_client::ControllerClient;
+use proto_containerd::services::sandbox::store_client::StoreClient;
 use proto_containerd::services::snapshots::snapshots_client::SnapshotsClient;
 use proto_containerd::services::snapshots::{CommitSnapshotRequest, PrepareSnapshotRequest};
 use proto_containerd::services::tasks::tasks_client::TasksClient;
@@ -36,9 +39,19 @@ const LEASE: &str = "lab";
 /// How long anything may take that is waited for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Where our own shim and runtime were built, for tests that cannot do with others.
+static BESIDE: OnceLock<PathBuf> = OnceLock::new();
+
 /// Directory of our own shim and runtime, if the tests shall use these instead of containerd's and runc.
 pub(crate) fn ours() -> Option<PathBuf> {
-    std::env::var_os("STRATA_BIN").map(PathBuf::from)
+    std::env::var_os("STRATA_BIN").map(PathBuf::from).or_else(|| BESIDE.get().cloned())
+}
+
+/// From now on all tests of this process use our own shim and runtime, as built beside shimd unless `STRATA_BIN` names
+/// others.
+pub(crate) fn insist_on_ours() {
+    let directory = Path::new(env!("CARGO_BIN_EXE_shimd")).parent().unwrap();
+    BESIDE.get_or_init(|| directory.to_owned());
 }
 
 /// Whether tests of containers can run here; says so if not.
@@ -202,6 +215,14 @@ impl Lab {
         TasksClient::new(self.connect().await)
     }
 
+    pub(crate) async fn sandboxes(&self) -> StoreClient<Connection> {
+        StoreClient::new(self.connect().await)
+    }
+
+    pub(crate) async fn controller(&self) -> ControllerClient<Connection> {
+        ControllerClient::new(self.connect().await)
+    }
+
     pub(crate) async fn containers(&self) -> ContainersClient<Connection> {
         ContainersClient::new(self.connect().await)
     }
@@ -309,6 +330,11 @@ impl Lab {
 
     /// A container record of a program, and its snapshot; gives the mounts.
     pub(crate) async fn container(&self, id: &str, parent: &str, arguments: &[&str]) -> Vec<Mount> {
+        self.container_in("", id, parent, arguments).await
+    }
+
+    /// The same, of a sandbox.
+    pub(crate) async fn container_in(&self, sandbox: &str, id: &str, parent: &str, arguments: &[&str]) -> Vec<Mount> {
         let mounts = self.prepare(id, parent).await;
         let container = containers::Container {
             id: id.to_owned(),
@@ -319,6 +345,7 @@ impl Lab {
             spec: Some(spec(id, arguments)),
             snapshotter: SNAPSHOTTER.to_owned(),
             snapshot_key: id.to_owned(),
+            sandbox: sandbox.to_owned(),
             ..Default::default()
         };
         let request = containers::CreateContainerRequest { container: Some(container) };
@@ -327,9 +354,43 @@ impl Lab {
     }
 
     /// The runtime keeps its state beside everything else of this test.
-    fn runtime_options(&self) -> Any {
+    pub(crate) fn runtime_options(&self) -> Any {
         let options = proto_shim::runc::Options { root: self.path("runc").display().to_string(), ..Default::default() };
         proto_shim::any(&options)
+    }
+}
+
+impl Lab {
+    /// Asserts that of containers and sandboxes nothing is left: bundles, sockets, mounts, shims.
+    pub(crate) async fn assert_nothing_left(&self) {
+        let count = |path: &Path| std::fs::read_dir(path).map_or(0, Iterator::count);
+        let directories =
+            ["io.containerd.runtime.v2.task/default", "io.containerd.sandbox.controller.v1.shim/default", "s", "trash"];
+        let left = || -> usize { directories.iter().map(|name| count(&self.path("run/shimd").join(name))).sum() };
+        eventually("bundles and sockets go", || left() == 0).await;
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(self.directory.path().to_str().unwrap()), "{mounts}");
+        assert_eq!(count(&self.path("runc/default")), 0);
+        eventually("shims go", || self.strays().is_empty()).await;
+    }
+
+    /// The shim of a container or sandbox: the process that was started with its id and this shimd's address.
+    pub(crate) fn shim_pid(&self, id: &str) -> rustix::process::Pid {
+        self.find_shim(id).unwrap_or_else(|| panic!("the shim of {id} does not run"))
+    }
+
+    pub(crate) fn find_shim(&self, id: &str) -> Option<rustix::process::Pid> {
+        let address = self.socket().display().to_string();
+        let wanted = [address.as_str(), id];
+        let pids = std::fs::read_dir("/proc").unwrap().flatten();
+        let mut pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let pid = pids.find(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+            words[0].windows(15).any(|part| part == b"containerd-shim")
+                && wanted.iter().all(|word| words.contains(&word.as_bytes()))
+        });
+        rustix::process::Pid::from_raw(pid?)
     }
 }
 

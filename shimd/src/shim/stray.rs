@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::shim::launch::Subject;
+use super::launch::Subject;
 
 /// Passes over all processes: one that is killed may just have made another.
 const PASSES: usize = 20;

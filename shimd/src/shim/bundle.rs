@@ -1,7 +1,8 @@
-//! Bundles: what a shim and a runtime find of one container in the file system.
+//! Bundles: what a shim and a runtime find of one container, or of a sandbox, in the file system.
 //!
 //! ```text
 //!   <state>/io.containerd.runtime.v2.task/<namespace>/<id>/
+//!   <state>/io.containerd.sandbox.controller.v1.shim/<namespace>/<id>/
 //!     config.json   the OCI spec, byte for byte as the client stored it
 //!     rootfs/       where the shim mounts the snapshot
 //!     work/         the runtime's scratch
@@ -20,12 +21,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::layout;
-use crate::name::Namespace;
+use crate::name::{Namespace, check_identifier};
 use crate::shim::Endpoint;
 use crate::trash::Trash;
 
-/// containerd's name for this directory; shims derive the names of their sockets from paths, tools look here.
-const DIRECTORY: &str = "io.containerd.runtime.v2.task";
 /// Name of the FIFO that shims write their messages to.
 const LOG: &str = "log";
 /// The file that says that the kernel killed for memory.
@@ -37,32 +36,62 @@ pub(crate) struct ShimRecord {
     pub(crate) program: PathBuf,
     /// Missing while the shim is being started.
     pub(crate) endpoint: Option<Endpoint>,
+    /// The shim is the sandbox's: it was not started for this container, and does not end with it.
+    #[serde(default)]
+    pub(crate) is_of_sandbox: bool,
 }
 
-/// The bundle of one container.
+/// Whose bundle it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Task,
+    Sandbox,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Kind; 2] = [Kind::Task, Kind::Sandbox];
+
+    /// containerd's names for these directories; tools look there.
+    fn directory(self) -> &'static str {
+        match self {
+            Kind::Task => "io.containerd.runtime.v2.task",
+            Kind::Sandbox => "io.containerd.sandbox.controller.v1.shim",
+        }
+    }
+
+    fn noun(self) -> &'static str {
+        match self {
+            Kind::Task => "container",
+            Kind::Sandbox => "sandbox",
+        }
+    }
+
+    /// Where all bundles of this kind are.
+    pub(crate) fn place(self, state: &Path) -> PathBuf {
+        state.join(self.directory())
+    }
+}
+
+/// The bundle of one container or sandbox.
 #[derive(Clone, Debug)]
 pub(crate) struct Bundle {
     pub(crate) path: PathBuf,
 }
 
-/// Where all bundles are.
-pub(crate) fn directory(state: &Path) -> PathBuf {
-    state.join(DIRECTORY)
-}
-
 impl Bundle {
     /// The bundle at its place; whether it exists is not looked at.
-    pub(crate) fn at(state: &Path, namespace: &Namespace, id: &str) -> Bundle {
-        Bundle { path: directory(state).join(namespace.as_str()).join(id) }
+    pub(crate) fn at(state: &Path, kind: Kind, namespace: &Namespace, id: &str) -> Bundle {
+        Bundle { path: kind.place(state).join(namespace.as_str()).join(id) }
     }
 
     /// Makes a bundle with `spec` as its configuration.
-    pub(crate) fn create(state: &Path, namespace: &Namespace, id: &str, spec: &[u8]) -> Result<Bundle> {
-        let bundle = Bundle::at(state, namespace, id);
-        let failed = |source| Error::io(format!("make the bundle of container {id:?}"), source);
+    pub(crate) fn create(state: &Path, kind: Kind, subject: (&Namespace, &str), spec: &[u8]) -> Result<Bundle> {
+        let (namespace, id) = subject;
+        let bundle = Bundle::at(state, kind, namespace, id);
+        let failed = |source| Error::io(format!("make the bundle of {} {id:?}", kind.noun()), source);
         match make_directory(&bundle.path, 0o700) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let parent = directory(state).join(namespace.as_str());
+                let parent = kind.place(state).join(namespace.as_str());
                 layout::make_passage(&parent).map_err(failed)?;
                 make_directory(&bundle.path, 0o700).map_err(failed)?;
             }
@@ -153,6 +182,34 @@ impl Bundle {
         }
         trash.take(&self.path)
     }
+}
+
+/// The bundles of a kind that are there.
+pub(crate) fn list(state: &Path, kind: Kind) -> Result<Vec<(Namespace, String)>> {
+    let directory = kind.place(state);
+    let mut found = Vec::new();
+    for namespace in names(&directory)? {
+        for id in names(&directory.join(&namespace))? {
+            // What shimd did not make it does not touch.
+            if let (Ok(namespace), Ok(())) = (Namespace::parse(&namespace), check_identifier(kind.noun(), &id)) {
+                found.push((namespace, id));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn names(directory: &Path) -> Result<Vec<String>> {
+    let failed = |error| Error::io(format!("list {}", directory.display()), error);
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed)?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.extend(entry.map_err(failed)?.file_name().into_string());
+    }
+    Ok(names)
 }
 
 /// The host's number for group 0 of the container, where a user namespace makes it another one.

@@ -1,5 +1,7 @@
-//! Sandbox records: what containers of a pod share. They say what a sandbox is to be; whether it runs is the business of
-//! its controller.
+//! Sandboxes: what containers of a pod share. The records here say what a sandbox is to be; whether it runs is the business
+//! of its [`controller`].
+
+pub(crate) mod controller;
 
 use std::borrow::Cow;
 use std::sync::Arc;

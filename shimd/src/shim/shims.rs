@@ -1,0 +1,202 @@
+//! How a shim comes and goes, whoever it is for: a bundle is made, the shim started in it; what it leaves is cleaned up;
+//! the bundle goes last, by which a start of shimd would find the rest.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use prost_types::Any;
+use proto_shim::task::DeleteResponse;
+use tracing::Instrument;
+
+use super::bundle::{self, Bundle, Kind, ShimRecord};
+use super::launch::Subject;
+use super::log::LogCopy;
+use super::stray::Strays;
+use super::{Endpoint, Launcher, Shim};
+use crate::error::{Chain, Result};
+use crate::name::Namespace;
+use crate::trash::Trash;
+
+/// The pauses before a clean-up that failed is tried again.
+const CLEAN_UP_PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(500)];
+/// How long a shim may take to end after it was told to.
+pub(crate) const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a shim may take to answer a start of shimd before it is taken as it is: one that is stopped must not hold
+/// shimd up.
+pub(crate) const RECOVERY_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// All shims of this shimd, of tasks and of sandboxes.
+pub(crate) struct Shims {
+    pub(crate) launcher: Launcher,
+    state: PathBuf,
+    trash: Arc<Trash>,
+    /// Bundles whose shims are being cleaned up after: a shim is not spared for their sake.
+    leaving: Mutex<HashSet<PathBuf>>,
+}
+
+/// A shim, and where it was found.
+pub(crate) struct Connection {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) shim: Shim,
+    pub(crate) log: Option<LogCopy>,
+    /// It is a sandbox's, and stays when the container goes.
+    pub(crate) is_of_sandbox: bool,
+}
+
+/// Whose shim it is, without borrows.
+#[derive(Clone)]
+pub(crate) struct OwnedSubject {
+    pub(crate) namespace: Namespace,
+    pub(crate) id: String,
+    pub(crate) program: PathBuf,
+}
+
+impl OwnedSubject {
+    pub(crate) fn borrow<'a>(&'a self, bundle: &'a Bundle) -> Subject<'a> {
+        Subject { program: &self.program, namespace: &self.namespace, id: &self.id, bundle: &bundle.path }
+    }
+}
+
+impl Shims {
+    pub(crate) fn new(launcher: Launcher, state: PathBuf, trash: Arc<Trash>) -> Shims {
+        Shims { launcher, state, trash, leaving: Mutex::default() }
+    }
+
+    /// The bundle at its place; whether it exists is not looked at.
+    pub(crate) fn bundle(&self, kind: Kind, namespace: &Namespace, id: &str) -> Bundle {
+        Bundle::at(&self.state, kind, namespace, id)
+    }
+
+    /// Makes a bundle with `spec` as its configuration; it goes again unless the undo is disarmed.
+    pub(crate) fn make_bundle(
+        &self,
+        kind: Kind,
+        namespace: &Namespace,
+        id: &str,
+        spec: Option<&Any>,
+    ) -> Result<Undo<'_>> {
+        let spec = spec.map(|spec| spec.value.as_slice()).unwrap_or_default();
+        let bundle = Bundle::create(&self.state, kind, (namespace, id), spec)?;
+        Ok(Undo { bundle, shims: Some(self) })
+    }
+
+    /// The bundles of a kind that are there.
+    pub(crate) fn bundles(&self, kind: Kind) -> Result<Vec<(Namespace, String)>> {
+        bundle::list(&self.state, kind)
+    }
+
+    /// Starts a shim in its bundle.
+    pub(crate) async fn start(
+        &self,
+        subject: &OwnedSubject,
+        bundle: &Bundle,
+        options: Option<&Any>,
+    ) -> Result<Connection> {
+        let span = crate::span!("shim", "shim", subject.id);
+        let record = |endpoint: Option<Endpoint>| {
+            bundle.record(&ShimRecord { program: subject.program.clone(), endpoint, is_of_sandbox: false })
+        };
+        async {
+            // Before it runs: who finds this bundle later must know whom to ask for cleaning up.
+            record(None)?;
+            let log = LogCopy::start(bundle, &subject.id);
+            let endpoint = self.launcher.start(&subject.borrow(bundle), options).await?;
+            record(Some(endpoint.clone()))?;
+            let shim = Shim::connect(&endpoint, &subject.id).await?;
+            Ok(Connection { endpoint, shim, log, is_of_sandbox: false })
+        }
+        .instrument(span)
+        .await
+    }
+
+    /// Connects to the shim of a sandbox for one of its containers. What the shim says of itself it says in the sandbox's
+    /// bundle.
+    pub(crate) async fn join(
+        &self,
+        subject: &OwnedSubject,
+        bundle: &Bundle,
+        endpoint: &Endpoint,
+    ) -> Result<Connection> {
+        let endpoint = endpoint.clone();
+        let record =
+            ShimRecord { program: subject.program.clone(), endpoint: Some(endpoint.clone()), is_of_sandbox: true };
+        bundle.record(&record)?;
+        let shim = Shim::connect(&endpoint, &subject.id).await?;
+        Ok(Connection { endpoint, shim, log: None, is_of_sandbox: true })
+    }
+
+    /// Has the shim's program clean up after a shim that is not there, or that nobody has the address of. Processes that
+    /// work for the shim still, a runtime that sets the container up for one, would make again what is removed: they go
+    /// first. It is tried again where it fails.
+    pub(crate) async fn clean_up(&self, subject: &OwnedSubject, bundle: &Bundle) -> Result<DeleteResponse> {
+        let mut pauses = CLEAN_UP_PAUSES.into_iter();
+        self.leaving().insert(bundle.path.clone());
+        let strays = Strays {
+            subject: subject.borrow(bundle),
+            address: &self.launcher.address,
+            spares_shim: self.has_shared_shim(bundle).await,
+        };
+        loop {
+            strays.kill().await;
+            let error = match self.launcher.delete(&subject.borrow(bundle)).await {
+                Ok(response) => return Ok(response),
+                Err(error) => error,
+            };
+            tracing::warn!(id = %subject.id, error = %Chain(&error), "clean up what is left of a container");
+            let Some(pause) = pauses.next() else { return Err(error) };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Whether the shim of a bundle lives, and other bundles have it, too: those of its group or sandbox. Those that are
+    /// cleaned up as well do not count: of two that go at once, each would leave the shim to the other.
+    async fn has_shared_shim(&self, bundle: &Bundle) -> bool {
+        let Some(endpoint) = bundle.endpoint() else { return false };
+        if !endpoint.is_served().await {
+            return false;
+        }
+        let others = Kind::ALL.into_iter().flat_map(|kind| {
+            let all = self.bundles(kind).unwrap_or_default();
+            all.into_iter().map(move |(namespace, id)| self.bundle(kind, &namespace, &id))
+        });
+        let leaving = self.leaving().clone();
+        others
+            .filter(|other| !leaving.contains(&other.path))
+            .any(|other| other.endpoint().is_some_and(|other| other.address == endpoint.address))
+    }
+
+    /// Removes a bundle; its shim is gone, or somebody else's.
+    pub(crate) fn discard(&self, bundle: &Bundle) {
+        if let Err(error) = bundle.remove(&self.trash) {
+            tracing::warn!(bundle = %bundle.path.display(), error = %Chain(&error), "remove a bundle");
+        }
+        self.leaving().remove(&bundle.path);
+    }
+
+    fn leaving(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A bundle that goes when what follows fails.
+pub(crate) struct Undo<'a> {
+    pub(crate) bundle: Bundle,
+    shims: Option<&'a Shims>,
+}
+
+impl Undo<'_> {
+    pub(crate) fn disarm(mut self) -> Bundle {
+        self.shims = None;
+        self.bundle.clone()
+    }
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if let Some(shims) = self.shims {
+            shims.discard(&self.bundle);
+        }
+    }
+}

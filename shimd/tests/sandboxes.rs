@@ -1,0 +1,257 @@
+//! Sandboxes: held by a shim, found again, removed. Under our own shim: containerd's has no sandbox service.
+
+mod rig;
+
+use std::time::Duration;
+
+use proto_containerd::process::Status as ProcessStatus;
+use proto_containerd::services::containers::DeleteContainerRequest;
+use proto_containerd::services::sandbox::*;
+use proto_containerd::services::tasks::{
+    CreateTaskRequest, DeleteTaskRequest, GetRequest, StartRequest, WaitRequest, WaitResponse,
+};
+use proto_containerd::types;
+use rig::Lab;
+use tonic::{Code, Status};
+
+const POD: &str = "pod";
+const SANDBOXER: &str = "shim";
+const SANDBOX_SHIM: &str = "io.containerd.strata.v1";
+
+/// A request about the sandbox of these tests: with these fields and no others, or with others that are empty.
+macro_rules! named {
+    ($request:ident { $($field:ident: $value:expr),* }) => {
+        $request { sandbox_id: POD.to_owned(), sandboxer: SANDBOXER.to_owned(), $($field: $value),* }
+    };
+    ($request:ident { $($field:ident: $value:expr,)* .. }) => {
+        $request { $($field: $value,)* sandbox_id: POD.to_owned(), sandboxer: SANDBOXER.to_owned(), ..Default::default() }
+    };
+}
+
+async fn lab() -> Option<Lab> {
+    rig::insist_on_ours();
+    if !rig::can_run_containers() {
+        return None;
+    }
+    let lab = Lab::start_with_lease().await;
+    lab.busybox("busybox").await;
+    Some(lab)
+}
+
+fn record(lab: &Lab, runtime: &str) -> types::Sandbox {
+    types::Sandbox {
+        sandbox_id: POD.to_owned(),
+        runtime: Some(types::sandbox::Runtime { name: runtime.to_owned(), options: Some(lab.runtime_options()) }),
+        sandboxer: SANDBOXER.to_owned(),
+        ..Default::default()
+    }
+}
+
+async fn create(lab: &Lab) -> Result<(), Status> {
+    let sandbox = Some(record(lab, SANDBOX_SHIM));
+    lab.controller().await.create(named!(ControllerCreateRequest { sandbox: sandbox, .. })).await.map(drop)
+}
+
+async fn start(lab: &Lab) -> Result<ControllerStartResponse, Status> {
+    let started = lab.controller().await.start(named!(ControllerStartRequest {})).await;
+    started.map(tonic::Response::into_inner)
+}
+
+async fn state(lab: &Lab) -> String {
+    let status = lab.controller().await.status(named!(ControllerStatusRequest { .. })).await;
+    status.unwrap().into_inner().state
+}
+
+async fn stop(lab: &Lab) {
+    lab.controller().await.stop(named!(ControllerStopRequest { timeout_secs: 0 })).await.unwrap();
+}
+
+async fn shut_down(lab: &Lab) -> Result<(), Status> {
+    lab.controller().await.shutdown(named!(ControllerShutdownRequest {})).await.map(drop)
+}
+
+/// The record, then the sandbox, as containerd's client does it.
+async fn pod(lab: &Lab) -> ControllerStartResponse {
+    let request = StoreCreateRequest { sandbox: Some(record(lab, SANDBOX_SHIM)) };
+    lab.sandboxes().await.create(request).await.unwrap();
+    create(lab).await.unwrap();
+    start(lab).await.unwrap()
+}
+
+/// A container of the sandbox that sleeps; gives its pid.
+async fn sleeper(lab: &Lab, id: &str) -> u32 {
+    let rootfs = lab.container_in(POD, id, "busybox", &["/bin/sleep", "1000"]).await;
+    let mut tasks = lab.tasks().await;
+    let request = CreateTaskRequest { container_id: id.to_owned(), rootfs, ..Default::default() };
+    tasks.create(request).await.unwrap();
+    let request = StartRequest { container_id: id.to_owned(), exec_id: String::new() };
+    tasks.start(request).await.unwrap().into_inner().pid
+}
+
+async fn task(lab: &Lab, id: &str) -> Result<ProcessStatus, Status> {
+    let request = GetRequest { container_id: id.to_owned(), exec_id: String::new() };
+    Ok(lab.tasks().await.get(request).await?.into_inner().process.unwrap().status())
+}
+
+async fn wait(lab: &Lab, id: &str) -> WaitResponse {
+    let request = WaitRequest { container_id: id.to_owned(), exec_id: String::new() };
+    tokio::time::timeout(rig::PATIENCE, lab.tasks().await.wait(request)).await.unwrap().unwrap().into_inner()
+}
+
+async fn delete(lab: &Lab, id: &str) {
+    lab.tasks().await.delete(DeleteTaskRequest { container_id: id.to_owned() }).await.unwrap();
+    lab.containers().await.delete(DeleteContainerRequest { id: id.to_owned() }).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pod_lives_and_ends() {
+    let Some(lab) = lab().await else { return };
+    let started = pod(&lab).await;
+    assert!(started.address.starts_with("ttrpc+unix:///") && started.version == 3, "{started:?}");
+    assert_eq!(state(&lab).await, "SANDBOX_READY");
+    assert_eq!(create(&lab).await.unwrap_err().code(), Code::AlreadyExists);
+    for id in ["one", "two"] {
+        sleeper(&lab, id).await;
+        assert_eq!(task(&lab, id).await.unwrap(), ProcessStatus::Running);
+        assert_eq!(lab.find_shim(id), None, "it has a shim of its own");
+    }
+    // A container goes alone, and its id is free at once.
+    let begun = std::time::Instant::now();
+    let kill = proto_containerd::services::tasks::KillRequest {
+        container_id: "two".to_owned(),
+        signal: 9,
+        ..Default::default()
+    };
+    lab.tasks().await.kill(kill).await.unwrap();
+    assert_eq!(wait(&lab, "two").await.exit_status, 137);
+    let request = DeleteTaskRequest { container_id: "two".to_owned() };
+    lab.tasks().await.delete(request).await.unwrap();
+    let request = CreateTaskRequest { container_id: "two".to_owned(), ..Default::default() };
+    assert!(lab.tasks().await.create(request).await.is_err(), "it has no root file system");
+    assert!(begun.elapsed() < Duration::from_millis(900), "a shim that stays was waited for");
+    assert_eq!(shut_down(&lab).await.unwrap_err().code(), Code::FailedPrecondition);
+    let mut controller = lab.controller().await;
+    let waited = tokio::spawn(async move { controller.wait(named!(ControllerWaitRequest {})).await });
+    stop(&lab).await;
+    assert_eq!(waited.await.unwrap().unwrap().into_inner().exit_status, 0);
+    assert_eq!(wait(&lab, "one").await.exit_status, 137);
+    assert_eq!(state(&lab).await, "SANDBOX_NOTREADY");
+    delete(&lab, "one").await;
+    shut_down(&lab).await.unwrap();
+    assert_eq!(state(&lab).await, "");
+    assert_eq!(shut_down(&lab).await.unwrap_err().code(), Code::NotFound);
+    stop(&lab).await;
+    lab.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_pod_is_found_again_after_each_call() {
+    let Some(mut lab) = lab().await else { return };
+    lab.kill();
+    lab.up().await;
+    create(&lab).await.unwrap();
+    lab.kill();
+    lab.up().await;
+    assert_eq!(state(&lab).await, "SANDBOX_NOTREADY");
+    start(&lab).await.unwrap();
+    lab.sandboxes().await.create(StoreCreateRequest { sandbox: Some(record(&lab, SANDBOX_SHIM)) }).await.unwrap();
+    lab.kill();
+    lab.up().await;
+    assert_eq!(state(&lab).await, "SANDBOX_READY");
+    sleeper(&lab, "one").await;
+    lab.kill();
+    lab.up().await;
+    assert_eq!(task(&lab, "one").await.unwrap(), ProcessStatus::Running);
+    sleeper(&lab, "two").await;
+    stop(&lab).await;
+    lab.kill();
+    lab.up().await;
+    assert_eq!(state(&lab).await, "SANDBOX_NOTREADY");
+    for id in ["one", "two"] {
+        assert_eq!(wait(&lab, id).await.exit_status, 137);
+        delete(&lab, id).await;
+    }
+    shut_down(&lab).await.unwrap();
+    lab.kill();
+    lab.up().await;
+    assert_eq!(state(&lab).await, "");
+    lab.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_kill_at_any_moment_leaves_a_pod_or_nothing() {
+    let Some(mut lab) = lab().await else { return };
+    for round in 0..12u64 {
+        let mut controller = lab.controller().await;
+        let sandbox = Some(record(&lab, SANDBOX_SHIM));
+        let creating = tokio::spawn(async move {
+            controller.create(named!(ControllerCreateRequest { sandbox: sandbox, .. })).await?;
+            controller.start(named!(ControllerStartRequest {})).await?;
+            controller.shutdown(named!(ControllerShutdownRequest {})).await
+        });
+        tokio::time::sleep(Duration::from_millis(round * 3)).await;
+        lab.kill();
+        // Whether it came through or not.
+        let _ = creating.await;
+        lab.up().await;
+        if !state(&lab).await.is_empty() {
+            shut_down(&lab).await.unwrap();
+        }
+        // What is cleaned up is waited for: the id is free.
+        create(&lab).await.unwrap();
+        shut_down(&lab).await.unwrap();
+    }
+    lab.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_shim_that_dies_takes_its_pod_along() {
+    let Some(lab) = lab().await else { return };
+    pod(&lab).await;
+    let pids = [sleeper(&lab, "one").await, sleeper(&lab, "two").await];
+    rustix::process::kill_process(lab.shim_pid(POD), rustix::process::Signal::KILL).unwrap();
+    for id in ["one", "two"] {
+        wait(&lab, id).await;
+        delete(&lab, id).await;
+    }
+    for pid in pids {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+    }
+    while !state(&lab).await.is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Its record is still there: it can be made again.
+    create(&lab).await.unwrap();
+    shut_down(&lab).await.unwrap();
+    lab.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_named() {
+    let Some(lab) = lab().await else { return };
+    let mut controller = lab.controller().await;
+    let code = |outcome: Result<tonic::Response<ControllerCreateResponse>, Status>| outcome.unwrap_err().code();
+    let mut request = named!(ControllerCreateRequest { sandbox: Some(record(&lab, "io.containerd.nope.v1")), .. });
+    assert_ne!(code(controller.create(request.clone()).await), Code::Ok);
+    request.sandboxer = "podsandbox".to_owned();
+    assert_eq!(code(controller.create(request.clone()).await), Code::NotFound);
+    request.sandboxer = String::new();
+    assert_eq!(code(controller.create(request).await), Code::InvalidArgument);
+    // Without a record and without one in the request there is nothing to make.
+    assert_eq!(code(controller.create(named!(ControllerCreateRequest { .. })).await), Code::NotFound);
+    assert_eq!(start(&lab).await.unwrap_err().code(), Code::NotFound);
+    let platform = controller.platform(named!(ControllerPlatformRequest {})).await;
+    assert_eq!(platform.unwrap_err().code(), Code::NotFound);
+    // A shim without the service: it goes again.
+    let stock = types::Sandbox { runtime: record(&lab, "io.containerd.runc.v2").runtime, ..record(&lab, "") };
+    if std::path::Path::new("/usr/bin/containerd-shim-runc-v2").exists() {
+        code(controller.create(named!(ControllerCreateRequest { sandbox: Some(stock), .. })).await);
+    }
+    // A container of a sandbox that is not there is refused; of one that is only a name, it is not.
+    lab.sandboxes().await.create(StoreCreateRequest { sandbox: Some(record(&lab, SANDBOX_SHIM)) }).await.unwrap();
+    let rootfs = lab.container_in(POD, "one", "busybox", &["/bin/true"]).await;
+    let request = CreateTaskRequest { container_id: "one".to_owned(), rootfs, ..Default::default() };
+    assert_eq!(lab.tasks().await.create(request).await.unwrap_err().code(), Code::NotFound);
+    lab.assert_nothing_left().await;
+}
