@@ -29,13 +29,10 @@ const LOOPBACK: u32 = 1;
 /// How many pins of one id may wait for removal at the same time.
 const PIN_ATTEMPTS: usize = 64;
 
-/// What every new namespace is given. IPv6 stays off on the links to come, as the bridge has none (the loopback keeps
-/// `::1`). The other two are Docker's: containers may ping and may listen on low ports without a capability.
-const SYSCTLS: [(&str, &str); 3] = [
-    ("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"),
-    ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
-    ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
-];
+/// IPv6 stays off on the links to come, as the bridge has none (the loopback keeps `::1`). Whatever else a container is
+/// given stands in its spec: a path below `/proc/sys/net` leads through as many entries of one name as there are
+/// namespaces, while the runtime writes to a proc of the container's own.
+const IPV6_OFF: &str = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
 
 /// A network namespace that this process holds open.
 pub(super) struct Namespace {
@@ -49,9 +46,7 @@ impl Namespace {
     pub(super) fn fresh() -> Result<Namespace, Error> {
         on_a_thread_of_its_own(|| {
             unshare(CloneFlags::CLONE_NEWNET).attempt(|| "create a network namespace".to_owned())?;
-            for (path, value) in SYSCTLS {
-                write_if_known(path, value)?;
-            }
+            write_if_known(IPV6_OFF, "1")?;
             let mut namespace = Namespace::of_this_thread()?;
             namespace.rtnl.bring_up(LOOPBACK, None).attempt(|| "bring up a new namespace's loopback".to_owned())?;
             Ok(namespace)

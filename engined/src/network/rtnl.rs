@@ -6,8 +6,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
-    BridgePortState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth,
-    LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, BridgePortState, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoKind,
+    InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -88,10 +88,13 @@ impl Rtnl {
         })
     }
 
-    /// Creates a bridge without spanning tree: its ports forward at once.
+    /// Creates a bridge without spanning tree: its ports forward at once. And without snooping on multicast groups: nobody
+    /// here asks who is in one, so that members would be forgotten after some minutes; and the kernel goes through all
+    /// ports for it whenever one comes or goes.
     pub(super) fn create_bridge(&mut self, name: &str, mac: Mac) -> Result<(), Refusal> {
         let mut bridge = named(name);
-        let data = vec![InfoBridge::StpState(netlink_packet_route::link::BridgeStpState::Disabled)];
+        let stp = InfoBridge::StpState(netlink_packet_route::link::BridgeStpState::Disabled);
+        let data = vec![stp, InfoBridge::MulticastSnooping(false)];
         bridge.attributes.push(LinkAttribute::Address(mac.bytes()));
         bridge.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Bridge),
@@ -107,16 +110,31 @@ impl Rtnl {
         self.one(RouteNetlinkMessage::SetLink(link), 0)
     }
 
-    /// Creates both ends of a veth pair in one request. The near end is up and a port of the bridge afterwards; the far
-    /// end is down, as veth cannot open it before both are registered.
+    /// Brings up a link that needs no IPv6 address of its own, by its name. Every address that links give themselves costs
+    /// two routes of the host's, which the kernel looks through whenever a link goes. (`disable_ipv6` would spare the third,
+    /// but who writes it turns round and round while the kernel is busy with other links.)
+    pub(super) fn bring_up_without_ipv6(&mut self, name: &str) -> Result<(), Refusal> {
+        let silent = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+        let mut first = named(name);
+        first.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![silent])]));
+        let mut then = named(name);
+        then.header.flags = LinkFlags::Up;
+        then.header.change_mask = LinkFlags::Up;
+        match self.one(RouteNetlinkMessage::SetLink(first), 0) {
+            // A kernel without IPv6.
+            Err(refusal) if refusal.is(libc::EAFNOSUPPORT) => {}
+            outcome => outcome?,
+        }
+        self.one(RouteNetlinkMessage::SetLink(then), 0)
+    }
+
+    /// Creates both ends of a veth pair in one request, both down; the near end is a port of the bridge afterwards.
     pub(super) fn create_veth(&mut self, pair: &VethPair<'_>) -> Result<(), Refusal> {
         let mut far = named(pair.far_name);
         far.attributes.push(LinkAttribute::Address(pair.far_mac.bytes()));
         far.attributes.push(LinkAttribute::Mtu(pair.mtu));
         far.attributes.push(LinkAttribute::NetNsFd(pair.far_namespace.as_raw_fd()));
         let mut near = named(pair.name);
-        near.header.flags = LinkFlags::Up;
-        near.header.change_mask = LinkFlags::Up;
         near.attributes.push(LinkAttribute::Mtu(pair.mtu));
         near.attributes.push(LinkAttribute::Controller(pair.bridge));
         near.attributes.push(LinkAttribute::LinkInfo(vec![
