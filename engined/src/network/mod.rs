@@ -110,7 +110,15 @@ struct Shared {
 /// An endpoint that is connected, or is being.
 enum Live {
     Connecting,
-    Connected { endpoint: Endpoint, reservations: Vec<Reservation> },
+    Connected(Connected),
+}
+
+/// A connected endpoint.
+struct Connected {
+    endpoint: Endpoint,
+    reservations: Vec<Reservation>,
+    /// The pin has not been removed; what holds the namespace otherwise is the container.
+    is_pinned: bool,
 }
 
 /// A thread that panicked left the data whole: each change is a single insertion or removal.
@@ -158,11 +166,17 @@ impl Network {
     /// Disconnects an endpoint. When this returns its ports and its id are free; the namespace and its links are taken
     /// apart behind. One that is not connected is no error.
     pub(crate) fn detach(&self, id: &EndpointId) -> Result<(), Error> {
-        let Some((endpoint, outcome)) = self.shared.disconnect(id) else { return Ok(()) };
+        let Some((leftover, endpoint, outcome)) = self.shared.disconnect(id) else { return Ok(()) };
         lock(&self.shared.ipam).drain(endpoint.address);
         self.worker.unpublished(&endpoint);
-        self.worker.discard(Leftover::of_endpoint(&endpoint));
+        self.worker.discard(leftover);
         outcome
+    }
+
+    /// The endpoint's container runs, and so holds the namespace: its pin goes after a while. Every new mount namespace
+    /// copies the pins, with hundreds of them for most of a millisecond.
+    pub(crate) fn settled(&self, endpoint: &Endpoint) {
+        self.worker.settled(endpoint);
     }
 
     /// The subnet that containers live in.
@@ -246,12 +260,14 @@ impl Shared {
     }
 
     /// Takes an endpoint from the live ones and its ports from the table; `None` when it is not connected.
-    fn disconnect(&self, id: &EndpointId) -> Option<(Endpoint, Result<(), Error>)> {
+    fn disconnect(&self, id: &EndpointId) -> Option<(Leftover, Endpoint, Result<(), Error>)> {
         let mut nft = lock(&self.nft);
         let mut live = lock(&self.live);
         // One that is just being connected is not connected yet.
-        let Some(Live::Connected { .. }) = live.get(id) else { return None };
-        let Some(Live::Connected { endpoint, reservations }) = live.remove(id) else { return None };
+        let Some(Live::Connected(_)) = live.get(id) else { return None };
+        let Some(Live::Connected(Connected { endpoint, reservations, is_pinned })) = live.remove(id) else {
+            return None;
+        };
         drop(live);
         let mut outcome = Ok(());
         if !endpoint.ports.is_empty() {
@@ -260,7 +276,20 @@ impl Shared {
         }
         // Free for others only now that no packet is rewritten any more.
         drop(reservations);
-        Some((endpoint, outcome))
+        Some((Leftover::of_endpoint(&endpoint, is_pinned), endpoint, outcome))
+    }
+
+    /// Removes the pin of an endpoint that is still the one that was meant: another of its id has another address or pin.
+    fn unpin_settled(&self, meant: &Endpoint) {
+        match lock(&self.live).get_mut(&meant.id) {
+            Some(Live::Connected(connected)) if connected.endpoint == *meant && connected.is_pinned => {
+                connected.is_pinned = false;
+            }
+            _ => return,
+        }
+        if let Err(error) = self.pins.unpin(&meant.namespace) {
+            tracing::warn!(%error, "a pin stays behind until the next start");
+        }
     }
 
     /// Does a batch. It can fail only when somebody else changed our table (a flushed ruleset takes everybody's): then the
@@ -275,7 +304,7 @@ impl Shared {
     fn rewrite(&self, nft: &mut Nft) -> Result<(), Error> {
         let mut published: Vec<(Ipv4Addr, PublishedPort)> = Vec::new();
         for live in lock(&self.live).values() {
-            if let Live::Connected { endpoint, .. } = live {
+            if let Live::Connected(Connected { endpoint, .. }) = live {
                 published.extend(endpoint.ports.iter().map(|port| (endpoint.address, *port)));
             }
         }
@@ -308,7 +337,7 @@ impl<'a> Claim<'a> {
     }
 
     fn fulfil(mut self, endpoint: &Endpoint, reservations: Vec<Reservation>) {
-        let connected = Live::Connected { endpoint: endpoint.clone(), reservations };
+        let connected = Live::Connected(Connected { endpoint: endpoint.clone(), reservations, is_pinned: true });
         lock(&self.shared.live).insert(self.id.clone(), connected);
         self.fulfilled = true;
     }

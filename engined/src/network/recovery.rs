@@ -18,10 +18,10 @@ use super::error::{Attempt, Error};
 use super::ipam::Ipam;
 use super::namespace::{Namespace, Pins};
 use super::nft::{Batch, Nft, TABLE_NAME_MAX};
-use super::ports::{self, Reservation};
+use super::ports;
 use super::rtnl::{Link, Rtnl};
 use super::worker::Leftover;
-use super::{Config, Live, Network, Shared, forwarding, lock, router, wire};
+use super::{Config, Connected, Live, Network, Shared, forwarding, lock, router, wire};
 
 /// How long the kernel may take to take the last links apart, before they are deleted one by one.
 const LINKS_GO: Duration = Duration::from_secs(2);
@@ -102,9 +102,8 @@ fn keep_live(shared: &mut Shared, live: &[Endpoint], recovery: &mut Recovery) ->
     let present: HashSet<&str> = links.iter().map(|link| link.name.as_str()).collect();
     for endpoint in live {
         match keep(shared, endpoint, &present, recovery) {
-            Ok(reservations) => {
-                let entry = Live::Connected { endpoint: endpoint.clone(), reservations };
-                lock(&shared.live).insert(endpoint.id.clone(), entry);
+            Ok(connected) => {
+                lock(&shared.live).insert(endpoint.id.clone(), Live::Connected(connected));
             }
             Err(error) => recovery.lost.push((endpoint.id.clone(), error)),
         }
@@ -124,19 +123,25 @@ fn keep_live(shared: &mut Shared, live: &[Endpoint], recovery: &mut Recovery) ->
     Ok(strays)
 }
 
-/// Checks one endpoint and repairs it where it can be.
+/// Checks one endpoint and repairs it where it can be: while its namespace is pinned. Without a pin the namespace is the
+/// running container's, and its link tells that it is there: the kernel takes both away together.
 fn keep(
     shared: &Shared,
     endpoint: &Endpoint,
     present: &HashSet<&str>,
     recovery: &mut Recovery,
-) -> Result<Vec<Reservation>, Error> {
-    let mut namespace = Namespace::open(&endpoint.namespace)?;
+) -> Result<Connected, Error> {
+    let has_link = present.contains(endpoint.link.as_str());
+    let pinned = match Namespace::open(&endpoint.namespace) {
+        Err(Error::NamespaceGone { .. }) if has_link => None,
+        outcome => Some(outcome?),
+    };
     if endpoint.gateway != shared.bridge.gateway || !lock(&shared.ipam).claim(endpoint.address) {
         let why = "is not free in the bridge's subnet: was the subnet changed while containers ran?";
         return Err(Error::Config { field: "subnet", value: endpoint.address.to_string(), why });
     }
-    if !present.contains(endpoint.link.as_str()) {
+    let is_pinned = pinned.is_some();
+    if let Some(mut namespace) = pinned.filter(|_| !has_link) {
         wire::connect(&shared.bridge, endpoint.address, &mut namespace)
             .inspect_err(|_| lock(&shared.ipam).release(endpoint.address))?;
         recovery.rewired.push(endpoint.id.clone());
@@ -149,7 +154,7 @@ fn keep(
             Err(error) => recovery.unreserved.push((endpoint.id.clone(), error)),
         }
     }
-    Ok(reservations)
+    Ok(Connected { endpoint: endpoint.clone(), reservations, is_pinned })
 }
 
 /// Ports of our bridge that carry our names.
@@ -179,14 +184,14 @@ fn remove_stray_pins(shared: &Shared, namespaces: &[PathBuf], recovery: &mut Rec
 impl Live {
     fn link(&self) -> Option<&str> {
         match self {
-            Live::Connected { endpoint, .. } => Some(&endpoint.link),
+            Live::Connected(connected) => Some(&connected.endpoint.link),
             Live::Connecting => None,
         }
     }
 
     fn namespace(&self) -> Option<&PathBuf> {
         match self {
-            Live::Connected { endpoint, .. } => Some(&endpoint.namespace),
+            Live::Connected(connected) => Some(&connected.endpoint.namespace),
             Live::Connecting => None,
         }
     }

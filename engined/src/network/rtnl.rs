@@ -110,25 +110,8 @@ impl Rtnl {
         self.one(RouteNetlinkMessage::SetLink(link), 0)
     }
 
-    /// Brings up a link that needs no IPv6 address of its own, by its name. Every address that links give themselves costs
-    /// two routes of the host's, which the kernel looks through whenever a link goes. (`disable_ipv6` would spare the third,
-    /// but who writes it turns round and round while the kernel is busy with other links.)
-    pub(super) fn bring_up_without_ipv6(&mut self, name: &str) -> Result<(), Refusal> {
-        let silent = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
-        let mut first = named(name);
-        first.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![silent])]));
-        let mut then = named(name);
-        then.header.flags = LinkFlags::Up;
-        then.header.change_mask = LinkFlags::Up;
-        match self.one(RouteNetlinkMessage::SetLink(first), 0) {
-            // A kernel without IPv6.
-            Err(refusal) if refusal.is(libc::EAFNOSUPPORT) => {}
-            outcome => outcome?,
-        }
-        self.one(RouteNetlinkMessage::SetLink(then), 0)
-    }
-
-    /// Creates both ends of a veth pair in one request, both down; the near end is a port of the bridge afterwards.
+    /// Creates both ends of a veth pair in one request. The near end is a port of the bridge and up afterwards; the far end
+    /// is down, as veth cannot open it before both are registered.
     pub(super) fn create_veth(&mut self, pair: &VethPair<'_>) -> Result<(), Refusal> {
         let mut far = named(pair.far_name);
         far.attributes.push(LinkAttribute::Address(pair.far_mac.bytes()));
@@ -141,7 +124,26 @@ impl Rtnl {
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(far))),
         ]));
-        self.one(RouteNetlinkMessage::NewLink(near), NLM_F_CREATE | NLM_F_EXCL)
+        self.one(RouteNetlinkMessage::NewLink(near), NLM_F_CREATE | NLM_F_EXCL)?;
+        self.bring_up_without_ipv6(pair.name)
+    }
+
+    /// Brings up a link that needs no IPv6 address of its own, by its name. Every address that links give themselves costs
+    /// two routes of the host's, which the kernel looks through whenever a link goes. (`disable_ipv6` would spare the third,
+    /// but who writes it turns round and round while the kernel is busy with other links.)
+    fn bring_up_without_ipv6(&mut self, name: &str) -> Result<(), Refusal> {
+        let silent = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+        let mut first = named(name);
+        first.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![silent])]));
+        let mut then = named(name);
+        then.header.flags = LinkFlags::Up;
+        then.header.change_mask = LinkFlags::Up;
+        match self.one(RouteNetlinkMessage::SetLink(first), 0) {
+            // A kernel without IPv6.
+            Err(refusal) if refusal.is(libc::EAFNOSUPPORT) => {}
+            outcome => outcome?,
+        }
+        self.one(RouteNetlinkMessage::SetLink(then), 0)
     }
 
     /// Lets a port of a bridge send frames back to where they came from: a container that calls its own published port

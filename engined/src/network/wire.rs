@@ -37,13 +37,10 @@ impl Wire {
     }
 }
 
-/// Connects a namespace that has no link of ours: both ends in one request, the near one up, then address and route
-/// from inside.
+/// Connects a namespace that has no link of ours: both ends in one request, then address and route from inside.
 pub(super) fn connect(bridge: &Bridge, address: Ipv4Addr, namespace: &mut Namespace) -> Result<(), Error> {
     let mut rtnl = Rtnl::open().attempt(|| "open a netlink socket".to_owned())?;
     create_pair(&mut rtnl, bridge, address, namespace)?;
-    let port = bridge.port_name(address);
-    rtnl.bring_up_without_ipv6(&port).attempt(|| format!("bring up link {port}"))?;
     let inside = || format!("configure {FAR_NAME} in a container's network namespace as {address}");
     let far = namespace.rtnl.link(FAR_NAME).attempt(inside)?.ok_or_else(|| Error::Kernel {
         attempted: inside(),
@@ -51,7 +48,7 @@ pub(super) fn connect(bridge: &Bridge, address: Ipv4Addr, namespace: &mut Namesp
     })?;
     let wanted = FarAddress { address, subnet: bridge.subnet, gateway: bridge.gateway };
     namespace.rtnl.configure(far.index, &wanted).attempt(inside)?;
-    await_carrier(&mut rtnl, &port, &mut namespace.rtnl).attempt(inside)
+    await_carrier(&mut rtnl, &bridge.port_name(address), &mut namespace.rtnl).attempt(inside)
 }
 
 /// Waits until the kernel has noticed that the two ends have each other. It notices behind our back, mostly within a

@@ -8,6 +8,7 @@
 //! One thread does it all, and sleeps in one place: until there is a job, until somebody else changed nftables, or until
 //! it is time to look at something again.
 
+use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -33,6 +34,8 @@ const QUEUE: usize = 1024;
 const SWEEP: Duration = Duration::from_millis(50);
 /// How long a link may take to go by itself.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long the pin of a running container stays: what runs shorter is taken apart once, at its end.
+const SETTLED: Duration = Duration::from_secs(1);
 /// Others' changes of a firewall come in many steps: it is looked at when this long after the first.
 const SETTLE: Duration = Duration::from_millis(50);
 /// And no more often than this, however much others change.
@@ -51,14 +54,16 @@ impl Leftover {
         Leftover { pin: None, link: wire.link.clone(), address: wire.address }
     }
 
-    pub(super) fn of_endpoint(endpoint: &Endpoint) -> Leftover {
-        Leftover { pin: Some(endpoint.namespace.clone()), link: endpoint.link.clone(), address: endpoint.address }
+    pub(super) fn of_endpoint(endpoint: &Endpoint, is_pinned: bool) -> Leftover {
+        let pin = is_pinned.then(|| endpoint.namespace.clone());
+        Leftover { pin, link: endpoint.link.clone(), address: endpoint.address }
     }
 }
 
 enum Job {
     Refill,
     Discard(Leftover),
+    Settled(Endpoint),
     /// Not on the reply's path: the kernel changes links under one lock, which it holds for tens of milliseconds where it
     /// takes links apart.
     Hairpin {
@@ -97,6 +102,7 @@ impl Worker {
             bell: Arc::clone(&bell),
             watch,
             going: Vec::new(),
+            settled: VecDeque::new(),
             table: Repair::default(),
             forwarding: Repair::default(),
         };
@@ -113,6 +119,11 @@ impl Worker {
     /// Removes what is left of an endpoint.
     pub(super) fn discard(&self, leftover: Leftover) {
         self.send(Job::Discard(leftover));
+    }
+
+    /// Removes the pin of an endpoint in a while, if the endpoint is still there.
+    pub(super) fn settled(&self, endpoint: &Endpoint) {
+        self.send(Job::Settled(endpoint.clone()));
     }
 
     /// Lets the container behind `link` call its own published ports.
@@ -197,6 +208,8 @@ struct State {
     watch: Watch,
     /// Links that are going, and since when.
     going: Vec<(Leftover, Instant)>,
+    /// Endpoints whose pin is to go, in the order of when.
+    settled: VecDeque<(Endpoint, Instant)>,
     table: Repair,
     forwarding: Repair,
 }
@@ -205,6 +218,7 @@ impl State {
     fn run(mut self) {
         while self.do_jobs() {
             self.sweep(PATIENCE);
+            self.unpin_settled();
             self.repair();
             self.sleep();
         }
@@ -218,6 +232,7 @@ impl State {
             match self.queue.try_recv() {
                 Ok(Job::Refill) => self.refill(),
                 Ok(Job::Discard(leftover)) => self.let_go(leftover),
+                Ok(Job::Settled(endpoint)) => self.settled.push_back((endpoint, Instant::now() + SETTLED)),
                 Ok(Job::Hairpin { link }) => hairpin(&link),
                 Ok(Job::Forget { container, ports, gone }) => forget(container, &ports, gone),
                 Ok(Job::Drain(done)) => {
@@ -232,7 +247,8 @@ impl State {
 
     fn sleep(&mut self) {
         let sweep = (!self.going.is_empty()).then(|| Instant::now() + SWEEP);
-        let until = [sweep, self.table.due, self.forwarding.due].into_iter().flatten().min();
+        let unpin = self.settled.front().map(|(_, due)| *due);
+        let until = [sweep, unpin, self.table.due, self.forwarding.due].into_iter().flatten().min();
         let timeout = until.map(|until| {
             let rest = until.saturating_duration_since(Instant::now());
             Timespec { tv_sec: rest.as_secs() as i64, tv_nsec: i64::from(rest.subsec_nanos()) }
@@ -286,7 +302,16 @@ impl State {
         }
     }
 
+    fn unpin_settled(&mut self) {
+        let now = Instant::now();
+        while let Some((endpoint, _)) = self.settled.pop_front_if(|(_, due)| *due <= now) {
+            self.shared.unpin_settled(&endpoint);
+        }
+    }
+
     fn let_go(&mut self, leftover: Leftover) {
+        // The address, and so the link's name, is free for another only after this.
+        self.settled.retain(|(endpoint, _)| endpoint.link != leftover.link);
         if let Some(pin) = &leftover.pin {
             tell(self.shared.pins.unpin(pin), "a pin stays behind until the next start");
         }

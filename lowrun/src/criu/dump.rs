@@ -93,12 +93,14 @@ fn describe(draft: &mut Draft, container: &Container, init: &Identity, options: 
 
 /// Mounts that come from outside of the container: CRIU does not look into them.
 fn describe_mounts(draft: &mut Draft, container: &Container, init: &Identity, plan: &Plan) {
-    let rootfs = &container.state.rootfs;
-    let root = super::open_dir(rootfs).ok().map(Root::new);
+    // The container's own view: on the host's side its root file system may be mounted no more.
+    let root = super::open_dir(Path::new(&format!("/proc/{}/root", init.pid))).ok();
+    let rootfs = root.as_ref().and_then(|root| std::fs::read_link(format!("/proc/self/fd/{}", root.as_raw_fd())).ok());
+    let (root, rootfs) = (root.map(Root::new), rootfs.unwrap_or_else(|| container.state.rootfs.clone()));
     let mut outside = |path: String| draft.external_mount(&path, &path);
     for mount in &plan.mounts {
         if matches!(mount.kind, MountKind::Bind { .. }) {
-            outside(resolved(root.as_ref(), rootfs, &mount.destination));
+            outside(resolved(root.as_ref(), &rootfs, &mount.destination));
         }
         cgroup_binds(plan, &container.state.cgroup, mount).into_iter().for_each(|(path, _)| outside(path));
     }

@@ -217,7 +217,8 @@ fn external_namespaces(namespaces: &Namespaces) -> impl Iterator<Item = (Kind, &
     namespaces.joined().filter(|(kind, _)| matches!(kind, Kind::Network | Kind::Pid))
 }
 
-/// A destination of a mount as the mount table names it: symlinks of the image are followed within the root.
+/// A destination of a mount as the mount table names it: symlinks of the image are followed within the root, which
+/// stands at `rootfs` as the calling process sees it.
 fn resolved(root: Option<&Root>, rootfs: &Path, destination: &Path) -> String {
     let real = root.and_then(|root| {
         let handle = root.resolve(destination).ok()?;

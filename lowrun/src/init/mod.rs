@@ -181,7 +181,7 @@ fn container(setup: &Setup<'_>, channel: &InitEnd) -> Result<std::convert::Infal
         send_pidfd(socket, b"standard").step("create:process")?;
     }
     // Read-only and masks come last: everything above may have needed to write.
-    span("sysctl", || set_sysctl(setup)).step("create:sysctl")?;
+    span("sysctl", || set_sysctl(setup, root.proc.as_ref())).step("create:sysctl")?;
     span("masks", || root.finish(setup)).step("create:masks")?;
     setup.log.debug("init: closing the pipe to signal completion comes after privileges, filter and identity");
     become_program(&Program {
@@ -321,11 +321,16 @@ fn enter_network(channel: &InitEnd) -> Result<()> {
         .attempt(Code::NamespaceFailed, || "enter the new network namespace")
 }
 
-fn set_sysctl(setup: &Setup<'_>) -> Result<()> {
-    // The handle is of the host's procfs, but what is below sys/net, sys/kernel and the like follows the writer.
+fn set_sysctl(setup: &Setup<'_>, own: Option<&OwnedFd>) -> Result<()> {
     for (path, value) in &setup.plan.sysctl {
-        crate::path::write_in_proc(setup.proc.as_fd(), path, value)
-            .attempt(Code::SpecInvalid, || format!("set sysctl {path} to {value:?}"))?;
+        // What is below sys/net, sys/kernel and the like follows the writer, so a handle of the host's procfs does. But
+        // that one knows an entry of one name for every network namespace there is, and goes through them all.
+        let own = own.filter(|_| path.starts_with("sys/net/"));
+        let through = |proc: &OwnedFd| crate::path::write_in_proc(proc.as_fd(), path, value);
+        // The container's own may be read-only.
+        if own.is_none_or(|own| through(own).is_err()) {
+            through(&setup.proc).attempt(Code::SpecInvalid, || format!("set sysctl {path} to {value:?}"))?;
+        }
     }
     Ok(())
 }

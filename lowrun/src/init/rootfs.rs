@@ -50,6 +50,8 @@ pub(super) struct Rootfs {
     in_network: bool,
     /// `/dev/null` of the host, verified: what masked files become.
     pub(super) null: Option<OwnedFd>,
+    /// The container's own procfs, where it is given one.
+    pub(super) proc: Option<OwnedFd>,
 }
 
 impl Rootfs {
@@ -57,7 +59,8 @@ impl Rootfs {
     pub(super) fn build(setup: &Setup<'_>, channel: &InitEnd, sources: Sources) -> Result<Rootfs> {
         let root = root::prepare_root(setup.plan)?;
         let null = masks::clone_null(setup.plan)?;
-        let mut rootfs = Rootfs { root, late_readonly: Vec::new(), sources, in_cgroup: false, in_network: false, null };
+        let late_readonly = Vec::new();
+        let mut rootfs = Rootfs { root, late_readonly, sources, in_cgroup: false, in_network: false, null, proc: None };
         for mount in &setup.plan.mounts {
             rootfs.mount(setup, channel, mount)?;
         }
@@ -146,6 +149,9 @@ impl Rootfs {
         let filesystem = new_filesystem(mount, fstype, source, &words, attr)?;
         if copy_up {
             copy_up::copy(target.as_fd(), filesystem.as_fd()).attempt(Code::MountFailed, || mount.describe())?;
+        }
+        if fstype == "proc" && mount.destination == Path::new("/proc") {
+            self.proc = filesystem.try_clone().ok();
         }
         self.attach_new(mount, filesystem, target.as_fd(), late)
     }

@@ -116,6 +116,7 @@ impl Shim {
             Due::Trim => {
                 world.scratch.release();
                 world.lingering.clear();
+                self.tasks.hide_roots(world);
                 memory::trim_heap();
                 world.poller.expect_sleep();
             }

@@ -165,6 +165,9 @@ async fn take_in(means: &Arc<Means>, record: Record, task: Option<Task>, endpoin
     }
     match verdict {
         Verdict::Watch { .. } => {
+            if let Some(endpoint) = &endpoint {
+                means.network.settled(endpoint);
+            }
             actor.endpoint = endpoint;
             actor.watch_end();
             actor.publish();

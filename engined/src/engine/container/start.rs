@@ -193,6 +193,9 @@ impl Actor {
         self.keep_or_tell();
         self.publish();
         self.emit("start", &[]);
+        if let Some(endpoint) = &self.endpoint {
+            self.means.network.settled(endpoint);
+        }
         if then == Ok(Then::Kill) {
             self.kill_now().await;
         }

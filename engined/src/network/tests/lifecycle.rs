@@ -25,6 +25,8 @@ fn an_endpoint_is_what_its_record_says() {
         assert!(routes.iter().any(|(to, out)| to.prefix() == 0 && *out == Some(eth0.index)));
         let six = inside_pin(&web.namespace, || std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap());
         assert!(!six.contains("eth0"), "{six}");
+        let six = std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
+        assert!(!six.contains(&web.link), "{six}");
         assert!(matches!(network.attach(&id("web"), &[]), Err(Error::EndpointExists(_))));
         assert!(link_names().contains(&web.link));
     });
@@ -141,6 +143,29 @@ fn what_is_missing_after_a_restart_is_made_again() {
         assert!(matches!(recovery.lost[0].1, Error::NamespaceGone { .. }));
         assert_eq!(inside(world.peer.as_fd(), || call(HOST_ON_LAN, web.ports[0].host_port)), Some(PEER_ON_LAN.into()));
         assert!(!gone.namespace.exists());
+    });
+}
+
+#[test]
+fn a_running_containers_namespace_needs_no_pin() {
+    in_a_world(|world| {
+        let network = world.open();
+        let web = network.attach(&id("web"), &[publish_everywhere()]).unwrap();
+        let held_by_the_container = std::fs::File::open(&web.namespace).unwrap();
+        network.settled(&web);
+        eventually("the pin goes", || !web.namespace.exists());
+        assert!(link_names().contains(&web.link));
+        drop(network);
+        // A start finds the link, and with it the namespace.
+        let network = world.reopen(std::slice::from_ref(&web));
+        network.settled(&web);
+        network.detach(&web.id).unwrap();
+        // The next of that id has a pin of its own, which nothing that was said of the first takes away.
+        let next = network.attach(&web.id, &[]).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(1500));
+        assert!(next.namespace.exists());
+        drop(held_by_the_container);
+        eventually("the first link goes", || !link_names().contains(&web.link));
     });
 }
 

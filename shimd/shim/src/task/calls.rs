@@ -368,6 +368,7 @@ fn prepare(request: &CreateTaskRequest, key: Key, world: &World, spans: &mut Vec
         bundle,
         runtime,
         has_rootfs: !request.rootfs.is_empty(),
+        hidden_rootfs: None,
         is_paused: false,
         init: Process::new(key, String::new(), Phase::Creating, stdio),
         execs: Vec::new(),

@@ -1,6 +1,7 @@
 //! A container: its init, its execs, and what they share.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use crate::cgroup::{Cgroup, read_file};
@@ -24,6 +25,8 @@ pub(crate) struct Container {
     pub(crate) bundle: PathBuf,
     pub(crate) runtime: Runtime,
     pub(crate) has_rootfs: bool,
+    /// Keeps the root file system alive once it was taken off the host's mount table.
+    pub(crate) hidden_rootfs: Option<OwnedFd>,
     pub(crate) is_paused: bool,
     pub(crate) init: Process,
     pub(crate) execs: Vec<Process>,
@@ -39,6 +42,25 @@ pub(crate) struct Container {
 impl Container {
     pub(crate) fn rootfs(&self) -> PathBuf {
         self.bundle.join("rootfs")
+    }
+
+    /// Takes the root file system off the host's mount table, where nobody needs it any more once the program runs: the
+    /// container has a mount of its own. Every new mount namespace copies that table, with hundreds of containers for a
+    /// millisecond.
+    pub(crate) fn hide_rootfs(&mut self) -> io::Result<()> {
+        let is_running = self.init.phase == Phase::Running;
+        if self.has_rootfs && is_running && self.hidden_rootfs.is_none() {
+            self.hidden_rootfs = Some(crate::rootfs::detach_all(&self.rootfs())?);
+        }
+        Ok(())
+    }
+
+    /// Unmounts the root file system and returns what keeps it alive.
+    pub(crate) fn take_rootfs(&mut self) -> io::Result<Option<OwnedFd>> {
+        match self.hidden_rootfs.take() {
+            None if self.has_rootfs => crate::rootfs::detach_all(&self.rootfs()).map(Some),
+            hidden => Ok(hidden),
+        }
     }
 
     /// Unmounts what was mounted for a container that will not be.

@@ -150,6 +150,15 @@ impl Tasks {
         }
     }
 
+    /// Nothing was done for a while: what running containers need no more leaves the host's mount table.
+    pub(crate) fn hide_roots(&mut self, world: &mut World) {
+        for container in &mut self.containers {
+            if let Err(error) = container.hide_rootfs() {
+                world.warn("take a root file system off the mount table", &error);
+            }
+        }
+    }
+
     /// It is time for something.
     pub(crate) fn due(&mut self, due: Due, world: &mut World) {
         match due {

@@ -21,7 +21,6 @@ use super::container::{Container, read_pid};
 use super::process::{Exit, Key, Phase, timestamp};
 use crate::error::Error;
 use crate::lowrun::{self, Call, Outcome};
-use crate::rootfs;
 use crate::server::Reply;
 use crate::stdio::above_stdio;
 use crate::world::World;
@@ -249,11 +248,9 @@ impl Tasks {
         if let Some(kernel) = &mut container.kernel {
             kernel.cgroup.unwatch(&mut world.poller);
         }
-        if container.has_rootfs {
-            match rootfs::detach_all(&container.rootfs()) {
-                Ok(handle) => world.lingering.push(handle),
-                Err(error) => world.warn("unmount the root file system", &error),
-            }
+        match container.take_rootfs() {
+            Ok(handle) => world.lingering.extend(handle),
+            Err(error) => world.warn("unmount the root file system", &error),
         }
         let exit = container.init.exit().unwrap_or_else(|| Exit::now(KILLED));
         for reply in container.init.waiting.drain(..) {
