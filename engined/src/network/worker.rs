@@ -304,7 +304,8 @@ impl State {
 
     fn unpin_settled(&mut self) {
         let now = Instant::now();
-        while let Some((endpoint, _)) = self.settled.pop_front_if(|(_, due)| *due <= now) {
+        let due = self.settled.iter().take_while(|(_, due)| *due <= now).count();
+        for (endpoint, _) in self.settled.drain(..due) {
             self.shared.unpin_settled(&endpoint);
         }
     }

@@ -92,10 +92,8 @@ async fn fetch(job: &Job<'_>, number: usize, layer: &Descriptor) -> Result<bool,
     let mut hints = labels.clone();
     hints.insert(UNPACK.to_owned(), diff_id.clone());
     let new = job.ingest("layer", layer, hints);
-    let opened = job.lease.client.open_ingest(&new).await.map_err(|fault| (fault, false))?;
-    let Some(mut ingest) = opened else {
-        return job.adopt(layer, labels).await.map(|()| false).map_err(|fault| (fault, false));
-    };
+    let opened = job.open_or_adopt(&new, &labels).await.map_err(|fault| (fault, false))?;
+    let Some(mut ingest) = opened else { return Ok(false) };
     let resumed = ingest.offset() > 0;
     let failed = |fault| (fault, resumed);
     let mut blob = job.remote.blob(layer, ingest.offset());

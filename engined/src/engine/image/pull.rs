@@ -17,7 +17,7 @@ use tracing::Instrument;
 use super::lease::Lease;
 use super::shared::Board;
 use super::{Image, Images, Phase, Pulled, Wanted, catalog, layers};
-use crate::containerd::content::NewIngest;
+use crate::containerd::content::{Ingest, NewIngest};
 use crate::containerd::images::ImageRecord;
 use crate::containerd::is_unreachable;
 use crate::containerd::leases::Resource;
@@ -25,6 +25,9 @@ use crate::containerd::leases::Resource;
 /// How often a pull goes on after the supervisor was away, and the pause before it does.
 const RESTARTS_MAX: u32 = 3;
 const RESTART_PAUSE: Duration = Duration::from_millis(200);
+
+/// How often a blob may be found and be gone when it is to be used.
+const ADOPTIONS_MAX: u32 = 4;
 
 /// Labels by which the collector finds what belongs to a document: containerd's names.
 const GC_CONFIG: &str = "containerd.io/gc.ref.content.config";
@@ -183,9 +186,7 @@ impl Job<'_> {
         let _turn = self.images.gates.enter(descriptor.digest.as_str()).await;
         let labels = self.with_source(labels, None);
         let new = self.ingest(kind, descriptor, labels.clone());
-        let Some(mut ingest) = self.lease.client.open_ingest(&new).await? else {
-            return self.adopt(descriptor, labels).await;
-        };
+        let Some(mut ingest) = self.open_or_adopt(&new, &labels).await? else { return Ok(()) };
         let done = usize::try_from(ingest.offset()).unwrap_or(usize::MAX).min(bytes.len());
         ingest.write(bytes.slice(done..)).await?;
         ingest.commit(labels).await
@@ -198,13 +199,23 @@ impl Job<'_> {
         NewIngest { reference, descriptor: descriptor.clone(), labels }
     }
 
-    /// Makes a blob that was here already ours too.
-    pub(super) async fn adopt(&self, descriptor: &Descriptor, labels: HashMap<String, String>) -> Result<(), Fault> {
-        if self.adopt_if_there(descriptor, labels).await? {
-            return Ok(());
+    /// Opens an ingest, or makes the blob ours too where it is here already: `None`. A blob that is collected just between
+    /// the two is ingested after all, as the lease holds it by then.
+    pub(super) async fn open_or_adopt(
+        &self,
+        new: &NewIngest,
+        labels: &HashMap<String, String>,
+    ) -> Result<Option<Ingest>, Fault> {
+        for _ in 0..ADOPTIONS_MAX {
+            if let Some(ingest) = self.lease.client.open_ingest(new).await? {
+                return Ok(Some(ingest));
+            }
+            if self.adopt_if_there(&new.descriptor, labels.clone()).await? {
+                return Ok(None);
+            }
         }
-        let what = format!("use the blob {} that was here already", descriptor.digest);
-        Err(Fault::new(Layer::Supervisor, "pull", code::UNKNOWN, what).cause("it was removed meanwhile"))
+        let what = format!("use the blob {} that was here already", new.descriptor.digest);
+        Err(Fault::new(Layer::Supervisor, "pull", code::UNKNOWN, what).cause("it was removed again and again"))
     }
 
     /// The lease holds the blob, and it gets our labels beside those it has; `false` when there is none.
