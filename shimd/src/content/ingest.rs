@@ -175,7 +175,7 @@ fn work(
 ) -> Result<()> {
     let claim = content.claim(&opening.namespace, &opening.reference)?;
     if let Some(expected) = &opening.expected
-        && content.info(&opening.namespace, expected).is_ok()
+        && hold_what_is_there(content, opening, expected)?
     {
         return Err(Error::exists("content", expected.as_str()));
     }
@@ -198,6 +198,22 @@ fn work(
     }
     work.leave();
     Ok(())
+}
+
+/// Whether the blob is there. The caller will rely on it: its lease holds it, so that no collection takes it meanwhile.
+fn hold_what_is_there(content: &Content, opening: &Opening, digest: &Digest) -> Result<bool> {
+    if content.info(&opening.namespace, digest).is_err() {
+        return Ok(false);
+    }
+    let entry = key(&[opening.namespace.as_str(), digest.as_str()]);
+    content.store.write(Durability::Process, |writer| {
+        // It may have gone since the look.
+        if writer.bytes(Table::Blobs, &entry)?.is_none() {
+            return Ok(false);
+        }
+        lease::hold(writer, &opening.namespace, opening.lease.as_deref(), lease::CONTENT, digest.as_str())?;
+        Ok(true)
+    })
 }
 
 struct Work<'a> {
@@ -310,6 +326,9 @@ impl<'a> Work<'a> {
             (Err(error), feed) => {
                 if let Some(feed) = feed {
                     feed.cancel();
+                }
+                if matches!(error, Error::Exists { .. }) {
+                    hold_what_is_there(self.content, self.opening, &digest)?;
                 }
                 return Err(self.give_up(error));
             }

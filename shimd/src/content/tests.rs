@@ -166,3 +166,24 @@ async fn a_reset_begins_anew() {
     writer.write(Bytes::from_static(b"x")).await.unwrap();
     assert_eq!(writer.commit(commit(None, 1)).await.unwrap(), digest(b"x"));
 }
+
+#[tokio::test]
+async fn a_blob_that_a_writer_finds_there_is_held_by_its_lease() {
+    let rig = rig();
+    rig.writer("first").await.commit(commit(None, 0)).await.unwrap();
+    let there = digest(b"");
+    let store = &rig.content.store;
+    for (lease, expected) in [("before", Some(there.clone())), ("at the end", None)] {
+        let lease = lease::create(store, &rig.namespace, lease, Labels::new()).unwrap().id;
+        let reference = "again".to_owned();
+        let namespace = rig.namespace.clone();
+        let opening = Opening { namespace, lease: Some(lease.clone()), reference, expected, total: 0, unpack: None };
+        let outcome = match Writer::open(rig.content.clone(), opening).await {
+            Ok(mut writer) => writer.commit(commit(None, 0)).await,
+            Err(error) => Err(error),
+        };
+        assert!(matches!(outcome, Err(Error::Exists { .. })), "{outcome:?}");
+        let held = lease::resources(store, &rig.namespace, &lease).unwrap();
+        assert!(held.iter().any(|held| held.kind == lease::CONTENT && held.id == there.as_str()), "{lease}");
+    }
+}

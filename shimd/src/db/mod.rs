@@ -15,6 +15,7 @@
 //! Callers reconcile the rest with what is really on disk and in the kernel.
 
 mod journal;
+mod open;
 pub(crate) mod record;
 
 use std::fs::File;
@@ -22,7 +23,6 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use prost::Message;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -30,11 +30,6 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use crate::error::{Error, Result};
 use journal::{Journal, Operation};
 
-/// Bytes that redb keeps in memory.
-const CACHE_BYTES: usize = 4 << 20;
-/// How long another process may have the database, and how often it is tried.
-const LOCK_PATIENCE: Duration = Duration::from_secs(3);
-const LOCK_PAUSE: Duration = Duration::from_millis(5);
 /// A journal of this length is folded into redb at once.
 const JOURNAL_MAX: u64 = 4 << 20;
 /// Separates the parts of a key; names hold no NUL.
@@ -183,20 +178,6 @@ pub(crate) trait Access {
     }
 }
 
-/// Opens the database, which one process has at a time. A shimd that was killed while it started a program leaves a child
-/// that has its lock until it executes the program.
-fn open_database(path: &Path) -> Result<Database> {
-    let deadline = Instant::now() + LOCK_PATIENCE;
-    loop {
-        match redb::Builder::new().set_cache_size(CACHE_BYTES).create(path) {
-            Err(redb::DatabaseError::DatabaseAlreadyOpen) if Instant::now() < deadline => {
-                std::thread::sleep(LOCK_PAUSE);
-            }
-            outcome => return outcome.map_err(|error| failed("open the database", error)),
-        }
-    }
-}
-
 fn decode<R: Record>(bytes: &[u8]) -> Result<R> {
     R::decode(bytes).map_err(|source| Error::Record { what: R::NOUN, source })
 }
@@ -212,7 +193,7 @@ pub(crate) struct Store {
 impl Store {
     /// Opens or makes the store in `directory`, and replays what a killed process left in the journal.
     pub(crate) fn open(directory: &Path) -> Result<Store> {
-        let db = open_database(&directory.join("meta.redb"))?;
+        let db = open::database(directory)?;
         let (journal, entries) = Journal::open(&directory.join("meta.journal"))?;
         let store = Store { db, journal: Mutex::new(journal), dirty: AtomicBool::new(true) };
         store.make_tables()?;
@@ -451,7 +432,7 @@ mod tests {
             Store::open(&path).map(drop)
         });
         begins.recv().unwrap();
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(std::time::Duration::from_millis(20));
         drop(first);
         second.join().unwrap().unwrap();
     }

@@ -58,10 +58,18 @@ pub(crate) struct Snapshots {
     handle: OwnedFd,
     next: AtomicU64,
     boot_id: String,
-    /// Committed in this boot and not synced yet: namespace and name.
-    unsynced: Mutex<Vec<(Namespace, String)>>,
+    /// Committed in this boot and not synced yet.
+    unsynced: Mutex<Vec<Unsynced>>,
     /// Options of every overlay mount.
     options: Vec<String>,
+}
+
+/// A committed snapshot whose files may be in memory only.
+struct Unsynced {
+    namespace: Namespace,
+    name: String,
+    /// Another snapshot can have the name by the time of the sync.
+    directory: u64,
 }
 
 /// What a snapshot is made from.
@@ -227,7 +235,7 @@ impl Snapshots {
     ) -> Result<()> {
         check_name("snapshot name", name)?;
         check_labels(&labels)?;
-        self.store.write(Durability::Process, |writer| {
+        let directory = self.store.write(Durability::Process, |writer| {
             let old = key(&[namespace.as_str(), from]);
             let mut record: Snapshot = writer.require(&old, from)?;
             if record.kind() != SnapshotKind::Active {
@@ -241,9 +249,10 @@ impl Snapshots {
             record.updated_at = Some(clock::now());
             record.unsynced_boot.clone_from(&self.boot_id);
             lease::hold(writer, namespace, lease, lease::SNAPSHOT, name)?;
-            enter(writer, namespace, name, &record)
+            enter(writer, namespace, name, &record)?;
+            Ok(record.directory)
         })?;
-        self.pending().push((namespace.clone(), name.to_owned()));
+        self.pending().push(Unsynced { namespace: namespace.clone(), name: name.to_owned(), directory });
         Ok(())
     }
 
@@ -294,7 +303,7 @@ impl Snapshots {
         })
     }
 
-    fn pending(&self) -> std::sync::MutexGuard<'_, Vec<(Namespace, String)>> {
+    fn pending(&self) -> std::sync::MutexGuard<'_, Vec<Unsynced>> {
         self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -309,9 +318,10 @@ impl Snapshots {
             return Err(Error::io("sync the snapshots' file system", error));
         }
         self.store.write(Durability::Process, |writer| {
-            for (namespace, name) in &committed {
+            for Unsynced { namespace, name, directory } in &committed {
                 let entry = key(&[namespace.as_str(), name]);
-                if let Some(record) = writer.get::<Snapshot>(&entry)? {
+                let record: Option<Snapshot> = writer.get(&entry)?;
+                if let Some(record) = record.filter(|record| record.directory == *directory) {
                     writer.put(&entry, &Snapshot { unsynced_boot: String::new(), ..record })?;
                 }
             }

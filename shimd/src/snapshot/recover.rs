@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
-use super::{Snapshots, leave};
+use super::{Snapshots, Unsynced, leave};
 use crate::db::record::{Snapshot, SnapshotKind};
 use crate::db::{Access, Durability, Reader, tail};
 use crate::error::{Error, Result};
@@ -34,7 +34,7 @@ impl Snapshots {
         self.pending().extend(
             kept.into_iter()
                 .filter(|known| !known.record.unsynced_boot.is_empty())
-                .map(|known| (known.namespace, known.name)),
+                .map(|Known { namespace, name, record }| Unsynced { namespace, name, directory: record.directory }),
         );
         Ok(())
     }

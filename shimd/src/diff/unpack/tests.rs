@@ -343,3 +343,48 @@ fn sparse_files_stay_sparse() {
         assert_eq!(&end, b"end");
     }
 }
+
+/// Swaps the directory `d` for a link to the outside and back, as fast as it goes, while `work` is done.
+fn while_swapped(place: &Place, work: impl FnOnce()) {
+    fs::create_dir_all(place.at("d")).unwrap();
+    let link = place.directory.path().join("link");
+    let _ = symlink(place.directory.path().join("outside"), &link);
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let ordering = std::sync::atomic::Ordering::Relaxed;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (cwd, exchange) = (rustix::fs::CWD, rustix::fs::RenameFlags::EXCHANGE);
+            while !is_over.load(ordering) {
+                // What is unpacked may be just replacing it.
+                let _ = rustix::fs::renameat_with(cwd, place.at("d"), cwd, &link, exchange);
+            }
+        });
+        work();
+        is_over.store(true, ordering);
+    });
+}
+
+#[test]
+fn a_directory_that_is_swapped_for_a_link_leads_nowhere() {
+    let naive = Place::new();
+    while_swapped(&naive, || {
+        let outside = naive.directory.path().join("outside");
+        let got_out = |number: u32| {
+            let _ = fs::write(naive.at(&format!("d/new{number}")), "x");
+            fs::read_dir(&outside).unwrap().count() > 1
+        };
+        assert!((0..200_000).any(got_out), "a joined path gets out");
+    });
+    // More directories than are kept open, so that each file's is resolved again.
+    let layer = || {
+        (0..200).fold(Layer::new(), |layer, number| {
+            let others = (0..17).fold(layer, |layer, other| layer.file(&format!("other{other}/f{number}"), b""));
+            others.file(&format!("d/new{number}"), b"x")
+        })
+    };
+    for _ in 0..10 {
+        let place = Place::new();
+        while_swapped(&place, || drop(place.unpack(layer())));
+        place.assert_outside_untouched();
+    }
+}
