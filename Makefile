@@ -6,6 +6,8 @@
 #   make check             formatting, lints, dependency rules, unit tests, documentation; needs no root
 #   make bench             Strata beside its peers, interleaved; writes docs/benchmarks.md
 #   make test-vm           the runtime's tests in a guest with systemd: cgroup v2, and v1 beside it
+#   make test-power        1,000 power cuts under shimd, and 300 under Debian's containerd for comparison
+#   make test-cycles       10,000 containers come and go, and nothing may be left
 #   make fuzz FUZZ_SECONDS=20 lowrun's fuzz targets, each for so long, at idle priority
 #
 # Containers need root: where you are somebody else, the targets that start containers use sudo and say so.
@@ -15,6 +17,8 @@ SHELL := /bin/bash
 
 ROOT    ?= /tmp/strata
 FUZZ_SECONDS ?= 20
+POWER_POINTS ?= 1000
+CYCLES  ?= 10000
 BIN     := target/strata/bin
 IMAGES  := target/images
 HOST    := $(shell rustc -vV | sed -n 's/^host: //p')
@@ -26,7 +30,7 @@ STATIC  := $(COMMIT) RUSTFLAGS="-C target-feature=+crt-static -C relocation-mode
 SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E env "PATH=$$PATH")
 SETUP   := bash integration/scripts/setup.sh
 
-.PHONY: all setup build images harness demo up down test check bench test-vm fuzz clean
+.PHONY: all setup build images harness demo up down test check bench test-vm test-power test-cycles fuzz clean
 all: build
 
 setup:
@@ -81,6 +85,18 @@ test-vm: build
 	@$(SETUP) vm test
 	@bash integration/vm/run.sh --whole $(BIN)/lowrun
 	@bash integration/vm/run.sh --whole --hybrid $(BIN)/lowrun
+
+# The second one tells what it finds and does not judge.
+test-power: build
+	@$(SETUP) test peers
+	cargo test --locked --no-run -p integration --test power
+	@$(SUDO) env STRATA_POWER_POINTS=$(POWER_POINTS) cargo test --locked -q -p integration --test power leaves -- --nocapture
+	@$(SUDO) env SUBJECT=theirs STRATA_POWER_POINTS=300 cargo test --locked -q -p integration --test power leaves -- --nocapture
+
+test-cycles: build images
+	@$(SETUP) test peers
+	cargo test --locked --no-run -p integration --test cycles
+	@$(SUDO) env STRATA_CYCLES=$(CYCLES) cargo test --locked -q -p integration --test cycles -- --nocapture
 
 fuzz:
 	@$(SETUP) build fuzz

@@ -11,8 +11,9 @@ top=$(cd "$(dirname "$0")/../.." && pwd)
 declare -A packages=(
     # compiling and linking; lowrun links libseccomp
     [build]="gcc libc6-dev pkg-config libseccomp-dev"
-    # a registry, the shell of the images, a look at links and tables, failures at chosen system calls, an HTTP client
-    [test]="ca-certificates dpkg docker-registry skopeo busybox-static iproute2 nftables strace util-linux uidmap procps curl"
+    # a registry, the shell of the images, a look at links and tables, failures at chosen system calls, a disk of
+    # its own, an HTTP client
+    [test]="ca-certificates dpkg docker-registry skopeo busybox-static iproute2 nftables strace util-linux e2fsprogs mount uidmap procps curl"
     # the programs that ours are measured by and put under and over
     [peers]="docker.io containerd runc crun iptables criu podman buildah uidmap"
     # a guest with cgroup v2 alone

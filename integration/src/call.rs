@@ -223,8 +223,11 @@ impl Running {
         }
     }
 
-    /// The output at its end; as an error what there was when it had to be killed.
-    fn end_within(mut self, limit: Duration) -> Result<Output, Output> {
+    /// The output at its end.
+    ///
+    /// # Errors
+    /// What there was when it had to be killed, because it took longer than `limit`.
+    pub fn end_within(mut self, limit: Duration) -> Result<Output, Output> {
         self.stdin = None;
         let status = wait::poll(limit, || {
             // What the client waits for may wait for them.

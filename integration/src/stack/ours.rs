@@ -11,6 +11,7 @@ use crate::daemon::Daemon;
 use crate::programs;
 use crate::registry::Registry;
 use crate::site::Site;
+use crate::sys;
 
 use super::theirs::start_containerd_with;
 
@@ -207,6 +208,17 @@ pub fn start_shimd(site: &Site, shims: &Path) -> Result<Daemon, String> {
     start_daemon(site, "shimd", &supervisor_socket(site, Supervisor::Shimd))
 }
 
+/// The same, but each sync of the file system answers at once and does nothing: weakened, for a test to find out.
+///
+/// # Errors
+/// When it does not start.
+pub fn start_shimd_without_syncs(site: &Site, shims: &Path) -> Result<Daemon, String> {
+    site.write_config("shimd.toml", &shimd_toml(site, shims))?;
+    let mut command = daemon_command(site, "shimd");
+    sys::lose_syncs(&mut command);
+    start_command(site, "shimd", command, &supervisor_socket(site, Supervisor::Shimd))
+}
+
 fn start_supervisor(site: &Site, settings: &Settings) -> Result<Daemon, String> {
     match settings.supervisor {
         Supervisor::Shimd => start_daemon(site, "shimd", &supervisor_socket(site, Supervisor::Shimd)),
@@ -226,9 +238,17 @@ fn start_engined(site: &Site) -> Result<Daemon, String> {
 }
 
 fn start_daemon(site: &Site, name: &str, socket: &Path) -> Result<Daemon, String> {
+    start_command(site, name, daemon_command(site, name), socket)
+}
+
+fn daemon_command(site: &Site, name: &str) -> Command {
     let mut command = site.daemon(&programs::ours().join(name));
     command.arg("--config").arg(site.path("etc").join(format!("{name}.toml")));
     command.env("PATH", path_with_ours());
+    command
+}
+
+fn start_command(site: &Site, name: &str, command: Command, socket: &Path) -> Result<Daemon, String> {
     let mut daemon = Daemon::start(name, command, &site.path("log").join(format!("{name}.log")))?;
     daemon.ready(|| UnixStream::connect(socket).is_ok())?;
     Ok(daemon)

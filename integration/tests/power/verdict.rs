@@ -1,0 +1,143 @@
+//! After the cut: is everything that is listed right, is nothing lost that was promised, and does a pull heal the rest?
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::Read;
+
+use crate::bench::Bench;
+use crate::image::{difference, digest, look};
+use crate::story::Done;
+
+/// What was wrong after one cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Wrong {
+    /// The disk's file system is not to be mounted: the test itself would be wrong.
+    Disk,
+    /// The supervisor does not start.
+    Store,
+    /// An image that was told to be there is not, or one that was told to be gone is.
+    Lost,
+    /// An image is listed and its content is not there or not what it should be.
+    Content,
+    /// A snapshot is listed and its files are not those of its layers.
+    Snapshot,
+    /// A new pull does not make it right.
+    Heal,
+}
+
+pub(crate) type Findings = Vec<(Wrong, String)>;
+
+/// Looks at everything, pulls image `healing` again and looks at that.
+pub(crate) fn examine(bench: &Bench, story: &[Done], cut: usize, healing: &str) -> Findings {
+    let mut findings = Findings::new();
+    let listed = list(bench, &mut findings);
+    compare(&listed, story, cut, &mut findings);
+    for name in &listed {
+        findings.extend(content(bench, name).map(|why| (Wrong::Content, format!("{name}: {why}"))));
+    }
+    findings.extend(snapshots(bench).into_iter().map(|why| (Wrong::Snapshot, why)));
+    findings.extend(heal(bench, healing).into_iter().map(|why| (Wrong::Heal, why)));
+    findings
+}
+
+fn list(bench: &Bench, findings: &mut Findings) -> BTreeSet<String> {
+    let out = bench.ctr(&["images", "ls", "-q"]);
+    if out.code != 0 {
+        findings.push((Wrong::Store, out.errors()));
+    }
+    out.text().lines().map(str::to_owned).collect()
+}
+
+/// What was there when the last step was over must be there, unless the next step takes it away; and nothing else, but
+/// what the next one brings.
+fn compare(listed: &BTreeSet<String>, story: &[Done], cut: usize, findings: &mut Findings) {
+    let now = story.iter().rposition(|done| done.position <= cut).unwrap_or(0);
+    let (is, will) = (&story[now].images, &story.get(now + 1).unwrap_or(&story[now]).images);
+    for name in is.iter().filter(|name| will.contains(name) && !listed.contains(*name)) {
+        findings.push((Wrong::Lost, format!("{name} is not listed")));
+    }
+    for name in listed.iter().filter(|name| !is.contains(name) && !will.contains(name)) {
+        findings.push((Wrong::Lost, format!("{name} is listed again")));
+    }
+}
+
+/// What is wrong with the content of an image: an export brings all of it.
+fn content(bench: &Bench, name: &str) -> Option<String> {
+    let out = bench.ctr(&["images", "export", "--platform", "linux/amd64", "-", name]);
+    if out.code != 0 {
+        return Some(out.errors());
+    }
+    let mut blobs = BTreeMap::new();
+    let mut archive = tar::Archive::new(&out.stdout[..]);
+    for entry in archive.entries().expect("an archive in memory") {
+        let Ok(mut entry) = entry else { return Some("the export is no archive".to_owned()) };
+        let path = entry.path().expect("a path").display().to_string();
+        let mut bytes = Vec::new();
+        if entry.read_to_end(&mut bytes).is_err() {
+            return Some(format!("the export is cut off in {path}"));
+        }
+        if let Some(hex) = path.strip_prefix("blobs/sha256/").filter(|hex| !hex.is_empty()) {
+            if digest(&bytes) != format!("sha256:{hex}") {
+                return Some(format!("{path} is damaged"));
+            }
+            blobs.insert(hex.to_owned(), bytes);
+        }
+    }
+    // A manifest, a config and a layer at least.
+    (blobs.len() < 3).then(|| format!("only {} blobs", blobs.len()))
+}
+
+/// Snapshots that others stand on are seen through those.
+fn snapshots(bench: &Bench) -> Vec<String> {
+    let out = bench.ctr(&["snapshots", "ls"]);
+    let rows: Vec<Vec<&str>> = out.stdout_lines();
+    let parents: BTreeSet<&str> = rows.iter().filter(|row| row.len() == 3).map(|row| row[1]).collect();
+    let committed = rows.iter().filter(|row| row.last() == Some(&"Committed")).map(|row| row[0]);
+    committed.filter(|name| !parents.contains(name)).filter_map(|name| snapshot(bench, name)).collect()
+}
+
+fn snapshot(bench: &Bench, name: &str) -> Option<String> {
+    let Some(expected) = bench.trees.get(name) else { return Some(format!("{name}: nobody made it")) };
+    let place = bench.path("tmp/view");
+    fs::create_dir_all(&place).expect("a mount point");
+    let place = place.to_str().expect("text");
+    let out = bench.ctr(&["snapshots", "view", "-t", place, "view", name]);
+    // After its start the supervisor collects what nothing refers to: it may have gone since the list.
+    if out.errors().contains("not found") && bench.ctr(&["snapshots", "info", name]).code != 0 {
+        return None;
+    }
+    let mounted = bench.host("sh", &["-c", &out.text()]);
+    if out.code != 0 || mounted.code != 0 {
+        return Some(format!("{name}: {}{}", out.errors(), mounted.errors()));
+    }
+    let seen = look(place.as_ref());
+    bench.host("umount", &[place]);
+    bench.ctr(&["snapshots", "rm", "view"]);
+    match seen {
+        Ok(seen) => difference(expected, &seen).map(|what| format!("{name}: {what}")),
+        Err(error) => Some(format!("{name}: {error}")),
+    }
+}
+
+fn heal(bench: &Bench, name: &str) -> Vec<String> {
+    let name = bench.image(name);
+    let out = bench.ctr(&["images", "pull", "--plain-http", &name]);
+    if out.code != 0 {
+        return vec![format!("pull {name}: {}", out.errors())];
+    }
+    let mut wrong: Vec<String> = content(bench, &name).into_iter().collect();
+    wrong.extend(snapshots(bench));
+    wrong
+}
+
+trait Lines {
+    fn stdout_lines(&self) -> Vec<Vec<&str>>;
+}
+
+impl Lines for integration::Output {
+    /// The words of each line of a table, without its head.
+    fn stdout_lines(&self) -> Vec<Vec<&str>> {
+        let text = std::str::from_utf8(&self.stdout).unwrap_or_default();
+        text.lines().skip(1).map(|line| line.split_whitespace().collect()).collect()
+    }
+}
