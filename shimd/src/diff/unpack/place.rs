@@ -5,11 +5,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::rc::Rc;
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::lower;
-use super::{Lower, Spot, split};
+use super::{Lower, OPAQUE_XATTR, Spot, split};
 use crate::diff::tar::Time;
 use crate::error::{Error, Result};
 use crate::tree;
@@ -51,7 +51,8 @@ impl Places {
         }
         let directory = match open_beneath(self.root.as_fd(), path) {
             Ok(directory) => Rc::new(directory),
-            Err(Errno::NOENT) => self.make_directory(path)?,
+            // Not a directory: a whiteout may have taken its name, or one of its parents'.
+            Err(Errno::NOENT | Errno::NOTDIR) => self.make_directory(path)?,
             Err(error) => return Err(Error::io("open its directory", error)),
         };
         self.open.insert(0, (path.to_vec(), directory.clone()));
@@ -71,10 +72,21 @@ impl Places {
         let (parent, name) = split(path).unwrap_or_default();
         // Depth is bounded by the length of a path.
         let parent = self.directory(parent)?;
-        let made = rustix::fs::mkdirat(parent.as_fd(), OsStr::from_bytes(name), Mode::from_raw_mode(0o755));
+        let spot = Spot { directory: parent.as_fd(), name: OsStr::from_bytes(name) };
+        let hides_lower = spot.is_whiteout();
+        if hides_lower {
+            self.remove(&spot)?;
+        }
+        let made = rustix::fs::mkdirat(spot.directory, spot.name, Mode::from_raw_mode(0o755));
         made.map_err(|error| Error::io("make its directory", error))?;
         let directory =
             open_beneath(self.root.as_fd(), path).map_err(|error| Error::io("open its directory", error))?;
+        if hides_lower {
+            // What this layer had hidden stays so behind what it puts there, and is nothing to look like.
+            let hidden = rustix::fs::fsetxattr(&directory, OPAQUE_XATTR, b"y", XattrFlags::empty());
+            hidden.map_err(|error| Error::io("make its directory opaque", error))?;
+            return Ok(Rc::new(directory));
+        }
         if let Lower::Known(layers) = &self.lower {
             lower::copy_directory_attributes(layers, path, directory.as_fd())?;
         }

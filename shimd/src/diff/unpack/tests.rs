@@ -277,6 +277,11 @@ fn whiteouts_become_overlayfs_ones() {
     // Hidden below and made anew here: nothing of the old one may shine through.
     assert_eq!(xattr(&place.at("again"), OPAQUE_XATTR).unwrap(), b"y");
     assert_eq!(fs::read_to_string(place.at("kept")).unwrap(), "k");
+    // The same where no entry tells of the directory.
+    let place = Place::new();
+    place.unpack(Layer::new().file(".wh.again", b"").file("again/deep/new", b"n")).unwrap();
+    assert_eq!(xattr(&place.at("again"), OPAQUE_XATTR).unwrap(), b"y");
+    assert_eq!(fs::read_to_string(place.at("again/deep/new")).unwrap(), "n");
 }
 
 #[test]
