@@ -7,10 +7,11 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=$(mkdir -p "$1" && cd "$1" && pwd)
-# dbus for rootless: a user's manager has no other door that everybody may know.
-packages=(systemd dbus dbus-user-session bash coreutils procps grep sed libseccomp2)
-# Dependencies of package management and of things that the guest does not do.
-unwanted='^(perl|libperl|perl-modules|usrmerge|adduser|debconf|dpkg|passwd|tar|libdb|lib.*-perl|libgdbm)'
+# dbus for rootless: a user's manager has no other door that everybody may know. util-linux and uidmap become users and
+# join namespaces, for the tests.
+packages=(systemd dbus dbus-user-session bash dash coreutils procps grep sed libseccomp2 util-linux uidmap criu iproute2)
+# Dependencies of package management and of things that the guest does not do: criu's Python reads images for people.
+unwanted='^(python|libpython|media-types|perl|libperl|perl-modules|usrmerge|adduser|debconf|dpkg|passwd|tar|libdb|lib.*-perl|libgdbm)'
 
 die() { echo "vm: $*" >&2; exit 1; }
 kernel=$(apt-cache depends linux-image-amd64 | awk '/Depends:/ { print $2; exit }')
@@ -64,10 +65,11 @@ configure_root() {
     local root=$work/root applet
     mkdir -p "$root"/{proc,sys,dev,run,tmp,root,new,etc/systemd/system,home/user,var/lib}
     install -m 755 "$(command -v busybox)" "$root/bin/busybox"
+    # Not busybox's, which takes its own programs for those that are installed.
+    ln -sf dash "$root/bin/sh"
     for applet in $(busybox --list); do
         [ -e "$root/bin/$applet" ] || [ -e "$root/sbin/$applet" ] || [ -L "$root/bin/$applet" ] || ln -s busybox "$root/bin/$applet"
     done
-    [ -e "$root/bin/sh" ] || ln -s busybox "$root/bin/sh"
     printf '%s\n' 'root:x:0:0:root:/root:/bin/sh' 'messagebus:x:100:100::/nonexistent:/bin/false' \
         'user:x:1000:1000::/home/user:/bin/sh' 'nobody:x:65534:65534::/nonexistent:/bin/false' >"$root/etc/passwd"
     printf '%s\n' 'root:x:0:' 'tty:x:5:' 'messagebus:x:100:' 'user:x:1000:' 'nogroup:x:65534:' >"$root/etc/group"

@@ -36,7 +36,7 @@ test_programs() {
 
 # Everything that is not Debian's goes into an archive of its own, behind the image's.
 build_payload() {
-    local program
+    local program module
     payload=$work/payload
     mkdir -p "$payload"/{tests/programs,modules,bundle/rootfs/{bin,proc,sys,dev,tmp,etc}}
     install -m 755 "$(command -v busybox)" "$payload/bundle/rootfs/bin/busybox"
@@ -44,10 +44,15 @@ build_payload() {
     install_program "$runtime" /usr/bin/runtime
     install -m 644 "$here"/guest/{start,checks} "$payload/tests/"
     install -m 644 "$here/guest/config.json" "$payload/bundle/config.json"
-    find "$image/modules" -name 'overlay.ko*' -exec install -m 644 {} "$payload/modules/" \;
+    # What criu asks about sockets, and devices to move. In the order of their names each comes after what it needs.
+    for module in overlay veth {af_packet,inet,netlink,raw,tcp,udp,unix}_diag; do
+        find "$image/modules" -name "$module.ko*" -exec install -m 644 {} "$payload/modules/" \;
+    done
     [ -z "$whole" ] || for program in $(test_programs); do
         install_program "$program" "/tests/programs/$(basename "$program")"
     done
+    # Where the tests that read them look, as they were compiled.
+    [ -z "$whole" ] || { mkdir -p "$payload$top/lowrun/fuzz" && cp -r "$top"/lowrun/fuzz/{corpus,fuzz_targets} "$payload$top/lowrun/fuzz/"; }
     (cd "$payload" && find . | cpio --quiet -o -H newc -R 0:0) >"$work/payload.cpio"
     cat "$image/root.cpio" "$work/payload.cpio" >"$work/initramfs"
 }

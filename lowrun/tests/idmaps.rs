@@ -3,7 +3,7 @@
 mod stage;
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use stage::{Bound, Stage, stage};
@@ -18,7 +18,22 @@ fn map(container: u32, host: u32, size: u32) -> Value {
 /// A stage whose runtime can map the ids of mounts.
 fn mapping_stage() -> Option<Stage> {
     let stage = stage()?;
-    (!stage.lacks("/linux/mountExtensions/idmap/enabled")).then_some(stage)
+    if stage.lacks("/linux/mountExtensions/idmap/enabled") || is_old_tmpfs(stage.dir.path()) {
+        return None;
+    }
+    Some(stage)
+}
+
+/// Whether the ids of a file system cannot be mapped because it is a tmpfs and the kernel older than 6.3; says so.
+fn is_old_tmpfs(dir: &Path) -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let is_old = version < (6, 3) && rustix::fs::statfs(dir).unwrap().f_type as i64 == libc::TMPFS_MAGIC;
+    if is_old {
+        eprintln!("skipped: {} is a tmpfs, whose ids Linux {release} cannot map (6.3 can)", dir.display());
+    }
+    is_old
 }
 
 /// A directory with a file of that owner.

@@ -12,7 +12,7 @@ use crate::stage::{Stage, eventually, stage};
 fn the_hierarchies_are_readonly_in_a_user_namespace() {
     let Some(mut stage) = stage() else { return };
     stage.user_namespace(200_000);
-    let try_all = "for d in /sys/fs/cgroup /sys/fs/cgroup/*; do [ -h $d ] && continue; \
+    let try_all = "for d in /sys/fs/cgroup /sys/fs/cgroup/*; do [ -h $d ] && continue; [ -d $d ] || continue; \
         mkdir $d/made 2>/tmp/words && echo made in $d && rmdir $d/made; \
         grep -q -i 'read-only' /tmp/words || echo other words: $(cat /tmp/words); done; true";
     stage.script(try_all);
@@ -37,7 +37,7 @@ fn the_hierarchies_are_writable_only_where_that_was_asked_for() {
 /// Hierarchies in which a process is not below the container's cgroup.
 fn escaped(stage: &Stage, pid: &str) -> Vec<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
-    let inside = format!("/{}/c", stage.id());
+    let inside = format!("/{}", stage.cgroup_path());
     text.lines().filter(|line| !line.contains(&inside)).map(str::to_owned).collect()
 }
 
@@ -55,7 +55,7 @@ fn no_combination_leaves_the_cgroup() {
                 "io.kubernetes.cri-o.cgroup2-mount-hierarchy-rw": "true",
                 "run.oci.systemd.subgroup": "elsewhere",
                 "run.oci.delegate-cgroup": "/",
-                "org.systemd.property.MemoryMax": "18446744073709551615",
+                "org.systemd.property.MemoryMax": "uint64 18446744073709551615",
             });
             stage.config["linux"]["resources"]["pids"] = json!({ "limit": 33 });
             stage.config["linux"]["resources"]["memory"] = json!({ "limit": 67_108_864 });
