@@ -7,12 +7,30 @@ use serde_json::json;
 use stage::{Outcome, Stage, stage};
 
 /// Calls that may be missing, together, and since when they are there.
-const CALLS: [(&str, &[&str]); 5] = [
+const CALLS: [(&str, &[&str]); 11] = [
     ("mount_setattr, 5.12", &["mount_setattr"]),
     ("close_range, 5.9", &["close_range"]),
     ("openat2, 5.6", &["openat2"]),
     ("clone3, 5.3", &["clone3"]),
-    ("all of them", &["mount_setattr", "close_range", "openat2", "clone3", "faccessat2"]),
+    ("open_tree", &["open_tree"]),
+    ("move_mount", &["move_mount"]),
+    ("fsopen", &["fsopen"]),
+    ("fsconfig", &["fsconfig"]),
+    ("fsmount", &["fsmount"]),
+    ("the mount API, 5.2", &["open_tree", "move_mount", "fsopen", "fsconfig", "fsmount", "mount_setattr"]),
+    ("all of them", ALL),
+];
+const ALL: &[&str] = &[
+    "open_tree",
+    "move_mount",
+    "fsopen",
+    "fsconfig",
+    "fsmount",
+    "mount_setattr",
+    "close_range",
+    "openat2",
+    "clone3",
+    "faccessat2",
 ];
 
 /// Runs something in a thread for which these calls fail; what it starts inherits that.
@@ -94,6 +112,103 @@ fn a_missing_call_changes_nothing() {
     }
 }
 
+/// The calls that make mounts detached and attach them to handles.
+const DETACHED: &[&str] = &["open_tree", "move_mount", "fsopen", "fsconfig", "fsmount", "mount_setattr"];
+
+/// What a container sees of its mounts: root, place, options and propagation, without numbers of groups.
+fn mounts(outcome: Outcome) -> Vec<String> {
+    let line = |line: &str| {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let end = fields.iter().position(|field| *field == "-").unwrap_or(0);
+        let tags: Vec<&str> = fields[6..end].iter().map(|tag| tag.split(':').next().unwrap_or_default()).collect();
+        format!("{} {} {} {tags:?} {}", fields[3], fields[4], fields[5], fields[end + 1])
+    };
+    outcome.ok().out.lines().filter(|text| text.contains(" - ")).map(line).collect()
+}
+
+/// What else a container may have, each beside [`rich`].
+const VARIANTS: [(&str, fn(&mut Stage)); 6] = [
+    ("a cgroup namespace", |stage| stage.namespace("cgroup", Some(""))),
+    ("a user namespace", |stage| stage.user_namespace(500_000)),
+    ("a user and a cgroup namespace", |stage| {
+        stage.user_namespace(500_000);
+        stage.namespace("cgroup", Some(""));
+    }),
+    ("a shared root", |stage| stage.config["linux"]["rootfsPropagation"] = json!("rshared")),
+    ("hooks", |stage| {
+        // Both see the root as it is, whoever makes the mounts.
+        let look =
+            |place: &str| json!({ "path": "/bin/sh", "args": ["sh", "-c", format!("ls {place}/etc/passwd >&2")] });
+        let rootfs = stage.rootfs().to_str().unwrap().to_owned();
+        let enter = "pid=$(sed 's/.*\"pid\":\\([0-9]*\\).*/\\1/'); nsenter -t $pid -m ls";
+        stage.config["hooks"] = json!({
+            "createRuntime": [{ "path": "/bin/sh", "args": ["sh", "-c", format!("{enter} {rootfs}/etc/passwd >&2")],
+                                "env": ["PATH=/usr/bin:/bin"] }],
+            "createContainer": [look(&rootfs)],
+        });
+    }),
+    ("a copy of what is covered", |stage| {
+        stage.mount("/etc", "tmpfs", "tmpfs", &["tmpcopyup", "nosymfollow", "mode=755"]);
+        stage.config["linux"]["readonlyPaths"] = json!(["/etc"]);
+    }),
+];
+
+#[test]
+fn mounts_are_the_same_without_detached_ones() {
+    let Some(first) = stage() else { return };
+    if first.differs("runc needs some of them") {
+        return;
+    }
+    for (what, change) in VARIANTS {
+        let mut stage = stage::stage().unwrap();
+        rich(&mut stage);
+        change(&mut stage);
+        if what.starts_with("a user") {
+            // The kernel locks them.
+            stage.config["mounts"].as_array_mut().unwrap().retain(|mount| mount["destination"] != "/ro");
+        }
+        stage.args(&["sh", "-c", "cat /etc/passwd /proc/self/mountinfo"]);
+        let expected = mounts(stage.run());
+        assert!(expected.len() > 20, "{what}: {expected:?}");
+        for errno in [libc::ENOSYS, libc::EPERM] {
+            assert_eq!(mounts(without(DETACHED, errno, || stage.run())), expected, "{what}, {errno}");
+        }
+        stage.is_clean();
+    }
+}
+
+#[test]
+fn without_a_mount_namespace_no_stage_stays_on_the_host() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("runc needs some of them") {
+        return;
+    }
+    stage.namespace("mount", None);
+    stage.config["mounts"] = json!([]);
+    stage.config["linux"]["maskedPaths"] = json!([]);
+    stage.config["linux"]["readonlyPaths"] = json!([]);
+    stage.mount("/tmp", "tmpfs", "tmpfs", &[]);
+    stage.script("echo ran");
+    let rootfs = stage.rootfs();
+    let mounted = || {
+        let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        text.lines().filter(|line| line.contains(rootfs.to_str().unwrap())).count()
+    };
+    let took_away = |expected: usize| {
+        assert_eq!(mounted(), expected);
+        while mounted() > 0 {
+            let _ = rustix::mount::unmount(rootfs.join("tmp"), rustix::mount::UnmountFlags::DETACH);
+            let _ = rustix::mount::unmount(&rootfs, rustix::mount::UnmountFlags::DETACH);
+        }
+    };
+    assert_eq!(without(DETACHED, libc::ENOSYS, || stage.run()).ok().out, "ran\n");
+    took_away(2);
+    // Nor after a failure: this file system is made on the stage, and cannot go to a file.
+    stage.mount("/etc/passwd", "tmpfs", "tmpfs", &[]);
+    let _ = without(DETACHED, libc::ENOSYS, || stage.run()).fails(1, "/etc/passwd");
+    took_away(2);
+}
+
 #[test]
 fn what_only_the_newer_call_can_do_is_refused_by_name() {
     let Some(mut stage) = stage() else { return };
@@ -105,5 +220,11 @@ fn what_only_the_newer_call_can_do_is_refused_by_name() {
     let path = source.to_str().unwrap();
     stage.mount("/all", "bind", path, &["rbind", "rro"]);
     without(&["mount_setattr"], libc::ENOSYS, || stage.run()).fails(1, "/all");
+    stage.config["mounts"].as_array_mut().unwrap().pop();
+    stage.mount("/mapped", "bind", path, &["rbind", "idmap"]);
+    let map = json!([{ "containerID": 0, "hostID": 1000, "size": 1 }]);
+    let mount = stage.config["mounts"].as_array_mut().unwrap().last_mut().unwrap();
+    (mount["uidMappings"], mount["gidMappings"]) = (map.clone(), map);
+    without(DETACHED, libc::EPERM, || stage.run()).fails(1, "id-mapped mounts need open_tree and move_mount");
     stage.is_clean();
 }

@@ -51,6 +51,8 @@ fn implied_map(setup: &Setup<'_>, pid: rustix::process::Pid) -> Result<Option<Ow
 }
 
 fn open(setup: &Setup<'_>, implied: Option<&OwnedFd>, index: Option<usize>) -> Result<Vec<OwnedFd>> {
+    // As the container side finds it, which makes the copies then.
+    sys::stage::find_denied(setup.proc.as_fd());
     let mut trees = Vec::new();
     for mount in &setup.plan.mounts {
         if let MountKind::Bind { source, recursive } = &mount.kind

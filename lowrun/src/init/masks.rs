@@ -13,6 +13,7 @@ use crate::path;
 use crate::plan::Plan;
 use crate::sys::Call;
 use crate::sys::mount::{self, FsOption, MOUNT_ATTR_RDONLY, MountAttr};
+use crate::sys::stage;
 
 impl Rootfs {
     /// What can be done only when nothing is written any more: read-only mounts and root, protected and masked paths.
@@ -30,7 +31,8 @@ impl Rootfs {
             self.protect(path, &readonly)
                 .attempt(Code::MountFailed, || format!("make {} read-only", path.display()))?;
         }
-        self.mask(&setup.plan.masked_paths)
+        self.mask(&setup.plan.masked_paths)?;
+        stage::clear().attempt(Code::MountFailed, || "take the stage of mounts away")
     }
 
     fn protect(&self, path: &Path, readonly: &MountAttr) -> crate::sys::Result<()> {

@@ -94,6 +94,8 @@ pub fn run(setup: &Setup<'_>, channel: InitEnd) -> ! {
         Ok(Err(fault)) => fault,
         Err(_) => Fault::new(Code::SystemError, "the container side panicked").at("create:init"),
     };
+    // Without a mount namespace it would stay on the host.
+    let _ = sys::stage::clear();
     // A created container's host side has gone when `start` comes: then the log is the only place to tell.
     if channel.send(&FromInit::Fault(fault.clone())).is_err() {
         setup.log.fault(&fault);
@@ -155,6 +157,7 @@ fn join(setup: &Setup<'_>) -> Result<()> {
 fn container(setup: &Setup<'_>, channel: &InitEnd) -> Result<std::convert::Infallible> {
     let plan = setup.plan;
     setup.log.debug("child process in init(): the root is built");
+    sys::stage::find_denied(setup.proc.as_fd());
     // What is made has the mode that was asked for; the program gets its own mask at the end.
     rustix::process::umask(rustix::fs::Mode::empty());
     let sources = enter_user_namespace(setup, channel).step("create:namespaces")?;

@@ -7,19 +7,22 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
-use super::Setup;
 use super::rootfs::Rootfs;
+use super::{Setup, masks};
 use crate::fault::{Attempt, Code, Result};
 use crate::path::{self, Root};
 use crate::plan::Plan;
 use crate::plan::namespaces::Kind;
 use crate::sys::mount::{self, MountAttr};
+use crate::sys::stage;
 use crate::sys::{Call, Failure};
 
 impl Rootfs {
     /// Makes the container's root the root of the process, and the host's root unreachable.
     pub(super) fn pivot(&mut self, setup: &Setup<'_>) -> Result<()> {
         let attempted = || format!("change the root to {}", setup.plan.rootfs.display());
+        // As late as the host's can still be had: hooks must not meet a stage.
+        self.null = masks::clone_null(setup.plan)?;
         self.enter_dir()?;
         if !setup.plan.namespaces.has(Kind::Mount) {
             change_root().attempt(Code::RootfsInvalid, attempted)?;
@@ -65,10 +68,17 @@ pub(super) fn prepare_root(plan: &Plan) -> Result<Root> {
     if plan.namespaces.has(Kind::Mount) {
         cut_propagation(plan).attempt(Code::MountFailed, attempted)?;
     }
+    let open = || rustix::fs::open(&plan.rootfs, flags, Mode::empty()).call("open");
+    if stage::makes_clones() {
+        let place = open().attempt(Code::RootfsInvalid, attempted)?;
+        let root = stage::bind_to_itself(place.as_fd()).attempt(Code::MountFailed, attempted)?;
+        stage::found_root(root.as_fd()).attempt(Code::MountFailed, attempted)?;
+        return Ok(Root::new(root));
+    }
     let tree = mount::clone_path(&plan.rootfs, true).attempt(Code::RootfsInvalid, attempted)?;
-    let place =
-        rustix::fs::open(&plan.rootfs, flags, Mode::empty()).call("open").attempt(Code::RootfsInvalid, attempted)?;
+    let place = open().attempt(Code::RootfsInvalid, attempted)?;
     mount::attach(tree.as_fd(), place.as_fd()).attempt(Code::MountFailed, attempted)?;
+    stage::found_root(tree.as_fd()).attempt(Code::MountFailed, attempted)?;
     Ok(Root::new(tree))
 }
 

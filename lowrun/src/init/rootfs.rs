@@ -1,7 +1,7 @@
 //! The container's file system: the mounts in their order, and what is checked of each. The root is made in `root`,
 //! masks in `masks`, the cgroup hierarchies in `cgroup_mounts`.
 //!
-//! Every mount is made detached and attached to a handle of its target; targets are resolved below a handle of the
+//! Every mount is made detached (or on a stage, see `sys::stage`) and attached to a handle of its target; targets are resolved below a handle of the
 //! root. So a symlink in the image, or one that is swapped in through a shared volume while this runs, leads nowhere
 //! but into the container.
 
@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::sources::Sources;
-use super::{Setup, copy_up, dev, masks, root};
+use super::{Setup, copy_up, dev, root};
 use crate::channel::InitEnd;
 use crate::fault::{Attempt, Code, Fault, Result};
 use crate::path::{self, Root, openat2};
@@ -58,8 +58,7 @@ impl Rootfs {
     /// Makes the root and all mounts of the plan.
     pub(super) fn build(setup: &Setup<'_>, channel: &InitEnd, sources: Sources) -> Result<Rootfs> {
         let root = root::prepare_root(setup.plan)?;
-        let null = masks::clone_null(setup.plan)?;
-        let late_readonly = Vec::new();
+        let (late_readonly, null) = (Vec::new(), None);
         let mut rootfs = Rootfs { root, late_readonly, sources, in_cgroup: false, in_network: false, null, proc: None };
         for mount in &setup.plan.mounts {
             rootfs.mount(setup, channel, mount)?;

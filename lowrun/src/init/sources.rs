@@ -15,7 +15,7 @@ use super::Setup;
 use crate::channel::{FromInit, InitEnd, ToInit};
 use crate::fault::{Attempt, Code, Fault, Result};
 use crate::plan::mounts::{MountKind, MountPlan};
-use crate::sys::mount;
+use crate::sys::{mount, stage};
 
 /// The sources of bind mounts, by the mount's place in the spec.
 #[derive(Default)]
@@ -45,24 +45,35 @@ impl Sources {
         let MountKind::Bind { source, recursive } = &mount.kind else {
             return Err(Fault::new(Code::SystemError, mount.describe()).cause("it has no source"));
         };
-        match self.0.remove(&mount.index) {
-            Some(tree) => Ok(tree),
+        let tree = match self.0.remove(&mount.index) {
+            Some(tree) => tree,
             None if setup.host_opens_sources => {
                 channel.send(&FromInit::Source { index: mount.index })?;
-                channel.expect_descriptor(ToInit::Source)
+                channel.expect_descriptor(ToInit::Source)?
             }
-            None => open_source(mount, source, *recursive, setup.id_maps.get(&mount.index).map(AsFd::as_fd)),
+            None => open_source(mount, source, *recursive, setup.id_maps.get(&mount.index).map(AsFd::as_fd))?,
+        };
+        match stage::makes_clones() {
+            true => mount::clone_handle(tree.as_fd(), *recursive).attempt(Code::MountFailed, || mount.describe()),
+            false => Ok(tree),
         }
     }
 }
 
-/// A detached copy of a source; with its ids mapped by the user namespace `map`, if the plan wants that.
+/// A detached copy of a source, with its ids mapped by the user namespace `map`, if the plan wants that. Where copies are
+/// made on a stage, a handle of the source itself: only the container side has one.
 pub fn open_source(mount: &MountPlan, source: &Path, recursive: bool, map: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
-    let tree = mount::clone_path(source, recursive).map_err(|failure| {
+    let is_copied_later = stage::makes_clones();
+    let opened = if is_copied_later { mount::open_source(source) } else { mount::clone_path(source, recursive) };
+    let tree = opened.map_err(|failure| {
         let code = if failure.errno == Errno::NOENT { Code::MountSourceMissing } else { Code::MountFailed };
         Fault::of(code, mount.describe(), failure)
     })?;
     let Some(wanted) = &mount.id_map else { return Ok(tree) };
+    if is_copied_later {
+        return Err(Fault::new(Code::Unsupported, format!("mounts[{}]", mount.index))
+            .cause("id-mapped mounts need open_tree and move_mount, which are denied here"));
+    }
     let map = map.ok_or_else(|| {
         Fault::new(Code::Unsupported, format!("mounts[{}]", mount.index))
             .cause("id-mapped mounts are not supported for rootless containers")

@@ -14,6 +14,7 @@ pub mod process;
 pub mod rtnetlink;
 pub mod seccomp;
 pub mod signal;
+pub mod stage;
 
 use std::fmt;
 

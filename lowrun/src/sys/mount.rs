@@ -1,15 +1,15 @@
 //! The mount API of Linux 5.2 and 5.12: mounts are made detached, as descriptors, and attached to a handle, so that no
-//! path can be swapped under them.
+//! path can be swapped under them. Where a filter denies it, they are made on a [`stage`].
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
-use super::{Call, Failure, Result, check, mount_old};
+use super::{Call, Failure, Result, check, mount_old, stage};
 
 pub const MOUNT_ATTR_RDONLY: u64 = 0x1;
 pub const MOUNT_ATTR_NOSUID: u64 = 0x2;
@@ -86,7 +86,7 @@ pub fn map_ids(mount: BorrowedFd<'_>, recursive: bool, namespace: BorrowedFd<'_>
 }
 
 /// A detached copy of the mount at `path` (relative to `dir`, following a last symlink) with, if `recursive`, all below.
-pub fn clone_tree(dir: BorrowedFd<'_>, path: &Path, recursive: bool) -> Result<OwnedFd> {
+fn clone_tree(dir: BorrowedFd<'_>, path: &Path, recursive: bool) -> Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let flags = if recursive { flags | OpenTreeFlags::AT_RECURSIVE } else { flags };
     rustix::mount::open_tree(dir, path, flags).call("open_tree")
@@ -94,18 +94,29 @@ pub fn clone_tree(dir: BorrowedFd<'_>, path: &Path, recursive: bool) -> Result<O
 
 /// As [`clone_tree`], of a path of the process's own root.
 pub fn clone_path(path: &Path, recursive: bool) -> Result<OwnedFd> {
+    if stage::makes_clones() {
+        return stage::clone(open_source(path)?.as_fd(), recursive);
+    }
     clone_tree(CWD, path, recursive)
+}
+
+/// A handle of what is to be copied, where the copy must wait until there is a stage.
+pub fn open_source(path: &Path) -> Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).call("open")
 }
 
 /// As [`clone_tree`], of what a handle refers to.
 pub fn clone_handle(handle: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd> {
+    if stage::makes_clones() {
+        return stage::clone(handle, recursive);
+    }
     clone_tree(handle, Path::new(""), recursive)
 }
 
 /// Attaches a detached mount to what `target` refers to.
 pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    rustix::mount::move_mount(mount, "", target, "", flags).call("move_mount")
+    stage::attach(mount, target, || rustix::mount::move_mount(mount, "", target, "", flags).call("move_mount"))
 }
 
 /// One option of a file system.
@@ -125,6 +136,9 @@ pub fn new_filesystem(
     options: &[FsOption<'_>],
     attr: u64,
 ) -> std::result::Result<OwnedFd, (Failure, Option<String>)> {
+    if stage::makes_filesystems() {
+        return stage::new_filesystem(fstype, source, options, attr).map_err(|failure| (failure, None));
+    }
     let context = rustix::mount::fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC).call("fsopen").map_err(|e| (e, None))?;
     configure(context.as_fd(), source, options).map_err(|failure| (failure, kernel_words(context.as_fd())))?;
     let attr = MountAttrFlags::from_bits_retain(attr as u32);

@@ -19,13 +19,18 @@ use super::{Call, Failure, Result};
 /// Descriptor of the host's procfs in the container side; it lives until the program is executed.
 static PROC: AtomicI32 = AtomicI32::new(-1);
 
+/// `MS_NOSYMFOLLOW` and `ST_NOSYMFOLLOW` (Linux 5.10).
+const NOSYMFOLLOW: (MountFlags, StatVfsMountFlags) =
+    (MountFlags::from_bits_retain(1 << 8), StatVfsMountFlags::from_bits_retain(1 << 13));
+
 /// Attributes that are flags, in both forms.
-const FLAGS: [(u64, MountFlags, StatVfsMountFlags); 5] = [
+const FLAGS: [(u64, MountFlags, StatVfsMountFlags); 6] = [
     (MOUNT_ATTR_RDONLY, MountFlags::RDONLY, StatVfsMountFlags::RDONLY),
     (MOUNT_ATTR_NOSUID, MountFlags::NOSUID, StatVfsMountFlags::NOSUID),
     (MOUNT_ATTR_NODEV, MountFlags::NODEV, StatVfsMountFlags::NODEV),
     (MOUNT_ATTR_NOEXEC, MountFlags::NOEXEC, StatVfsMountFlags::NOEXEC),
     (MOUNT_ATTR_NODIRATIME, MountFlags::NODIRATIME, StatVfsMountFlags::NODIRATIME),
+    (MOUNT_ATTR_NOSYMFOLLOW, NOSYMFOLLOW.0, NOSYMFOLLOW.1),
 ];
 
 /// Says where the container side finds its descriptors by path; `proc` must stay open.
@@ -33,14 +38,19 @@ pub fn remember_proc(proc: BorrowedFd<'_>) {
     PROC.store(proc.as_raw_fd(), Ordering::Relaxed);
 }
 
-/// Changes the mount that a descriptor is the root of; the working directory changes.
-pub(super) fn setattr(mount: i32, recursive: bool, attr: &MountAttr) -> Result<()> {
+/// Makes that procfs the working directory: a path of a descriptor begins there.
+pub(super) fn enter_proc() -> Result<()> {
     let proc = PROC.load(Ordering::Relaxed);
     if proc == -1 {
         return Err(Failure { call: "mount", errno: Errno::NOSYS });
     }
     // SAFETY: `remember_proc` was given a descriptor that stays open.
-    rustix::process::fchdir(unsafe { BorrowedFd::borrow_raw(proc) }).call("fchdir")?;
+    rustix::process::fchdir(unsafe { BorrowedFd::borrow_raw(proc) }).call("fchdir")
+}
+
+/// Changes the mount that a descriptor is the root of; the working directory changes.
+pub(super) fn setattr(mount: i32, recursive: bool, attr: &MountAttr) -> Result<()> {
+    enter_proc()?;
     let path = std::ffi::CString::new(format!("self/fd/{mount}")).unwrap_or_default();
     setattr_path(&path, recursive, attr)
 }
@@ -55,7 +65,7 @@ pub(super) fn setattr_path(path: &CStr, recursive: bool, attr: &MountAttr) -> Re
     if attr.set == 0 && attr.clear == 0 {
         return Ok(());
     }
-    if recursive || attr.userns_fd != 0 || (attr.set | attr.clear) & MOUNT_ATTR_NOSYMFOLLOW & attr.set != 0 {
+    if recursive || attr.userns_fd != 0 {
         return Err(Failure { call: "mount_setattr", errno: Errno::NOSYS });
     }
     let flags = flags(path, attr)?;
@@ -81,11 +91,21 @@ fn flags(path: &CStr, attr: &MountAttr) -> Result<MountFlags> {
             MountFlags::STRICTATIME
         }
     } else {
-        match attr.set & MOUNT_ATTR_ATIME_MASK {
-            MOUNT_ATTR_NOATIME => MountFlags::NOATIME,
-            MOUNT_ATTR_STRICTATIME => MountFlags::STRICTATIME,
-            _ => MountFlags::RELATIME,
-        }
+        atime_of(attr.set)
     };
     Ok(flags | atime)
+}
+
+/// Attributes (`MOUNT_ATTR_*`) of a new mount, as flags.
+pub(super) fn flags_of(attr: u64) -> MountFlags {
+    let set = FLAGS.iter().filter(|(bit, ..)| attr & bit != 0);
+    set.fold(atime_of(attr), |flags, (_, flag, _)| flags | *flag)
+}
+
+fn atime_of(attr: u64) -> MountFlags {
+    match attr & MOUNT_ATTR_ATIME_MASK {
+        MOUNT_ATTR_NOATIME => MountFlags::NOATIME,
+        MOUNT_ATTR_STRICTATIME => MountFlags::STRICTATIME,
+        _ => MountFlags::RELATIME,
+    }
 }

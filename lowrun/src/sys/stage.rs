@@ -1,0 +1,268 @@
+//! `mount(2)` in the place of `open_tree`, `fsopen` and `move_mount`: where a filter around lowrun denies those.
+//!
+//! They make a mount detached and attach it to a handle; `mount(2)` makes it attached, at a path. So it is made on a
+//! stage, and moved from there. The stage is a tmpfs over the top of the container's root: a path that begins at a
+//! handle of the root does not lead there, and it is there only while something is on it, because a path of the host
+//! does. All paths that `mount(2)` gets are those of descriptors in a verified procfs.
+//!
+//! ```text
+//! clone, new file system --> on the stage, with a handle of its own --attach--> at its target
+//! ```
+
+use std::cell::RefCell;
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+};
+
+use super::mount::FsOption;
+use super::{Call, Failure, Result, mount_old};
+
+/// Most bytes of options that `mount(2)` reads.
+const DATA_MAX: usize = 4095;
+
+/// Options of the superblock that `mount(2)` takes as flags.
+const SUPERBLOCK: [(&str, u64); 9] = [
+    ("sync", libc::MS_SYNCHRONOUS),
+    ("dirsync", libc::MS_DIRSYNC),
+    ("lazytime", 1 << 25),
+    ("mand", libc::MS_MANDLOCK),
+    ("iversion", libc::MS_I_VERSION),
+    ("async", 0),
+    ("nolazytime", 0),
+    ("nomand", 0),
+    ("noiversion", 0),
+];
+
+thread_local! {
+    static STAGE: RefCell<Stage> = RefCell::default();
+}
+
+#[derive(Default)]
+struct Stage {
+    /// Whether copies of mounts are made here.
+    clones: bool,
+    /// Whether new file systems are made here.
+    filesystems: bool,
+    /// Whether mounts are moved by `mount(2)`.
+    moves: bool,
+    /// The container's root.
+    root: Option<OwnedFd>,
+    /// The tmpfs, while it is there.
+    top: Option<OwnedFd>,
+    /// Names that were used on it.
+    names: u32,
+    /// Mounts that are on it.
+    mounts: u32,
+}
+
+/// Finds out which of the newer calls are denied. What asks must be allowed to mount: else the kernel itself denies them.
+pub fn find_denied(proc: BorrowedFd<'_>) {
+    let open_tree = is_denied(rustix::mount::open_tree(CWD, c"", OpenTreeFlags::from_bits_retain(u32::MAX)));
+    let none = MoveMountFlags::from_bits_retain(u32::MAX);
+    let move_mount = is_denied(rustix::mount::move_mount(proc, c"", proc, c"", none));
+    let fsopen = is_denied(rustix::mount::fsopen(c"", FsOpenFlags::from_bits_retain(u32::MAX)));
+    let fsconfig = is_denied(rustix::mount::fsconfig_create(proc));
+    let none = FsMountFlags::from_bits_retain(u32::MAX);
+    let fsmount = is_denied(rustix::mount::fsmount(proc, none, rustix::mount::MountAttrFlags::empty()));
+    STAGE.with_borrow_mut(|stage| {
+        // What was made detached only the newer call can attach.
+        stage.clones = open_tree || move_mount;
+        stage.filesystems = fsopen || fsconfig || fsmount || move_mount;
+        stage.moves = move_mount;
+    });
+}
+
+/// Nonsense is refused for what it is (`EINVAL`) by a call that is there.
+fn is_denied<T>(result: rustix::io::Result<T>) -> bool {
+    matches!(result, Err(Errno::NOSYS | Errno::PERM))
+}
+
+/// Whether copies of mounts are made on the stage: then what can be done to detached copies alone cannot be done.
+pub fn makes_clones() -> bool {
+    STAGE.with_borrow(|stage| stage.clones)
+}
+
+pub(super) fn makes_filesystems() -> bool {
+    STAGE.with_borrow(|stage| stage.filesystems)
+}
+
+/// Says where the container's root is: from now on there can be a stage.
+pub fn found_root(root: BorrowedFd<'_>) -> Result<()> {
+    if !makes_clones() && !makes_filesystems() {
+        return Ok(());
+    }
+    let root = root.try_clone_to_owned().call("fcntl")?;
+    STAGE.with_borrow_mut(|stage| stage.root = Some(root));
+    Ok(())
+}
+
+/// Takes the stage away with all that is still on it.
+pub fn clear() -> Result<()> {
+    STAGE.with_borrow_mut(Stage::clear)
+}
+
+/// Binds a directory to itself, with all below; gives the new mount.
+pub fn bind_to_itself(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
+    mount_old::enter_proc()?;
+    let path = path_of(dir);
+    rustix::mount::mount_bind_recursive(&path, &path).call("mount")?;
+    over(dir)
+}
+
+/// A copy of the mount that a handle leads to, on the stage.
+pub(super) fn clone(source: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd> {
+    let is_dir = is_directory(source)?;
+    STAGE.with_borrow_mut(|stage| {
+        stage.make(is_dir, |place| {
+            let source = path_of(source);
+            match recursive {
+                true => rustix::mount::mount_bind_recursive(&source, place),
+                false => rustix::mount::mount_bind(&source, place),
+            }
+            .call("mount")
+        })
+    })
+}
+
+/// A new file system, on the stage.
+pub(super) fn new_filesystem(fstype: &str, source: &str, options: &[FsOption<'_>], attr: u64) -> Result<OwnedFd> {
+    let (data, superblock) = data(options)?;
+    let flags = MountFlags::from_bits_retain(superblock) | mount_old::flags_of(attr);
+    STAGE.with_borrow_mut(|stage| {
+        stage.make(true, |place| rustix::mount::mount(source, place, fstype, flags, data.as_c_str()).call("mount"))
+    })
+}
+
+/// Options as the text that `mount(2)` takes, and those that it takes as flags.
+fn data(options: &[FsOption<'_>]) -> Result<(CString, u32)> {
+    let mut flags = 0;
+    let mut words: Vec<String> = Vec::new();
+    for option in options {
+        match option {
+            FsOption::Flag(name) => match SUPERBLOCK.iter().find(|(word, _)| word == name) {
+                Some((_, flag)) => flags |= *flag as u32,
+                None => words.push((*name).to_owned()),
+            },
+            // A label may have a comma of its own.
+            FsOption::Value(name, value) if value.contains(',') => words.push(format!("{name}=\"{value}\"")),
+            FsOption::Value(name, value) => words.push(format!("{name}={value}")),
+        }
+    }
+    let text = words.join(",");
+    if text.len() > DATA_MAX {
+        return Err(Failure { call: "mount", errno: Errno::TOOBIG });
+    }
+    CString::new(text).map(|text| (text, flags)).map_err(|_| Failure { call: "mount", errno: Errno::INVAL })
+}
+
+/// Tells that a mount has left the stage, if it was there; moves it where the newer call is denied.
+pub(super) fn attach(
+    mount: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    move_mount: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    STAGE.with_borrow_mut(|stage| {
+        if stage.moves {
+            mount_old::enter_proc()?;
+            rustix::mount::mount_move(path_of(mount), path_of(target)).call("mount")?;
+        } else {
+            move_mount()?;
+        }
+        stage.mounts = stage.mounts.saturating_sub(1);
+        if stage.mounts == 0 { stage.clear() } else { Ok(()) }
+    })
+}
+
+impl Stage {
+    /// Has something mounted on the stage, at a new place of its own.
+    fn make(&mut self, is_dir: bool, mount: impl FnOnce(&str) -> Result<()>) -> Result<OwnedFd> {
+        let name = self.names.to_string();
+        self.names += 1;
+        let top = self.open()?;
+        if is_dir {
+            rustix::fs::mkdirat(top, &name, Mode::from_raw_mode(0o700)).call("mkdirat")?;
+        } else {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            rustix::fs::openat(top, &name, flags, Mode::from_raw_mode(0o600)).call("openat")?;
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let place = rustix::fs::openat(top, &name, flags, Mode::empty()).call("openat")?;
+        mount_old::enter_proc()?;
+        mount(&path_of(place.as_fd()))?;
+        let made = rustix::fs::openat(top, &name, flags, Mode::empty()).call("openat")?;
+        self.mounts += 1;
+        Ok(made)
+    }
+
+    fn open(&mut self) -> Result<BorrowedFd<'_>> {
+        if self.top.is_none() {
+            let root = self.root.as_ref().ok_or(Failure { call: "mount", errno: Errno::NOSYS })?;
+            rustix::process::fchdir(root).call("fchdir")?;
+            let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+            rustix::mount::mount("tmpfs", ".", "tmpfs", flags, c"mode=700").call("mount")?;
+            let top = over(root.as_fd())?;
+            // From a shared mount nothing can be moved away.
+            rustix::process::fchdir(&top).call("fchdir")?;
+            rustix::mount::mount_change(".", MountPropagationFlags::PRIVATE).call("mount")?;
+            self.top = Some(top);
+        }
+        self.top.as_ref().map(AsFd::as_fd).ok_or(Failure { call: "mount", errno: Errno::NOSYS })
+    }
+
+    fn clear(&mut self) -> Result<()> {
+        let Some(top) = self.top.take() else { return Ok(()) };
+        self.mounts = 0;
+        rustix::process::fchdir(&top).call("fchdir")?;
+        rustix::mount::unmount(".", UnmountFlags::DETACH).call("umount2")
+    }
+}
+
+/// A handle of what is mounted over a directory.
+///
+/// A handle of the directory leads below the mount, and its name may be another's by now. But `/..` is the root, with
+/// what is mounted over it: so the directory is the root for a moment. The working directory changes.
+fn over(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let own = rustix::fs::open("/", flags, Mode::empty()).call("open")?;
+    rustix::process::fchdir(dir).call("fchdir")?;
+    rustix::process::chroot(".").call("chroot")?;
+    let over = rustix::fs::open("/..", flags, Mode::empty()).call("open");
+    rustix::process::fchdir(&own).call("fchdir")?;
+    rustix::process::chroot(".").call("chroot")?;
+    over
+}
+
+/// The path of a descriptor, from procfs as the working directory.
+fn path_of(fd: BorrowedFd<'_>) -> String {
+    format!("self/fd/{}", fd.as_raw_fd())
+}
+
+fn is_directory(fd: BorrowedFd<'_>) -> Result<bool> {
+    Ok(rustix::fs::fstat(fd).call("fstat")?.st_mode & libc::S_IFMT == libc::S_IFDIR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_become_a_text_and_flags() {
+        let options = [
+            FsOption::Flag("newinstance"),
+            FsOption::Value("mode", "755"),
+            FsOption::Flag("sync"),
+            FsOption::Flag("async"),
+        ];
+        let (text, flags) = data(&options).unwrap();
+        assert_eq!((text.to_str(), u64::from(flags)), (Ok("newinstance,mode=755"), libc::MS_SYNCHRONOUS));
+        let label = [FsOption::Value("context", "a:b:c1,c2")];
+        assert_eq!(data(&label).unwrap().0.to_str(), Ok("context=\"a:b:c1,c2\""));
+        let long = "x".repeat(DATA_MAX);
+        assert_eq!(data(&[FsOption::Flag(&long), FsOption::Flag("y")]).unwrap_err().errno, Errno::TOOBIG);
+    }
+}
