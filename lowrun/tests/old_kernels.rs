@@ -123,11 +123,18 @@ fn mounts(outcome: Outcome) -> Vec<String> {
         let tags: Vec<&str> = fields[6..end].iter().map(|tag| tag.split(':').next().unwrap_or_default()).collect();
         format!("{} {} {} {tags:?} {}", fields[3], fields[4], fields[5], fields[end + 1])
     };
-    outcome.ok().out.lines().filter(|text| text.contains(" - ")).map(line).collect()
+    let mut all: Vec<String> = outcome.ok().out.lines().filter(|text| text.contains(" - ")).map(line).collect();
+    // Sources that were copied before their turn have lower numbers.
+    all.sort_unstable();
+    // On the stage a part of a shared mount is its peer already, and gets a copy of itself over itself.
+    all.dedup();
+    all
 }
 
-/// What else a container may have, each beside [`rich`].
-const VARIANTS: [(&str, fn(&mut Stage)); 6] = [
+/// What else a container may have, beside [`rich`], by its name.
+type Variant = (&'static str, fn(&mut Stage));
+
+const VARIANTS: [Variant; 6] = [
     ("a cgroup namespace", |stage| stage.namespace("cgroup", Some(""))),
     ("a user namespace", |stage| stage.user_namespace(500_000)),
     ("a user and a cgroup namespace", |stage| {
@@ -152,6 +159,18 @@ const VARIANTS: [(&str, fn(&mut Stage)); 6] = [
         stage.config["linux"]["readonlyPaths"] = json!(["/etc"]);
     }),
 ];
+
+#[test]
+fn a_program_that_cannot_be_waited_for_does_not_stay() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("runc waits by another call") {
+        return;
+    }
+    stage.config["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "pid");
+    stage.script("while :; do sleep 0.05; done");
+    without(&["waitid"], libc::EPERM, || stage.run()).fails(1, "wait for the program");
+    stage.is_clean();
+}
 
 #[test]
 fn mounts_are_the_same_without_detached_ones() {

@@ -73,7 +73,8 @@ fn make_usable(hierarchy: &Hierarchy) -> crate::sys::Result<()> {
     make_all(hierarchy)?;
     // One that somebody else made may be there and still be closed.
     let file = hierarchy.dir.join("cgroup.procs");
-    match rustix::fs::accessat(CWD, &file, Access::WRITE_OK, AtFlags::EACCESS) {
+    // By the real ids, which are the effective ones: for those the older call does.
+    match rustix::fs::accessat(CWD, &file, Access::WRITE_OK, AtFlags::empty()) {
         Err(errno) if is_refusal(errno) => Err(crate::sys::Failure { call: "faccessat", errno }),
         _ => Ok(()),
     }

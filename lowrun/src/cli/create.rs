@@ -96,8 +96,9 @@ pub(super) fn run(global: &Global, typed: &Typed) -> Result<i32> {
     if relay.is_none() {
         hand_on_readiness(global, &created, Some(&signals));
     }
-    let status = wait::foreground(created.pidfd.as_fd(), &signals, relay.as_mut())?;
+    let status = wait::foreground(created.pidfd.as_fd(), &signals, relay.as_mut());
     drop(relay);
+    let status = status.or_else(|fault| abandon(global, &created, fault))?;
     if !typed.is_on("keep") {
         span("delete", || super::delete::destroy(global, &created.container))?;
     }

@@ -1,9 +1,9 @@
 //! The container's file system: the mounts in their order, and what is checked of each. The root is made in `root`,
 //! masks in `masks`, the cgroup hierarchies in `cgroup_mounts`.
 //!
-//! Every mount is made detached (or on a stage, see `sys::stage`) and attached to a handle of its target; targets are resolved below a handle of the
-//! root. So a symlink in the image, or one that is swapped in through a shared volume while this runs, leads nowhere
-//! but into the container.
+//! Every mount is made detached (or on a stage, see `sys::stage`) and attached to a handle of its target; targets are
+//! resolved below a handle of the root. So a symlink in the image, or one that is swapped in through a shared volume
+//! while this runs, leads nowhere but into the container.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;

@@ -62,14 +62,11 @@ fn setattr_at(dir: i32, path: &CStr, flags: i32, recursive: bool, attr: &MountAt
     };
     match check("mount_setattr", result) {
         // What the kernel itself denies, the old call is denied as well.
-        Err(refusal) if matches!(refusal.errno, Errno::NOSYS | Errno::PERM) => {
-            let done = if path.is_empty() {
-                mount_old::setattr(dir, recursive, attr)
-            } else {
-                mount_old::setattr_path(path, recursive, attr)
-            };
-            done.map_err(|_| refusal)
-        }
+        Err(refusal) if matches!(refusal.errno, Errno::NOSYS | Errno::PERM) => match path.is_empty() {
+            // Perhaps it is not attached yet: the caller tries again when it is.
+            true => mount_old::setattr(dir, recursive, attr).map_err(|_| refusal),
+            false => mount_old::setattr_path(path, recursive, attr),
+        },
         result => result.map(drop),
     }
 }

@@ -167,6 +167,7 @@ pub(super) fn attach(
     move_mount: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     STAGE.with_borrow_mut(|stage| {
+        stage.make_private()?;
         if stage.moves {
             mount_old::enter_proc()?;
             rustix::mount::mount_move(path_of(mount), path_of(target)).call("mount")?;
@@ -205,13 +206,16 @@ impl Stage {
             rustix::process::fchdir(root).call("fchdir")?;
             let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
             rustix::mount::mount("tmpfs", ".", "tmpfs", flags, c"mode=700").call("mount")?;
-            let top = over(root.as_fd())?;
-            // From a shared mount nothing can be moved away.
-            rustix::process::fchdir(&top).call("fchdir")?;
-            rustix::mount::mount_change(".", MountPropagationFlags::PRIVATE).call("mount")?;
-            self.top = Some(top);
+            self.top = Some(over(root.as_fd())?);
         }
         self.top.as_ref().map(AsFd::as_fd).ok_or(Failure { call: "mount", errno: Errno::NOSYS })
+    }
+
+    /// From a shared mount nothing can be moved away, and what is done to the root's propagation is done to the stage.
+    fn make_private(&self) -> Result<()> {
+        let Some(top) = &self.top else { return Ok(()) };
+        rustix::process::fchdir(top).call("fchdir")?;
+        rustix::mount::mount_change(".", MountPropagationFlags::PRIVATE).call("mount")
     }
 
     fn clear(&mut self) -> Result<()> {
