@@ -91,15 +91,28 @@ impl Steps {
         if kind == libc::S_IFLNK && !(is_last && flags.contains(OFlags::NOFOLLOW)) {
             return self.follow(name).map(|()| None);
         }
-        if is_last {
-            let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            return rustix::fs::openat(self.here(), name, flags, mode).call("openat").map(Some);
-        }
-        if kind != libc::S_IFDIR {
+        if kind != libc::S_IFDIR && (!is_last || flags.contains(OFlags::DIRECTORY)) {
             return Err(Failure { call: "openat", errno: Errno::NOTDIR });
+        }
+        if is_last && flags.contains(OFlags::PATH) {
+            return Ok(Some(entry));
+        }
+        if is_last {
+            return self.open_entry(&entry, name, flags, mode).map(Some);
         }
         self.way.push(entry);
         Ok(None)
+    }
+
+    /// Opens what `entry` is a handle of, by its name: somebody may have put another there meanwhile.
+    fn open_entry(&self, entry: &OwnedFd, name: &OsString, flags: OFlags, mode: Mode) -> sys::Result<OwnedFd> {
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = rustix::fs::openat(self.here(), name, flags, mode).call("openat")?;
+        let [is, was] = [&opened, entry].map(|fd| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino)));
+        if is.call("fstat")? != was.call("fstat")? {
+            return Err(Failure { call: "openat", errno: Errno::STALE });
+        }
+        Ok(opened)
     }
 
     fn follow(&mut self, name: &OsString) -> sys::Result<()> {
@@ -190,6 +203,28 @@ mod tests {
                 assert_eq!(ours, kernels, "{path} with {resolve:?}");
             }
         }
+    }
+
+    #[test]
+    fn what_is_exchanged_meanwhile_is_no_symlink() {
+        let (dir, root) = tree();
+        let [one, other] = ["root/abs", "root/a/b/file"].map(|name| dir.path().join(name));
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let kind = |fd: OwnedFd| rustix::fs::fstat(&fd).unwrap().st_mode & libc::S_IFMT;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    let flags = rustix::fs::RenameFlags::EXCHANGE;
+                    rustix::fs::renameat_with(rustix::fs::CWD, &one, rustix::fs::CWD, &other, flags).unwrap();
+                }
+            });
+            let found = (0..30_000).filter_map(|_| {
+                open(root.as_fd(), Path::new("a/b/file"), OFlags::PATH, Mode::empty(), IN_ROOT).ok().map(kind)
+            });
+            let symlinks = found.filter(|kind| *kind == libc::S_IFLNK).count();
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(symlinks, 0);
+        });
     }
 
     #[test]
