@@ -10,7 +10,7 @@ use std::path::{Component, Path};
 use lowrun::cgroup::devices;
 use lowrun::channel;
 use lowrun::create::seccomp;
-use lowrun::init::process::home_in;
+use lowrun::init::program::home_in;
 use lowrun::plan::devices::{DeviceKind, DeviceRule, nodes, rules};
 use lowrun::plan::mounts::{MountKind, MountPlan};
 use lowrun::plan::{Plan, plan};

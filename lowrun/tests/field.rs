@@ -95,6 +95,46 @@ fn a_terminal_ends_with_its_program_and_adds_nothing() {
 }
 
 #[test]
+fn a_terminal_that_all_have_closed_can_be_opened_again() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("runc wants a terminal on stdin") {
+        return;
+    }
+    stage.config["process"]["terminal"] = json!(true);
+    // More than a terminal holds: who writes it waits for lowrun.
+    stage.script(
+        "exec < /dev/null > /dev/null 2>&1; sleep 0.3; dd if=/dev/zero of=/dev/console bs=1024 count=256 2> /dev/null",
+    );
+    stage.write_config();
+    let out = stage.dir.path().join("out");
+    let mut command = stage.command();
+    command.args(["run", stage.id()]).stdin(Stdio::piped()).stdout(std::fs::File::create(&out).unwrap());
+    let mut child = command.spawn().unwrap();
+    eventually("the end of run", || child.try_wait().unwrap().is_some());
+    assert_eq!(std::fs::metadata(out).unwrap().len(), 256 * 1024);
+    stage.is_clean();
+}
+
+#[test]
+fn a_log_that_nobody_reads_any_more_ends_nothing() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("runc's container side writes none") {
+        return;
+    }
+    let log = stage.dir.path().join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&log).status().unwrap().success());
+    // The program has the usual action for a pipe without a reader all the same.
+    stage.script("grep SigIgn /proc/self/status");
+    let reader = log.clone();
+    let reader = std::thread::spawn(move || drop(std::fs::File::open(reader).unwrap()));
+    let outcome = stage.call(&["--debug", "--log", log.to_str().unwrap(), "run", stage.id()]).ok();
+    reader.join().unwrap();
+    let ignored = u64::from_str_radix(outcome.out.trim_start_matches("SigIgn:").trim(), 16).unwrap();
+    assert_eq!(ignored >> (libc::SIGPIPE - 1) & 1, 0, "{ignored:x}");
+    stage.is_clean();
+}
+
+#[test]
 fn the_callers_cpus_are_not_the_containers() {
     let Some(mut stage) = stage() else { return };
     if stage.differs("runc before 1.2 keeps them") {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::termios::{OptionalActions, OutputModes, Termios};
 
@@ -16,6 +16,9 @@ use crate::sys::{self, Call};
 const CHUNK: usize = 32 * 1024;
 /// Most bytes of input that wait for a program that does not read.
 const BACKLOG_MAX: usize = 256 * 1024;
+
+/// How long a terminal that nobody has open is not looked at.
+const CLOSED_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 /// The container's terminal, seen from outside.
 pub struct Terminal {
@@ -70,12 +73,10 @@ impl Terminal {
             }
             if master.contains(PollFlags::IN) {
                 self.copy_output();
-            } else if master.contains(PollFlags::HUP) && !signal.contains(PollFlags::IN) {
-                // Every slave is closed: nothing more comes, only the end. Not if a signal was taken just now: it may have
-                // been that of the end, after which no other comes.
-                let signal =
-                    sys::signal::next(signals.as_fd()).attempt(Code::SystemError, || "wait for the program")?;
-                wait::hand_on(pidfd, signal);
+            } else if master.contains(PollFlags::HUP) {
+                // Every slave is closed, which is told for as long as it is so: till somebody opens `/dev/console`
+                // again, or the end, a pause from looking.
+                pause(signals)?;
             }
             if from_stdin.intersects(PollFlags::IN | PollFlags::HUP) {
                 input.read();
@@ -167,6 +168,15 @@ impl Input {
         if let Ok(written) = rustix::io::write(master, &first[..length]) {
             self.bytes.drain(..written);
         }
+    }
+}
+
+/// Until a signal comes, but not long.
+fn pause(signals: &OwnedFd) -> Result<()> {
+    let mut polled = [PollFd::new(signals, PollFlags::IN)];
+    match rustix::event::poll(&mut polled, Some(&CLOSED_PAUSE)) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(errno) => Err(Fault::of(Code::SystemError, "wait for the terminal", sys::Failure { call: "poll", errno })),
     }
 }
 

@@ -10,6 +10,7 @@ mod dev;
 pub mod exec;
 mod masks;
 pub mod process;
+pub mod program;
 mod root;
 mod rootfs;
 mod sources;

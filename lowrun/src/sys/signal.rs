@@ -72,15 +72,21 @@ pub fn next(descriptor: BorrowedFd<'_>) -> Result<i32> {
     }
 }
 
-/// Gives every signal its default action again: Rust's start-up ignores SIGPIPE, a caller may have ignored more, and
-/// what is ignored stays so over `execve(2)`.
+/// Gives every signal its default action again: a caller may have ignored some, and what is ignored stays so over
+/// `execve(2)`. All but SIGPIPE, which Rust's start-up ignores: what cannot be written is still to be an error.
 pub fn reset_dispositions() {
     for signal in 1..=31 {
-        if signal != libc::SIGKILL && signal != libc::SIGSTOP {
+        if !matches!(signal, libc::SIGKILL | libc::SIGSTOP | libc::SIGPIPE) {
             // SAFETY: SIG_DFL runs no code of ours.
             unsafe { libc::signal(signal, libc::SIG_DFL) };
         }
     }
+}
+
+/// Lets SIGPIPE end the process again: for the program that it becomes.
+pub fn reset_broken_pipe() {
+    // SAFETY: SIG_DFL runs no code of ours.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
 /// Lets a program that is about to be started have every signal, also where this process reads them as events.
