@@ -247,3 +247,23 @@ fn debug_lines_go_to_the_log_and_not_to_stderr() {
     let outcome = stage.finish(command).ok();
     assert!(outcome.err.lines().all(|line| serde_json::from_str::<Value>(line).unwrap()["level"] == "debug"));
 }
+
+#[test]
+fn its_processes_have_its_name_also_when_a_descriptor_is_executed() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("it is lowrun's name") {
+        return;
+    }
+    stage.script("while :; do sleep 0.05; done");
+    stage.write_config();
+    // As the shim does; the descriptor stays open in what it starts.
+    let program = std::fs::File::open(stage.command().get_program()).unwrap();
+    let program = rustix::io::dup(&program).unwrap();
+    stage.program = Some(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&program)).into());
+    let mut child = stage.command().args(["run", stage.id()]).spawn().unwrap();
+    let comm = || std::fs::read_to_string(format!("/proc/{}/comm", child.id())).unwrap();
+    eventually("it has its name", || comm() == "lowrun\n");
+    eventually("it runs", || stage.call(&["state", stage.id()]).out.contains("running"));
+    stage.call(&["kill", stage.id(), "KILL"]).ok();
+    child.wait().unwrap();
+}
