@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall, ScmpVersion};
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir as Listing, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -28,6 +28,8 @@ use crate::sys::{self, Call, Failure};
 pub const FILTER_FILE: &str = "seccomp.bpf";
 /// Below `--root`; `@` is in no id.
 const CACHE_DIR: &str = "@seccomp";
+/// Most filters that are kept: a machine has few profiles, but a profile that is made for each container is new each time.
+const CACHE_MAX: usize = 128;
 /// Longest filter that is read.
 const FILE_MAX: u64 = 1 << 20;
 
@@ -62,7 +64,7 @@ pub fn prepare(section: &RawValue, root: &Path, dir: &Dir) -> Result<Option<Filt
     // A filter with a listener names a path of this one container.
     if let Some(cache) = cache.filter(|_| filter.listener.is_none()) {
         // The cache is a convenience: a full disk costs time only.
-        let _ = store(cache.0.as_fd(), &key, &filter);
+        let _ = store(cache.0.as_fd(), &key, &filter).and_then(|()| cache.shrink());
     }
     Ok(Some(filter))
 }
@@ -108,6 +110,25 @@ impl Cache {
     fn load(&self, key: &str) -> Option<Filter> {
         let (flags, program) = read(self.0.as_fd(), key).ok()??;
         Some(Filter { program, flags, listener: None })
+    }
+
+    /// Removes the oldest filters, down to [`CACHE_MAX`]; containers have links of their own.
+    fn shrink(&self) -> sys::Result<()> {
+        let mut kept = Vec::new();
+        for entry in Listing::read_from(&self.0).call("getdents64")? {
+            let name = entry.call("getdents64")?.file_name().to_owned();
+            let stat = rustix::fs::statat(&self.0, &name, AtFlags::SYMLINK_NOFOLLOW);
+            // What went meanwhile is none, and the directory itself neither.
+            if let Ok(stat) = stat
+                && stat.st_mode & libc::S_IFMT == libc::S_IFREG
+            {
+                kept.push(((stat.st_mtime, stat.st_mtime_nsec), name));
+            }
+        }
+        kept.sort_unstable();
+        let excess = kept.len().saturating_sub(CACHE_MAX);
+        let mut oldest = kept.iter().take(excess);
+        oldest.try_for_each(|(_, name)| rustix::fs::unlinkat(&self.0, name, AtFlags::empty()).call("unlinkat"))
     }
 
     fn link(&self, key: &str, dir: &Dir) -> sys::Result<()> {
@@ -386,6 +407,26 @@ mod tests {
         ] {
             assert_eq!(compiled(text).unwrap_err().code, Code::SeccompFailed, "{text}");
         }
+    }
+
+    #[test]
+    fn the_cache_has_a_bound_and_keeps_the_newest() {
+        let (root, states) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let dir = Dir::create(states.path(), "c").unwrap();
+        let section = |number: usize| {
+            let text = format!(r#"{{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":{number},"syscalls":[]}}"#);
+            RawValue::from_string(text).unwrap()
+        };
+        let names = || -> Vec<String> {
+            let entries = root.path().join(CACHE_DIR).read_dir().unwrap();
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        };
+        for number in 1..CACHE_MAX + 10 {
+            prepare(&section(number), root.path(), &dir).unwrap();
+        }
+        assert_eq!(names().len(), CACHE_MAX);
+        assert!(names().contains(&key(section(CACHE_MAX + 9).get())));
+        assert!(!names().contains(&key(section(1).get())));
     }
 
     #[test]
