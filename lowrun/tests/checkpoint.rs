@@ -251,6 +251,33 @@ fn a_dump_is_asked_for_as_runc_asks() {
     stage.delete();
 }
 
+/// The directory of the socket for readiness is in no config.json.
+#[test]
+fn what_lowrun_itself_has_mounted_is_told_of_at_both_ends() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("runc's criu is the real one") {
+        return;
+    }
+    stage.script("while :; do sleep 0.05; done");
+    stage.write_config();
+    let mut create = stage.command();
+    create.args(["create", stage.id()]).env("NOTIFY_SOCKET", stage.dir.path().join("nobody"));
+    stage.finish(create).ok();
+    // Without the variable nobody waits for it.
+    stage.call(&["start", stage.id()]).ok();
+    let fake = Fake::new(&stage);
+    let id = stage.id().to_owned();
+    fake.call(&stage, &["checkpoint", &id]).ok();
+    let own = |(inside, _): &(String, String)| inside == "/run/notify";
+    assert!(fake.pairs(DUMP, field::EXT_MNT).iter().any(own));
+    fake.call(&stage, &["restore", "--detach", &id]).ok();
+    let source = stage.root().join(&id).join("notify");
+    assert!(source.is_dir());
+    let restored = fake.pairs(RESTORE, field::EXT_MNT).into_iter().find(own);
+    assert_eq!(restored.unwrap().1, source.to_str().unwrap());
+    stage.delete();
+}
+
 #[test]
 fn a_dumped_container_is_gone_and_a_restored_one_is_there() {
     let Some(stage) = running() else { return };

@@ -9,7 +9,7 @@ use super::create::{
 };
 use super::{Global, absolute};
 use crate::create::terminal::Terminal;
-use crate::create::{self, wait};
+use crate::create::{self, notify, wait};
 use crate::criu::{self, Options, Restore, field};
 use crate::fault::{Attempt, Code, Fault, Result, Step};
 use crate::plan;
@@ -120,7 +120,10 @@ pub(super) fn checkpoint(global: &Global, typed: &Typed) -> Result<i32> {
     }
     let options = options(typed)?;
     let spec = load_spec(&container.state.bundle)?;
-    let plan = plan::plan(&container.state.id, &container.state.bundle, &spec).step("checkpoint:plan")?;
+    let mut plan = plan::plan(&container.state.id, &container.state.bundle, &spec).step("checkpoint:plan")?;
+    if notify::is_in(container.dir.path()) {
+        notify::add_to(&mut plan, container.dir.path());
+    }
     span("criu", || criu::dump(&container, &plan, &options, &global.log)).step("checkpoint:criu")?;
     if options.has(field::LEAVE_RUNNING) || options.pre_dump {
         return Ok(0);
@@ -135,7 +138,11 @@ pub(super) fn checkpoint(global: &Global, typed: &Typed) -> Result<i32> {
 pub(super) fn restore(global: &Global, typed: &Typed) -> Result<i32> {
     warn_rootless(global);
     let options = options(typed)?;
-    let input = Input::read(global, typed)?;
+    let mut input = Input::read(global, typed)?;
+    let notifies = criu::has_notify(&options.images);
+    if notifies {
+        notify::add_to(&mut input.plan, &global.root.join(&input.id));
+    }
     let detached = typed.is_on("detach");
     let terminal = input.plan.process.terminal;
     let console = console_socket(typed, terminal, detached)?;
@@ -147,6 +154,7 @@ pub(super) fn restore(global: &Global, typed: &Typed) -> Result<i32> {
         root: &global.root,
         log: &global.log,
         options: &options,
+        notifies,
         console,
     };
     if detached {
@@ -162,8 +170,9 @@ pub(super) fn restore(global: &Global, typed: &Typed) -> Result<i32> {
     let created = span("criu", || criu::restore(&request(theirs)))?;
     let relay = finish_creation(typed, &created).and_then(|()| ours.as_ref().map(Terminal::receive).transpose());
     let mut relay = relay.or_else(|fault| abandon(global, &created, fault))?;
-    let status = wait::foreground(created.pidfd.as_fd(), &signals, relay.as_mut())?;
+    let status = wait::foreground(created.pidfd.as_fd(), &signals, relay.as_mut());
     drop(relay);
+    let status = status.or_else(|fault| abandon(global, &created, fault))?;
     span("delete", || super::delete::destroy(global, &created.container))?;
     Ok(status)
 }

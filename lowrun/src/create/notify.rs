@@ -53,6 +53,11 @@ pub fn add_to(plan: &mut Plan, state_dir: &Path) {
     plan.process.env.push(format!("NOTIFY_SOCKET={INSIDE}/{SOCKET}"));
 }
 
+/// Whether the container of this directory has one.
+pub fn is_in(state_dir: &Path) -> bool {
+    state_dir.join(DIR).is_dir()
+}
+
 /// Makes the directory.
 pub fn make_dir(state_dir: &Path) -> Result<()> {
     let path = state_dir.join(DIR);

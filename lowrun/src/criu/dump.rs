@@ -9,9 +9,10 @@ use rustix::fs::OFlags;
 use super::client::{Ask, Client, Notification};
 use super::wire::Message;
 use super::{
-    DESCRIPTORS, Draft, NULL, Options, cgroup_binds, external_key, external_namespaces, field, make_dir, resolved,
-    version,
+    DESCRIPTORS, Draft, NOTIFIES, NULL, Options, cgroup_binds, external_key, external_namespaces, field, make_dir,
+    resolved, version,
 };
+use crate::create::notify;
 use crate::fault::{Attempt, Code, Fault, Result};
 use crate::log::Log;
 use crate::path::Root;
@@ -47,6 +48,12 @@ pub fn dump(container: &Container, plan: &Plan, options: &Options, log: &Log) ->
     if !options.pre_dump {
         describe_mounts(&mut draft, container, init, plan);
         save_descriptors(options, init.pid)?;
+        if notify::is_in(container.dir.path()) {
+            let path = options.images.join(NOTIFIES);
+            std::fs::write(&path, "")
+                .call("write")
+                .attempt(Code::InvalidArgument, || format!("write {}", path.display()))?;
+        }
     }
     let ask = if options.pre_dump { Ask::PreDump } else { Ask::Dump };
     let client = Client::start(false, &[])?;

@@ -70,6 +70,8 @@ pub mod field {
 
 /// The file in the directory of images that says what stdio was, as runc writes it.
 const DESCRIPTORS: &str = "descriptors.json";
+/// There, if the container has the directory of a socket for readiness, which no config.json tells of.
+const NOTIFIES: &str = "notify";
 /// What masks a file.
 const NULL: &str = "/dev/null";
 /// The most talkative level that CRIU writes by default of its own tests; a failed dump is understood by its log.
@@ -226,6 +228,11 @@ fn resolved(root: Option<&Root>, rootfs: &Path, destination: &Path) -> String {
         Some(Path::new("/").join(real.strip_prefix(rootfs).ok()?))
     });
     real.as_deref().unwrap_or(destination).display().to_string()
+}
+
+/// Whether the images are of a container with a socket for readiness.
+pub fn has_notify(images: &Path) -> bool {
+    images.join(NOTIFIES).exists()
 }
 
 /// The v1 hierarchies that the container's cgroup mount binds, and where; none where CRIU makes the mounts itself.

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::cgroup::Cgroup;
 use crate::channel;
-use crate::create::{Created, Made, check_rootfs, hooks, prepare_filter};
+use crate::create::{Created, Made, check_rootfs, hooks, notify, prepare_filter};
 use crate::fault::{Attempt, Code, Fault, Result, Step};
 use crate::log::Log;
 use crate::path::Root;
@@ -47,6 +47,8 @@ pub struct Restore<'a> {
     pub root: &'a Path,
     pub log: &'a Log,
     pub options: &'a Options,
+    /// Whether the plan has the directory of a socket for readiness.
+    pub notifies: bool,
     /// A connected socket that the terminal's master goes to.
     pub console: Option<OwnedFd>,
 }
@@ -84,6 +86,9 @@ fn make(request: &Restore<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid
     }
     // Before anything else is made: whoever finds this state can remove all that it names.
     dir.save(&state).step("restore:state")?;
+    if request.notifies {
+        notify::make_dir(dir.path()).step("restore:state")?;
+    }
     made.cgroup = Some(state.cgroup.clone());
     state.cgroup.create(&plan.cgroup).step("restore:cgroup")?;
     let place = Place::enter(dir, &plan.rootfs).step("restore:mounts")?;
