@@ -34,6 +34,28 @@ fn limits_stand_in_the_files() {
 }
 
 #[test]
+fn cgroups_deeper_than_a_path_is_long_are_removed() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("runc cannot") {
+        return;
+    }
+    stage.script(LOOP);
+    stage.detached();
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+    let mode = rustix::fs::Mode::from_raw_mode(0o755);
+    let top = stage.cgroups().into_iter().next().unwrap();
+    let mut here = rustix::fs::open(&top, flags, mode).unwrap();
+    let name = "d".repeat(200);
+    for _ in 0..25 {
+        rustix::fs::mkdirat(&here, &name, mode).unwrap();
+        here = rustix::fs::openat(&here, &name, flags, mode).unwrap();
+    }
+    drop(here);
+    stage.delete();
+    stage.is_clean();
+}
+
+#[test]
 fn a_limit_of_processes_bites() {
     let Some(mut stage) = stage() else { return };
     stage.config["linux"]["resources"]["pids"] = json!({ "limit": 3 });

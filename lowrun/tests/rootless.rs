@@ -237,11 +237,14 @@ fn a_users_container_has_its_clocks_and_joins_another() {
     }
     second.stage.config["linux"]["uidMappings"] = json!(null);
     second.stage.config["linux"]["gidMappings"] = json!(null);
-    second.stage.script("for n in user net pid ipc; do readlink /proc/self/ns/$n; done");
+    second.stage.config["process"]["oomScoreAdj"] = json!(400);
+    second.stage.script("for n in user net pid ipc; do readlink /proc/self/ns/$n; done; cat /proc/self/oom_score_adj");
     let kinds = ["user", "net", "pid", "ipc"];
     let expected =
         kinds.map(|kind| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap().display().to_string());
-    assert_eq!(second.output().lines().collect::<Vec<_>>(), expected);
+    let seen = second.output();
+    assert_eq!(seen.lines().collect::<Vec<_>>()[..4], expected);
+    assert_eq!(seen.lines().last(), Some("400"));
     first.call(&["delete", "--force", first.stage.id()]).ok();
 }
 

@@ -13,6 +13,7 @@ pub mod notify;
 mod owner;
 mod rootless;
 pub mod stats;
+mod tree;
 mod update;
 mod v1;
 mod v2;
@@ -20,7 +21,7 @@ mod v2;
 pub(crate) use v2::{swap_alone, weight};
 
 use std::cell::Cell;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -103,8 +104,17 @@ impl Cgroup {
                 Hierarchy { controllers: own.controllers, mount: own.mount, dir }
             })
             .collect();
-        let unit = plan.unit.as_ref().map(|unit| Unit { name: unit.name.clone(), of_user: unit.of_user });
+        let unit = plan.unit.as_ref().map(|unit| Unit {
+            name: unit.name.clone(),
+            of_user: unit.of_user,
+            description: String::new(),
+        });
         Ok(Cgroup { hierarchies, unit })
+    }
+
+    /// What of it may be ended and removed: nothing, if its unit's name is another's by now.
+    pub fn own(&self) -> Cgroup {
+        if self.unit.as_ref().is_some_and(Unit::is_anothers) { Cgroup::default() } else { self.clone() }
     }
 
     /// Whether the machine has cgroup v2 only.
@@ -142,12 +152,12 @@ impl Cgroup {
     }
 
     /// With the systemd driver: has the unit made around the process, with its limits; then what systemd leaves out.
-    pub fn start_unit(&self, plan: &CgroupPlan, id: &str, pid: Pid, is_made: &Cell<bool>) -> Result<()> {
-        let Some(unit) = &plan.unit else { return Ok(()) };
+    pub fn start_unit(&self, plan: &CgroupPlan, pid: Pid, is_made: &Cell<bool>) -> Result<()> {
+        let Some((unit, own)) = plan.unit.as_ref().zip(self.unit.as_ref()) else { return Ok(()) };
         let (mut limits, _) = properties::of(&plan.resources, self.is_unified())?;
         limits.extend(properties::devices(&plan.devices, self.is_unified()));
         let oom_group = plan.resources.unified.get("memory.oom.group").map(String::as_str);
-        systemd::start(unit, (id, pid.as_raw_nonzero().get()), limits, oom_group, is_made)?;
+        systemd::start(unit, (&own.description, pid.as_raw_nonzero().get()), limits, oom_group, is_made)?;
         self.unified().map_or(Ok(()), |hierarchy| self.create_in(hierarchy, plan))
     }
 
@@ -261,7 +271,7 @@ impl Cgroup {
     pub fn processes(&self) -> Result<Vec<i32>> {
         let Some(hierarchy) = self.main() else { return Ok(Vec::new()) };
         let mut pids = Vec::new();
-        collect_processes(&hierarchy.dir, &mut pids)
+        tree::each(&hierarchy.dir, |dir| collect_processes(dir, &mut pids))
             .attempt(Code::CgroupFailed, || format!("list cgroup {}", hierarchy.dir.display()))?;
         pids.sort_unstable();
         pids.dedup();
@@ -417,24 +427,14 @@ fn make_all(hierarchy: &Hierarchy) -> crate::sys::Result<()> {
     Ok(())
 }
 
-fn collect_processes(dir: &Path, pids: &mut Vec<i32>) -> crate::sys::Result<()> {
-    match read(&dir.join("cgroup.procs")) {
-        Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok())),
-        // A threaded cgroup of v2 does not tell its processes; its parent does.
-        Err(failure) if failure.errno == Errno::OPNOTSUPP => {}
-        Err(failure) if failure.errno == Errno::NOENT || failure.errno == Errno::NODEV => return Ok(()),
+fn collect_processes(dir: BorrowedFd<'_>, pids: &mut Vec<i32>) -> crate::sys::Result<()> {
+    match crate::sys::read_kernel_file_at(dir, "cgroup.procs") {
+        Ok(text) => pids.extend(String::from_utf8_lossy(&text).lines().filter_map(|line| line.parse::<i32>().ok())),
+        // A threaded cgroup of v2 does not tell its processes; its parent does. Or it has gone.
+        Err(failure) if matches!(failure.errno, Errno::OPNOTSUPP | Errno::NOENT | Errno::NODEV) => {}
         Err(failure) => return Err(failure),
     }
-    for child in children(dir) {
-        collect_processes(&child, pids)?;
-    }
     Ok(())
-}
-
-fn children(dir: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
-    let directories = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    directories.map(|entry| entry.path()).collect()
 }
 
 fn remove_dir(dir: &Path, deadline: Instant) -> crate::sys::Result<()> {
@@ -443,7 +443,8 @@ fn remove_dir(dir: &Path, deadline: Instant) -> crate::sys::Result<()> {
         match rustix::fs::rmdir(dir) {
             Ok(()) | Err(Errno::NOENT | Errno::NODEV) => return Ok(()),
             Err(Errno::BUSY | Errno::NOTEMPTY) if Instant::now() < deadline => {
-                children(dir).iter().try_for_each(|child| remove_dir(child, deadline))?;
+                // What is still busy below is so for the same reason, and is tried again.
+                let _ = tree::remove_below(dir);
             }
             Err(Errno::INTR) => {}
             Err(errno) => return Err(Failure { call: "rmdir", errno }),

@@ -60,12 +60,13 @@ fn delete_locked(global: &Global, container: Container, force: bool) -> Result<i
 
 /// Removes what is left of a container: processes that outlived the first one, cgroup, state; then the poststop hooks.
 pub(super) fn destroy(global: &Global, container: &Container) -> Result<()> {
+    let cgroup = container.state.cgroup.own();
     // Without a pid namespace of its own, a container's processes survive the first one.
     let shares_pids = !container.state.namespaces.is_new(crate::plan::namespaces::Kind::Pid);
-    if shares_pids && container.state.cgroup.exists() {
-        container.state.cgroup.kill().step("delete:kill")?;
+    if shares_pids && cgroup.exists() {
+        cgroup.kill().step("delete:kill")?;
     }
-    span("cgroup-remove", || container.state.cgroup.remove()).step("delete:cgroup")?;
+    span("cgroup-remove", || cgroup.remove()).step("delete:cgroup")?;
     container.state.rdt.as_ref().map_or(Ok(()), crate::rdt::Group::remove).step("delete:limits")?;
     span("state-remove", || container.dir.remove()).step("delete:state")?;
     for fault in hooks::run_all("poststop", &container.state.poststop, &container.hook_state(Status::Stopped)) {
@@ -76,7 +77,7 @@ pub(super) fn destroy(global: &Global, container: &Container) -> Result<()> {
 
 /// Kills everything in the container and waits until the first process is gone.
 pub(super) fn kill(container: &Container) -> Result<()> {
-    kill_all(&container.state.id, container.state.init.as_ref(), &container.state.cgroup)
+    kill_all(&container.state.id, container.state.init.as_ref(), &container.state.cgroup.own())
 }
 
 fn kill_all(id: &str, first: Option<&Identity>, cgroup: &Cgroup) -> Result<()> {
@@ -121,7 +122,7 @@ fn forget(global: &Global, id: &str) -> Result<i32> {
     if cgroup.is_none() && !text.is_empty() {
         global.log.warn(&format!("the state of container {id} cannot be read: what it names may still be there"));
     }
-    let cgroup = cgroup.unwrap_or_default();
+    let cgroup = cgroup.unwrap_or_default().own();
     kill_all(id, init.as_ref(), &cgroup)?;
     cgroup.remove().step("delete:cgroup")?;
     dir.remove().map(|()| 0)

@@ -8,7 +8,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
 
 use super::clone::{open_pid, receive_sibling};
-use super::{is_gone, open_to_own_user, pass_listener, seccomp, wait};
+use super::{is_gone, oom_score, pass_listener, seccomp, wait};
 use crate::cgroup::{Cgroup, Hierarchy, discover};
 use crate::channel::{self, FromInit, HostEnd, ToInit};
 use crate::fault::{Attempt, Code, Fault, Result, Step};
@@ -152,21 +152,18 @@ fn own_cgroup_of(init: std::os::fd::BorrowedFd<'_>) -> sys::Result<OwnedFd> {
     rustix::fs::open(&path, flags, Mode::empty()).call("open")
 }
 
-/// Without privilege only the own score can be set, and that while this process is not protected: the new one inherits.
+/// Without privilege only the own score can be set: the new one inherits it.
 fn inherit_oom_score(setup: &ExecSetup<'_>, container: &Container) -> Result<()> {
-    let Some(score) = oom_score(setup, container).filter(|_| rootless::lacks_privilege()) else { return Ok(()) };
-    open_to_own_user(true)?;
-    let written = path::write_in_proc(setup.proc.as_fd(), "self/oom_score_adj", &score.to_string());
-    open_to_own_user(false)?;
-    written.attempt(Code::LimitInvalid, || format!("set oom_score_adj to {score}"))
+    let Some(score) = score_of(setup, container).filter(|_| rootless::lacks_privilege()) else { return Ok(()) };
+    oom_score::set_own(setup.proc.as_fd(), &score.to_string()).map(drop)
 }
 
-fn oom_score(setup: &ExecSetup<'_>, container: &Container) -> Option<i32> {
+fn score_of(setup: &ExecSetup<'_>, container: &Container) -> Option<i32> {
     setup.process.oom_score_adj.or(container.state.process.oom_score_adj)
 }
 
 fn set_oom_score(setup: &ExecSetup<'_>, pid: Pid, container: &Container) -> Result<()> {
-    let Some(score) = oom_score(setup, container).filter(|_| !rootless::lacks_privilege()) else { return Ok(()) };
+    let Some(score) = score_of(setup, container).filter(|_| !rootless::lacks_privilege()) else { return Ok(()) };
     let file = format!("{}/oom_score_adj", pid.as_raw_nonzero());
     match path::write_in_proc(setup.proc.as_fd(), &file, &score.to_string()) {
         // The process has failed already; why, it says on the channel.

@@ -13,6 +13,7 @@ use crate::fault::{Attempt, Code, Fault, Result, Step};
 use crate::init::{self, Setup};
 use crate::path;
 use crate::plan::namespaces::Kind;
+use crate::rootless;
 use crate::state::{Identity, State, Status, hook_state};
 use crate::sys::Call;
 use crate::trace::span;
@@ -46,12 +47,11 @@ impl Meeting<'_> {
                 .step("create:mounts")?;
         }
         let cgroup = self.setup.cgroup;
-        span("cgroup-unit", || cgroup.start_unit(&plan.cgroup, &self.setup.state.id, self.pid, self.unit_is_made))
-            .step("create:cgroup")?;
+        span("cgroup-unit", || cgroup.start_unit(&plan.cgroup, self.pid, self.unit_is_made)).step("create:cgroup")?;
         span("cgroup-create", || cgroup.create_v1(&plan.cgroup)).step("create:cgroup")?;
-        // One that is joined protects the process already: without privilege nobody can set the score then.
-        let is_closed = self.setup.tolerant && plan.namespaces.has(Kind::User);
-        if !plan.namespaces.is_new(Kind::User) && !is_closed {
+        // One that is joined protects the process already: without privilege it has inherited the score.
+        let has_inherited = rootless::lacks_privilege() && plan.namespaces.has(Kind::User);
+        if !plan.namespaces.is_new(Kind::User) && !has_inherited {
             self.set_oom_score()?;
         }
         if self.setup.tolerant {

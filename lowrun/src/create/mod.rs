@@ -12,6 +12,7 @@ mod id_map;
 mod meeting;
 mod net_devices;
 pub mod notify;
+mod oom_score;
 pub mod seccomp;
 pub mod socket;
 mod sources;
@@ -140,14 +141,20 @@ fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid,
     rootless::check(plan).step("create:plan")?;
     let tolerant = rootless::tolerates_cgroups(request.rootless);
     let cgroup = locate_cgroup(&request, tolerant).step("create:cgroup")?;
-    (made.cgroup, made.only_permitted) = (tolerant.then(|| cgroup.clone()), true);
     let mut state = State::new(request.id, request.bundle, request.spec, plan, cgroup);
     let filter =
         span("seccomp-prepare", || prepare_filter(plan, request.root, dir, &mut state)).step("create:seccomp")?;
     let section = plan.intel_rdt.as_ref();
     state.rdt = section.map(|section| rdt::locate(section, request.id)).transpose().step("create:plan")?;
-    // Before anything else is made but permitted cgroups: whoever finds this state can remove all that it names.
+    // Before anything is made: whoever finds this state can remove all that it names.
     dir.save(&state).step("create:state")?;
+    // A unit is made by who may make it.
+    if tolerant && state.cgroup.unit.is_none() {
+        made.only_permitted = true;
+        state.cgroup.keep_permitted(plan.cgroup.is_named).step("create:cgroup")?;
+        made.cgroup = Some(state.cgroup.clone());
+        dir.save(&state).step("create:state")?;
+    }
     if request.notifies {
         notify::make_dir(dir.path()).step("create:state")?;
         made.notify = if runs { notify::bind(dir.path()).step("create:state")? } else { None };
@@ -156,8 +163,7 @@ fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid,
     (made.cgroup, made.only_permitted) = (Some(state.cgroup.clone()), false);
     made.rdt.clone_from(&state.rdt);
     span("cgroup-unified", || state.cgroup.create_unified(&plan.cgroup)).step("create:cgroup")?;
-    open_to_own_user(true).step("create:clone")?;
-    let Cloned { host, pid, pidfd, born_in_cgroup } = span("clone", || clone(&setup)).step("create:clone")?;
+    let Cloned { host, pid, pidfd, born_in_cgroup } = span("clone", || clone_with_score(&setup))?;
     let (pid, pidfd) = made.process.insert((pid, pidfd));
     let host = made.host.insert(host);
     let unit_is_made = &made.unit_is_made;
@@ -179,6 +185,22 @@ fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid,
     meeting.converse(&running)?;
     let (pid, pidfd) = made.process.take().ok_or_else(|| Fault::new(Code::SystemError, "the process is lost"))?;
     Ok((running, pid, pidfd))
+}
+
+/// Without privilege, a process in a user namespace that it joins cannot have its score set: it inherits lowrun's.
+fn clone_with_score(setup: &Setup<'_>) -> Result<Cloned> {
+    let namespaces = &setup.plan.namespaces;
+    // Of a namespace that is joined nothing is mapped, and who is in it must not trace what comes.
+    let is_open = namespaces.is_new(Kind::User);
+    let inherits = !is_open && namespaces.has(Kind::User) && rootless::lacks_privilege();
+    let score = setup.plan.process.oom_score_adj.filter(|_| inherits);
+    let proc = setup.proc.as_fd();
+    let before = score.map(|score| oom_score::set_own(proc, &score.to_string())).transpose().step("create:limits")?;
+    open_to_own_user(is_open).step("create:clone")?;
+    let cloned = clone(setup).step("create:clone")?;
+    // To have less again is everybody's right, who had it before.
+    before.map_or(Ok(()), |before| oom_score::set_own(proc, &before).map(drop)).step("create:limits")?;
+    Ok(cloned)
 }
 
 /// Without privilege, a process that cannot be traced cannot have its ids mapped either: the files for it are root's.
@@ -228,17 +250,12 @@ fn prepare<'a>(
     })
 }
 
-/// Where the cgroup will be. Who may not make all of it has what may be made already made here.
+/// Where the cgroup will be.
 fn locate_cgroup(request: &Request<'_>, tolerant: bool) -> Result<Cgroup> {
-    let mut cgroup = match Cgroup::locate(&request.plan.cgroup) {
-        Err(_) if tolerant => Cgroup::default(),
-        result => result?,
-    };
-    // A unit is made by who may make it.
-    if tolerant && cgroup.unit.is_none() {
-        cgroup.keep_permitted(request.plan.cgroup.is_named)?;
+    match Cgroup::locate(&request.plan.cgroup) {
+        Err(_) if tolerant => Ok(Cgroup::default()),
+        result => result,
     }
-    Ok(cgroup)
 }
 
 /// As runc: the path itself must be the directory, else what a person sees is not what the container gets.

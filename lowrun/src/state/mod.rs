@@ -392,13 +392,17 @@ pub fn parse_state(path: &Path, text: &[u8]) -> Result<State> {
 
 impl State {
     /// The state of a container that is about to be made.
-    pub fn new(id: &str, bundle: &Path, spec: &spec::Spec, plan: &crate::plan::Plan, cgroup: Cgroup) -> State {
+    pub fn new(id: &str, bundle: &Path, spec: &spec::Spec, plan: &crate::plan::Plan, mut cgroup: Cgroup) -> State {
+        let created = crate::log::rfc3339(std::time::SystemTime::now(), 9);
+        if let Some(unit) = &mut cgroup.unit {
+            unit.description = format!("lowrun container {id}, created {created}");
+        }
         State {
             format: FORMAT,
             id: id.to_owned(),
             bundle: bundle.to_owned(),
             rootfs: plan.rootfs.clone(),
-            created: crate::log::rfc3339(std::time::SystemTime::now(), 9),
+            created,
             annotations: spec.annotations.clone(),
             init: None,
             cgroup,

@@ -17,6 +17,7 @@ pub mod signal;
 pub mod stage;
 
 use std::fmt;
+use std::os::fd::BorrowedFd;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -83,8 +84,13 @@ pub(crate) fn check(call: &'static str, result: libc::c_long) -> Result<libc::c_
 /// Reads a file whose text the kernel makes up: it has no size, and `std::fs::read` would feel its way in many small
 /// reads.
 pub fn read_kernel_file(path: impl rustix::path::Arg) -> Result<Vec<u8>> {
+    read_kernel_file_at(rustix::fs::CWD, path)
+}
+
+/// As [`read_kernel_file`], of a path below a directory.
+pub fn read_kernel_file_at(dir: BorrowedFd<'_>, path: impl rustix::path::Arg) -> Result<Vec<u8>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::open(path, flags, Mode::empty()).call("open")?;
+    let file = rustix::fs::openat(dir, path, flags, Mode::empty()).call("open")?;
     let mut text = vec![0; 4096];
     let mut length = 0;
     loop {

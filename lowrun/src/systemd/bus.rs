@@ -7,7 +7,9 @@ use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
 
 use super::wire::{Call, HEAD, Kind, Message, Value, message_length};
 use crate::fault::{Attempt, Code, Fault, Result};
@@ -33,6 +35,10 @@ pub struct Bus {
     serial: u32,
     /// Signals that came while an answer was awaited.
     signals: VecDeque<Message>,
+    /// How long an answer may take.
+    patience: Duration,
+    /// When what is under way must be done, however much comes meanwhile.
+    deadline: Instant,
 }
 
 /// An answer that says no.
@@ -74,14 +80,13 @@ impl Bus {
         let attempted = || format!("connect to systemd at {}", path.display());
         let open = || -> std::io::Result<UnixStream> {
             let socket = UnixStream::connect(path)?;
-            socket.set_read_timeout(Some(PATIENCE))?;
             socket.set_write_timeout(Some(PATIENCE))?;
             Ok(socket)
         };
         let socket = sys::Call::call(open(), "connect")
             .attempt(Code::CgroupFailed, attempted)
             .map_err(|fault| fault.hint("--systemd-cgroup needs a running systemd"))?;
-        let mut bus = Bus { socket, serial: 0, signals: VecDeque::new() };
+        let mut bus = Bus::over(socket, PATIENCE);
         bus.greet().attempt(Code::CgroupFailed, attempted)?;
         if is_broker {
             bus.join_broker()?;
@@ -89,9 +94,13 @@ impl Bus {
         Ok(bus)
     }
 
+    pub(super) fn over(socket: UnixStream, patience: Duration) -> Bus {
+        Bus { socket, serial: 0, signals: VecDeque::new(), patience, deadline: Instant::now() + patience }
+    }
+
     /// No name is claimed: systemd takes the one that the kernel tells, which is right in a user namespace too.
     fn greet(&mut self) -> sys::Result<()> {
-        let refused = sys::Failure { call: "auth", errno: rustix::io::Errno::ACCESS };
+        let refused = sys::Failure { call: "auth", errno: Errno::ACCESS };
         sys::Call::call(self.socket.write_all(b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n"), "write")?;
         loop {
             let line = self.read_line()?;
@@ -107,10 +116,10 @@ impl Bus {
         let mut line = Vec::new();
         while !line.ends_with(b"\r\n") {
             if line.len() > LINE_MAX {
-                return Err(sys::Failure { call: "auth", errno: rustix::io::Errno::PROTO });
+                return Err(sys::Failure { call: "auth", errno: Errno::PROTO });
             }
             let mut byte = [0];
-            sys::Call::call(self.socket.read_exact(&mut byte), "read")?;
+            self.read_exact(&mut byte)?;
             line.push(byte[0]);
         }
         Ok(String::from_utf8_lossy(&line).trim_end().to_owned())
@@ -146,8 +155,16 @@ impl Bus {
         self.send(call, &[Value::text(MANAGER), Value::text(name)])
     }
 
+    /// As [`Bus::property`], of the unit at `path`.
+    pub fn unit_property(&mut self, path: &str, name: &str) -> Result<Answer> {
+        let interface = "org.freedesktop.DBus.Properties";
+        let call = Call { destination: SYSTEMD, path, interface, member: "Get" };
+        self.send(call, &[Value::text("org.freedesktop.systemd1.Unit"), Value::text(name)])
+    }
+
     fn send(&mut self, call: Call<'_>, arguments: &[Value]) -> Result<Answer> {
         let attempted = || format!("call {} of systemd", call.member);
+        self.deadline = Instant::now() + self.patience;
         self.serial += 1;
         let serial = self.serial;
         sys::Call::call(self.socket.write_all(&call.to_bytes(serial, arguments)), "write")
@@ -167,18 +184,39 @@ impl Bus {
     }
 
     fn receive(&mut self) -> sys::Result<Message> {
-        let damaged = sys::Failure { call: "read", errno: rustix::io::Errno::BADMSG };
+        let damaged = sys::Failure { call: "read", errno: Errno::BADMSG };
         let mut bytes = vec![0; HEAD];
-        sys::Call::call(self.socket.read_exact(&mut bytes), "read")?;
+        self.read_exact(&mut bytes)?;
         let head: [u8; HEAD] = bytes[..].try_into().map_err(|_| damaged)?;
         bytes.resize(message_length(&head).ok_or(damaged)?, 0);
-        sys::Call::call(self.socket.read_exact(&mut bytes[HEAD..]), "read")?;
+        self.read_exact(&mut bytes[HEAD..])?;
         Message::parse(&bytes).ok_or(damaged)
+    }
+
+    /// As [`Read::read_exact`], before the deadline.
+    fn read_exact(&mut self, mut into: &mut [u8]) -> sys::Result<()> {
+        let failed = |errno| sys::Failure { call: "read", errno };
+        while !into.is_empty() {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(failed(Errno::TIMEDOUT));
+            }
+            sys::Call::call(self.socket.set_read_timeout(Some(left)), "setsockopt")?;
+            match self.socket.read(into) {
+                Ok(0) => return Err(failed(Errno::PIPE)),
+                Ok(length) => into = &mut into[length..],
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Err(failed(Errno::TIMEDOUT)),
+                Err(error) => return sys::Call::call(Err(error), "read"),
+            }
+        }
+        Ok(())
     }
 
     /// Waits for the end of a job; gives its result, `done` when all went well.
     pub fn wait_for(&mut self, job: &str) -> Result<String> {
         let attempted = || format!("wait for systemd's {job}");
+        self.deadline = Instant::now() + self.patience;
         loop {
             let message = match self.signals.pop_front() {
                 Some(message) => message,
@@ -205,4 +243,30 @@ fn user_bus() -> Result<PathBuf> {
             .hint("log in as the user, or run `loginctl enable-linger`, and see that dbus-user-session is installed")
     })?;
     Ok(Path::new(&dir).join("bus"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_without_end_do_not_move_the_deadline() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut bus = Bus::over(ours, Duration::from_millis(300));
+        // A message of another kind, over and over, each long before the deadline.
+        let call = Call { destination: "d", path: "/p", interface: "i", member: "m" };
+        let noise = call.to_bytes(1, &[]);
+        let talker = std::thread::spawn(move || {
+            while (&theirs).write_all(&noise).is_ok() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let begun = Instant::now();
+        let fault = bus.ask("Reload", &[]).unwrap_err();
+        assert!(fault.one_line().contains("timed out"), "{}", fault.one_line());
+        assert!(bus.wait_for("/job/1").is_err());
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        drop(bus);
+        talker.join().unwrap();
+    }
 }

@@ -31,6 +31,10 @@ pub struct Unit {
     pub name: String,
     /// Whether it belongs to the user's own manager.
     pub of_user: bool,
+    /// What systemd calls it: no other creation's unit has the same, though it may have the name. Empty in states of
+    /// older versions.
+    #[serde(default)]
+    pub description: String,
 }
 
 /// Whether the machine was started by systemd (`sd_booted(3)`).
@@ -56,13 +60,13 @@ pub fn base(of_user: bool) -> Result<PathBuf> {
 /// there is one to be stopped.
 pub fn start(
     plan: &UnitPlan,
-    (id, pid): (&str, i32),
+    (description, pid): (&str, i32),
     limits: Vec<Property>,
     oom_group: Option<&str>,
     is_made: &Cell<bool>,
 ) -> Result<()> {
     let mut bus = Bus::connect(plan.of_user)?;
-    let mut properties = basic(plan, id, pid);
+    let mut properties = basic(plan, description, pid);
     // Later ones win: what an annotation says is the last word but for limits.
     properties.extend(plan.properties.clone());
     properties.extend(limits);
@@ -101,8 +105,8 @@ pub fn start(
 }
 
 /// What every unit has: its place, the process, delegation, counters.
-fn basic(plan: &UnitPlan, id: &str, pid: i32) -> Vec<Property> {
-    let mut properties = vec![("Description".to_owned(), Value::text(format!("lowrun container {id}")))];
+fn basic(plan: &UnitPlan, description: &str, pid: i32) -> Vec<Property> {
+    let mut properties = vec![("Description".to_owned(), Value::text(description))];
     let mut set = |name: &str, value: Value| properties.push((name.to_owned(), value));
     if plan.name.ends_with(".slice") {
         // The parent of a slice follows from its name.
@@ -170,6 +174,18 @@ impl Unit {
         answer.map(drop).map_err(|refusal| refused(&format!("move a process into unit {}", self.name), &refusal))
     }
 
+    /// Whether a unit of this name is there that somebody else has made: this one has not been made yet, or has gone with
+    /// its last process. In doubt it is not.
+    pub fn is_anothers(&self) -> bool {
+        !self.description.is_empty() && Bus::connect(self.of_user).is_ok_and(|mut bus| self.is_anothers_by(&mut bus))
+    }
+
+    fn is_anothers_by(&self, bus: &mut Bus) -> bool {
+        let Ok(Ok(path)) = bus.ask("GetUnit", &[Value::text(&self.name)]) else { return false };
+        let description = path.first().map(|path| bus.unit_property(path, "Description"));
+        matches!(description, Some(Ok(Ok(text))) if text.first() != Some(&self.description))
+    }
+
     /// Ends the unit and waits until it is gone. One that is gone already is no failure: a scope goes with its last
     /// process.
     pub fn stop(&self) -> Result<()> {
@@ -182,5 +198,35 @@ impl Unit {
         }
         // One that failed, as after an OOM kill, would stay.
         bus.ask("ResetFailedUnit", &name[..1]).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    /// A systemd whose unit of any name has this description.
+    fn manager(description: &'static str) -> Bus {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        std::thread::spawn(move || {
+            let answers = [Value::ObjectPath("/unit".to_owned()), Value::Variant(Box::new(Value::text(description)))];
+            for (serial, answer) in (1..).zip(answers) {
+                let mut call = [0; 4096];
+                let _ = theirs.read(&mut call).unwrap();
+                theirs.write_all(&wire::returned(serial, &[answer])).unwrap();
+            }
+        });
+        Bus::over(ours, Duration::from_secs(5))
+    }
+
+    #[test]
+    fn a_unit_of_the_same_name_may_be_anothers() {
+        let own = "lowrun container c, created now";
+        let unit = Unit { name: "lowrun-c.scope".to_owned(), of_user: false, description: own.to_owned() };
+        assert!(!unit.is_anothers_by(&mut manager(own)));
+        assert!(unit.is_anothers_by(&mut manager("lowrun container c, created before")));
     }
 }

@@ -180,6 +180,22 @@ impl Call<'_> {
     }
 }
 
+/// An answer to a call, as systemd would give it.
+#[cfg(test)]
+pub(super) fn returned(reply_serial: u32, arguments: &[Value]) -> Vec<u8> {
+    let field = |code: u8, value: Value| Value::Struct(vec![Value::Byte(code), Value::Variant(Box::new(value))]);
+    let signature = arguments.iter().map(Value::signature).collect();
+    let mut body = Writer::default();
+    arguments.iter().for_each(|argument| body.value(argument));
+    let mut message = Writer { bytes: vec![LITTLE_ENDIAN, 2, 0, PROTOCOL] };
+    message.value(&Value::U32(body.bytes.len() as u32));
+    message.value(&Value::U32(1));
+    message.array("(yv)", &[field(5, Value::U32(reply_serial)), field(8, Value::Signature(signature))]);
+    message.align(8);
+    message.bytes.extend_from_slice(&body.bytes);
+    message.bytes
+}
+
 /// What kind of message was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

@@ -1,0 +1,124 @@
+//! The cgroups that a container has made below its own: walked on handles, because their paths may be longer than a
+//! system call takes, and one descriptor at a time, because they may be deeper than lowrun may have descriptors.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::sys::{self, Call, Failure};
+
+/// Visits a cgroup and all below, each before its children.
+pub(super) fn each(top: &Path, mut visit: impl FnMut(BorrowedFd<'_>) -> sys::Result<()>) -> sys::Result<()> {
+    walk(top, &mut visit, &mut |_, _| Ok(()))
+}
+
+/// Removes all below a cgroup, the deepest first.
+pub(super) fn remove_below(top: &Path) -> sys::Result<()> {
+    walk(top, &mut |_| Ok(()), &mut |parent, name| match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(Failure { call: "unlinkat", errno }),
+    })
+}
+
+/// `enter` gets each directory when it is come to, `leave` its parent and name when all below are done.
+fn walk(
+    top: &Path,
+    enter: &mut dyn FnMut(BorrowedFd<'_>) -> sys::Result<()>,
+    leave: &mut dyn FnMut(BorrowedFd<'_>, &CString) -> sys::Result<()>,
+) -> sys::Result<()> {
+    let Some(mut here) = descend(rustix::fs::CWD, top)? else { return Ok(()) };
+    enter(here.as_fd())?;
+    // Of each directory on the way down, what is still to be done there; the last name of each is the way.
+    let mut todo = vec![children(here.as_fd())?];
+    while let Some(names) = todo.last_mut() {
+        if let Some(name) = names.last() {
+            let Some(child) = descend(here.as_fd(), name)? else {
+                names.pop();
+                continue;
+            };
+            here = child;
+            enter(here.as_fd())?;
+            todo.push(children(here.as_fd())?);
+            continue;
+        }
+        todo.pop();
+        let Some(name) = todo.last_mut().and_then(Vec::pop) else { break };
+        here = open(here.as_fd(), "..")?;
+        leave(here.as_fd(), &name)?;
+    }
+    Ok(())
+}
+
+/// A handle of a directory; `None` if it has gone.
+fn descend(dir: BorrowedFd<'_>, name: impl rustix::path::Arg) -> sys::Result<Option<OwnedFd>> {
+    match open(dir, name) {
+        Err(failure) if matches!(failure.errno, Errno::NOENT | Errno::NODEV) => Ok(None),
+        result => result.map(Some),
+    }
+}
+
+fn open(dir: BorrowedFd<'_>, name: impl rustix::path::Arg) -> sys::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, name, flags, Mode::empty()).call("openat")
+}
+
+fn children(dir: BorrowedFd<'_>) -> sys::Result<Vec<CString>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir).call("getdents64")? {
+        let entry = match entry {
+            // It was removed meanwhile.
+            Err(Errno::NOENT | Errno::NODEV) => break,
+            entry => entry.call("getdents64")?,
+        };
+        let name = entry.file_name();
+        if entry.file_type() == FileType::Directory && name != c"." && name != c".." {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_is_visited_once_and_all_below_go() {
+        let top = tempfile::tempdir().unwrap();
+        for dir in ["a/b/c", "a/d", "e"] {
+            std::fs::create_dir_all(top.path().join(dir)).unwrap();
+        }
+        let mut count = 0;
+        each(top.path(), |_| {
+            count += 1;
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(count, 6);
+        remove_below(top.path()).unwrap();
+        assert!(top.path().is_dir() && top.path().read_dir().unwrap().next().is_none());
+        each(&top.path().join("none"), |_| unreachable!()).unwrap();
+    }
+
+    #[test]
+    fn neither_paths_nor_descriptors_bound_the_depth() {
+        let top = tempfile::tempdir().unwrap();
+        let mut here = open(rustix::fs::CWD, top.path()).unwrap();
+        for _ in 0..3000 {
+            rustix::fs::mkdirat(&here, "d", Mode::from_raw_mode(0o700)).unwrap();
+            here = open(here.as_fd(), "d").unwrap();
+        }
+        let mut count = 0;
+        each(top.path(), |_| {
+            count += 1;
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(count, 3001);
+        remove_below(top.path()).unwrap();
+        assert!(top.path().read_dir().unwrap().next().is_none());
+    }
+}
