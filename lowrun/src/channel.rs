@@ -122,6 +122,11 @@ impl InitEnd {
         self.0.take();
     }
 
+    /// The descriptor, unless it is closed.
+    pub fn descriptor(&self) -> Option<std::os::fd::RawFd> {
+        self.0.borrow().as_ref().map(std::os::fd::AsRawFd::as_raw_fd)
+    }
+
     fn with<T>(&self, attempted: &'static str, act: impl FnOnce(&OwnedFd) -> sys::Result<T>) -> Result<T> {
         let socket = self.0.borrow();
         let closed = Failure { call: "channel", errno: Errno::PIPE };

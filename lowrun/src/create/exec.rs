@@ -176,22 +176,23 @@ fn converse(host: &HostEnd, setup: &ExecSetup<'_>, pid: Pid, pidfd: &OwnedFd, co
     let mut ready = false;
     loop {
         match host.receive()? {
-            Some(FromInit::Limits) => {
+            None if ready => return Ok(()),
+            Some(FromInit::Fault(fault)) => return Err(rename_step(fault)),
+            // What is ready has only failures to tell: whoever traces the new program may speak for it.
+            Some(FromInit::Limits) if !ready => {
                 let limits = &setup.process.rlimits;
                 limits.iter().try_for_each(|limit| init::process::set_limit(Some(pid), limit)).step("exec:limits")?;
             }
-            Some(FromInit::Listener { fd }) => {
+            Some(FromInit::Listener { fd }) if !ready => {
                 let listener = container.state.seccomp_listener.as_ref();
                 let listener = listener.ok_or_else(|| Fault::new(Code::SeccompFailed, "an unexpected listener"))?;
                 pass_listener(pidfd.as_fd(), fd, listener, &container.state, pid).step("exec:seccomp")?;
             }
-            Some(FromInit::Ready) => {
+            Some(FromInit::Ready) if !ready => {
                 ready = true;
                 continue;
             }
-            Some(FromInit::Fault(fault)) => return Err(rename_step(fault)),
-            None if ready => return Ok(()),
-            Some(FromInit::Init { .. } | FromInit::Source { .. } | FromInit::Hooks) | None => {
+            Some(_) | None => {
                 return Err(Fault::new(Code::SystemError, format!("make a process in container {}", setup.id))
                     .cause("it died while it was made")
                     .at("exec"));

@@ -85,6 +85,10 @@ impl Meeting<'_> {
         let mut ready = false;
         loop {
             match self.host.receive()? {
+                None if ready => return Ok(()),
+                Some(FromInit::Fault(fault)) => return Err(fault),
+                // What is ready has only failures to tell: whoever traces the new program may speak for it.
+                Some(_) if ready => return Err(self.died()),
                 Some(FromInit::Source { index }) => {
                     let process = (self.pid, self.pidfd);
                     sources::hand_over(self.setup, self.host, process, Some(index)).step("create:mounts")?;
@@ -98,8 +102,6 @@ impl Meeting<'_> {
                     ready = true;
                     continue;
                 }
-                Some(FromInit::Fault(fault)) => return Err(fault),
-                None if ready => return Ok(()),
                 Some(FromInit::Init { .. }) | None => return Err(self.died()),
             }
             self.host.send(ToInit::Continue);

@@ -47,10 +47,27 @@ pub struct Program<'a> {
 
 /// Gives up what the program may not have, waits to be started, and becomes the program.
 pub fn become_program(program: &Program<'_>) -> Result<std::convert::Infallible> {
-    let process = program.process;
     reopen_null().step("create:process")?;
     // Before the filter, which may not know the call. What is opened from here on closes itself, as all of lowrun's.
-    close_on_exec(program).step("create:process")?;
+    close_rest(program).step("create:process")?;
+    match take_last_steps(program) {
+        Ok(never) => match never {},
+        Err(fault) => fail(program, fault),
+    }
+}
+
+/// Tells it here: nobody above may drop descriptors that are closed already.
+fn fail(program: &Program<'_>, fault: Box<Fault>) -> ! {
+    // A created container's host side has gone when `start` comes: then the log is the only place to tell.
+    let is_told = program.channel.send(&FromInit::Fault(fault.clone())).is_ok();
+    if let (false, true) = (is_told, program.first.is_some()) {
+        program.log.fault(&fault);
+    }
+    kernel::exit_now(if program.first.is_some() { 1 } else { 255 })
+}
+
+fn take_last_steps(program: &Program<'_>) -> Result<std::convert::Infallible> {
+    let process = program.process;
     set_attributes(program).step("create:process")?;
     set_limits(program).step("create:limits")?;
     if let (Some(filter), false) = (program.filter, process.no_new_privileges) {
@@ -73,20 +90,27 @@ pub fn become_program(program: &Program<'_>) -> Result<std::convert::Infallible>
     }
     rustix::process::umask(Mode::from_raw_mode(process.umask.unwrap_or(0o022)));
     sys::signal::reset_broken_pipe();
+    close_last(program);
     let failure = kernel::execve(&path, &arguments, &environment_strings);
     Err(exec_fault(&process.args[0], failure).at("start:exec"))
 }
 
-fn close_on_exec(program: &Program<'_>) -> Result<()> {
-    let first = 3 + program.extra_fds;
-    match kernel::close_on_exec_from(first) {
-        // Before Linux 5.11, or a filter around lowrun: one by one.
-        Err(Failure { errno: Errno::INVAL | Errno::NOSYS | Errno::PERM, .. }) => {
-            let open = crate::path::descriptors(program.proc).attempt(Code::SystemError, || "list descriptors")?;
-            open.into_iter().filter(|fd| *fd >= first).for_each(kernel::close_on_exec);
-            Ok(())
-        }
-        result => result.attempt(Code::SystemError, || "close descriptors"),
+/// Closes what the program does not get, but for what the last steps need.
+///
+/// Not left to `execve(2)`: there the process is for a moment one that root of its user namespace may trace, because it
+/// has the new program's memory, and still has the old one's descriptors (seen on Linux 6.1).
+fn close_rest(program: &Program<'_>) -> Result<()> {
+    let fifo = program.first.and_then(|setup| setup.fifo.as_ref()).map(AsRawFd::as_raw_fd);
+    let kept = [Some(program.proc.as_raw_fd()), fifo, program.log.descriptor(), program.channel.descriptor()];
+    kernel::close_from(3 + program.extra_fds, &kept).attempt(Code::SystemError, || "close descriptors")
+}
+
+/// As [`close_rest`], what the last steps needed. A failure is told on the channel, which leads to nothing but lowrun,
+/// or, where that is closed already, in the log.
+fn close_last(program: &Program<'_>) {
+    if program.channel.descriptor().is_some() {
+        let last = [Some(program.proc.as_raw_fd()), program.log.descriptor()];
+        last.into_iter().flatten().for_each(kernel::close);
     }
 }
 

@@ -145,24 +145,9 @@ pub fn affinity() -> Result<u64> {
     Ok(mask[0])
 }
 
-/// Marks every descriptor from `first` on as to be closed by `execve(2)`.
-pub fn close_on_exec_from(first: u32) -> Result<()> {
-    const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
-    // SAFETY: changes a flag of descriptors; nothing is closed under a running owner.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC) };
-    check("close_range", result).map(drop)
-}
-
-/// As [`close_on_exec_from`], of one descriptor; one that is not open is none to close.
-pub fn close_on_exec(fd: u32) {
-    // SAFETY: changes a flag of a descriptor; nothing is closed under a running owner.
-    unsafe { libc::fcntl(fd as i32, libc::F_SETFD, libc::FD_CLOEXEC) };
-}
-
 /// Closes every descriptor from `first` on but those of `kept`.
 ///
-/// For a process that will only wait and then execute a program: owners of the descriptors must not be used any more,
-/// and none is dropped, because the process never returns from where it is.
+/// For a process that will only execute a program, or end: owners of the descriptors must not be used any more.
 pub fn close_from(first: u32, kept: &[Option<i32>]) -> Result<()> {
     let mut kept: Vec<u32> = kept.iter().flatten().map(|fd| *fd as u32).filter(|fd| *fd >= first).collect();
     kept.sort_unstable();
@@ -174,6 +159,12 @@ pub fn close_from(first: u32, kept: &[Option<i32>]) -> Result<()> {
         start = keep + 1;
     }
     close_range(start, libc::c_uint::MAX)
+}
+
+/// As [`close_from`], of one descriptor.
+pub fn close(fd: i32) {
+    // SAFETY: see `close_from`.
+    unsafe { libc::close(fd) };
 }
 
 fn close_range(first: u32, last: u32) -> Result<()> {
