@@ -57,7 +57,7 @@ fn run(s: &Supervised, name: &str, count: usize) {
     let (ctr, image, share) = (words.join(" "), s.busybox(), count / LOOPS);
     let body = |index: usize| {
         format!(
-            "for n in $(seq {share}); do [ \"$({ctr} run --rm --runtime io.containerd.strata.v1 {image} {name}-{index}-$n echo $n)\" = $n ] || exit 1; done"
+            "for n in $(seq {share}); do {ctr} run --rm --runtime io.containerd.strata.v1 {image} {name}-{index}-$n sh -c 'exit 7'; [ $? = 7 ] || exit 1; done"
         )
     };
     let running: Vec<_> = (0..LOOPS).map(|index| s.shell(&body(index)).start()).collect();
