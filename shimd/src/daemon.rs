@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::checkpoint::Checkpoints;
 use crate::config::Config;
 use crate::container::Containers;
 use crate::content::Content;
@@ -41,6 +42,7 @@ pub(crate) struct Daemon {
     pub(crate) differ: Arc<Differ>,
     pub(crate) tasks: Arc<Tasks>,
     pub(crate) gc: Gc,
+    pub(crate) checkpoints: Checkpoints,
     pub(crate) upkeep: Arc<Upkeep>,
     pub(crate) transfers: Arc<Transfers>,
     /// Names this store, for as long as it exists.
@@ -65,6 +67,7 @@ impl Daemon {
         let trash = Arc::new(Trash::open(config.root.join("trash"))?);
         let provisional = Arc::new(Provisional::open(config.root.join("provisional"))?);
         let content = Arc::new(Content::open(&config.root, store.clone(), provisional.clone())?);
+        let checkpoints = Checkpoints::open(config.root.join("checkpoints"), content.clone(), trash.clone())?;
         let snapshots = Arc::new(Snapshots::open(&config.root, store.clone(), trash, boot_id.clone())?);
         let events = Arc::new(Events::new());
         let shims = Arc::new(open_shims(config, &boot_id)?);
@@ -95,6 +98,7 @@ impl Daemon {
             gc: Gc::new(store.clone(), content.clone(), snapshots.clone()),
             upkeep,
             transfers: Arc::new(transfers),
+            checkpoints,
             uuid: uuid(&store)?,
             store,
             events,

@@ -1,18 +1,17 @@
 //! The diff service.
 
-use bytes::Bytes;
 use proto_containerd::services::diff as wire;
 use proto_containerd::services::diff::diff_server::Diff;
-use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 use tracing::Instrument;
 
 use super::Api;
 use super::convert::{descriptor, labels, mounts, required};
 use super::scope::{OrStatus, Scope};
-use crate::content::{Commit, Opening, Writer};
+use crate::content::{Commit, Opening};
 use crate::daemon::Daemon;
-use crate::diff::make::{Packing, pack, upper};
+use crate::diff::make::{Packing, upper};
+use crate::diff::store::pack_to;
 use crate::diff::{PLAIN_LAYER, Target, run_blocking};
 use crate::error::{Error, Result as OurResult};
 use crate::name::Digest;
@@ -20,8 +19,6 @@ use crate::name::Digest;
 const STEP: &str = "pull";
 /// Label of a packed layer: its diff id.
 const UNCOMPRESSED_LABEL: &str = "containerd.io/uncompressed";
-/// Pieces of a layer on their way to the content store.
-const QUEUE: usize = 8;
 
 #[tonic::async_trait]
 impl Diff for Api {
@@ -52,15 +49,7 @@ async fn make(daemon: &Api, scope: Scope, request: wire::DiffRequest) -> OurResu
         total: 0,
         unpack: None,
     };
-    let mut writer = Writer::open(daemon.content.clone(), opening).await?;
-    // What an earlier attempt left there is another layer.
-    writer.reset().await?;
-    let (sender, mut packed) = mpsc::channel(QUEUE);
-    let packing = tokio::task::spawn_blocking(move || pack(&upper, packing, Sink(sender)));
-    while let Some(bytes) = packed.recv().await {
-        writer.write(bytes).await?;
-    }
-    let diff_id = packing.await.unwrap_or_else(|failure| std::panic::resume_unwind(failure.into_panic()))?;
+    let (writer, diff_id) = pack_to(daemon.content.clone(), opening, upper, packing).await?;
     let mut labels = labels(request.labels);
     labels.insert(UNCOMPRESSED_LABEL.to_owned(), diff_id.to_string());
     let size = writer.offset();
@@ -69,22 +58,6 @@ async fn make(daemon: &Api, scope: Scope, request: wire::DiffRequest) -> OurResu
         outcome => outcome?,
     };
     Ok(wire::DiffResponse { diff: Some(descriptor(media_type, &digest, size)) })
-}
-
-/// Takes a layer's bytes on their way to the content store.
-struct Sink(mpsc::Sender<Bytes>);
-
-impl std::io::Write for Sink {
-    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
-        // The store has said why it takes no more.
-        let closed = |_| std::io::Error::from(std::io::ErrorKind::BrokenPipe);
-        self.0.blocking_send(Bytes::copy_from_slice(data)).map_err(closed)?;
-        Ok(data.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 async fn apply(daemon: &Daemon, scope: Scope, request: wire::ApplyRequest) -> OurResult<wire::ApplyResponse> {

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future;
+use prost_types::Any;
 use proto_containerd::process::{Process, ProcessInfo};
 use proto_containerd::services::tasks as wire;
 use proto_containerd::services::tasks::tasks_server::Tasks;
-use proto_containerd::types::{Metric, Mount as WireMount};
+use proto_containerd::types::{Descriptor, Metric, Mount as WireMount};
+use proto_shim::runc;
 use proto_shim::task::UpdateTaskRequest;
 use strata_fault::{Fault, Layer, code};
 use tonic::metadata::MetadataValue;
@@ -16,13 +18,15 @@ use tonic::{Request, Response, Status};
 use tracing::Instrument;
 
 use super::Api;
+use super::convert::descriptor;
 use super::scope::{OrStatus, Scope};
+use crate::checkpoint::{self, Saved};
 use crate::clock;
 use crate::daemon::Daemon;
 use crate::error::{Error, Result as OurResult};
 use crate::filter::{Fields, Filters};
-use crate::name::check_identifier;
-use crate::task::{Creation, Exec, Exit, State, Task};
+use crate::name::{Digest, check_identifier};
+use crate::task::{Checkpoint, Creation, Exec, Exit, State, Task};
 
 /// Metadata of an answer about an end that the shim did not live to tell: the fault, as in a failed call.
 const FAULT_HEADER: &str = "strata-fault-bin";
@@ -41,7 +45,7 @@ impl Tasks for Api {
         let request = request.into_inner();
         let id = request.container_id.clone();
         let span = crate::span!("create", "supervisor", id);
-        let creation = creation(scope, request).or_status("create")?;
+        let creation = creation(self, scope, request).or_status("create")?;
         let pid = self.tasks.create(creation).instrument(span).await.or_status("create")?;
         Ok(Response::new(wire::CreateTaskResponse { container_id: id, pid }))
     }
@@ -166,8 +170,9 @@ impl Tasks for Api {
         &self,
         request: Request<wire::CheckpointTaskRequest>,
     ) -> Result<Response<wire::CheckpointTaskResponse>, Status> {
-        Scope::of(&request).or_status("checkpoint")?;
-        Err(Error::Unimplemented { what: "checkpoint a task".to_owned() }.status("checkpoint"))
+        let scope = Scope::of(&request).or_status("checkpoint")?;
+        let task = task(self, &request, |request| &request.container_id, "checkpoint")?;
+        save(self, scope, &task, request.into_inner().options).await.or_status("checkpoint").map(Response::new)
     }
 
     async fn update(&self, request: Request<wire::UpdateTaskRequest>) -> Result<Response<()>, Status> {
@@ -219,10 +224,7 @@ fn task<T>(daemon: &Daemon, request: &Request<T>, id: impl Fn(&T) -> &String, st
     daemon.tasks.find(&scope.namespace, id(request.get_ref())).or_status(step)
 }
 
-fn creation(scope: Scope, request: wire::CreateTaskRequest) -> OurResult<Creation> {
-    if request.checkpoint.is_some() {
-        return Err(Error::Unimplemented { what: "restore a task from a checkpoint".to_owned() });
-    }
+fn creation(api: &Api, scope: Scope, request: wire::CreateTaskRequest) -> OurResult<Creation> {
     check_identifier("container", &request.container_id)?;
     Ok(Creation {
         namespace: scope.namespace,
@@ -232,7 +234,7 @@ fn creation(scope: Scope, request: wire::CreateTaskRequest) -> OurResult<Creatio
         stdout: request.stdout,
         stderr: request.stderr,
         terminal: request.terminal,
-        checkpoint: String::new(),
+        checkpoint: checkpoint(api, request.checkpoint, request.options.as_ref())?,
         options: request.options,
         runtime_path: request.runtime_path,
     })
@@ -245,6 +247,44 @@ pub(super) fn shim_mount(mount: WireMount) -> proto_shim::types::Mount {
         target: mount.target,
         options: mount.options,
     }
+}
+
+/// What a task is to be made of. A directory that the runtime's options name goes before the content store.
+fn checkpoint(api: &Api, descriptor: Option<Descriptor>, options: Option<&Any>) -> OurResult<Checkpoint> {
+    let options = options.and_then(|any| proto_shim::from_any::<runc::Options>(any).ok()?);
+    if let Some(path) = options.map(|options| options.criu_image_path).filter(|path| !path.is_empty()) {
+        return Ok(Checkpoint::Directory(path));
+    }
+    let Some(descriptor) = descriptor else { return Ok(Checkpoint::None) };
+    if descriptor.media_type != checkpoint::IMAGES {
+        let why = format!("its media type {:?} is not {:?}", descriptor.media_type, checkpoint::IMAGES);
+        return Err(Error::invalid(format!("checkpoint {}", descriptor.digest), why));
+    }
+    let digest = Digest::parse(&descriptor.digest)?;
+    Ok(Checkpoint::Saved(Saved { content: api.content.clone(), differ: api.differ.clone(), digest }))
+}
+
+/// Saves a task: into the directory that the options name, or else into the content store.
+async fn save(api: &Api, scope: Scope, task: &Task, options: Option<Any>) -> OurResult<wire::CheckpointTaskResponse> {
+    let named = match options.as_ref().filter(|any| !any.type_url.is_empty()) {
+        None => String::new(),
+        Some(any) => {
+            let invalid = || Error::invalid("options", format!("they are of type {:?}", any.type_url));
+            let options = proto_shim::from_any::<runc::CheckpointOptions>(any).ok().flatten();
+            options.ok_or_else(invalid)?.image_path
+        }
+    };
+    if !named.is_empty() {
+        task.checkpoint(&named, options).await?;
+        return Ok(wire::CheckpointTaskResponse::default());
+    }
+    let images = api.checkpoints.prepare()?;
+    task.checkpoint(&images.path.display().to_string(), options).await?;
+    let spec = api.containers.get(&scope.namespace, &task.id)?.record.spec;
+    let owner = checkpoint::Owner { namespace: scope.namespace, lease: scope.lease };
+    let parts = images.store(&owner, spec).await?;
+    let descriptors = parts.iter().map(|part| descriptor(part.media_type, &part.digest, part.size)).collect();
+    Ok(wire::CheckpointTaskResponse { descriptors })
 }
 
 fn process(task: &Task, exec_id: &str, state: State) -> Process {

@@ -5,6 +5,7 @@
 
 pub(crate) mod make;
 pub(crate) mod provisional;
+pub(crate) mod store;
 pub(crate) mod stream;
 pub(crate) mod tar;
 mod target;

@@ -12,6 +12,7 @@ use tokio::sync::watch as channel;
 
 use super::watch;
 use super::{End, Entry, Key, Task, Tasks, closed};
+use crate::checkpoint::Saved;
 use crate::db::record::Container;
 use crate::db::{Access, key};
 use crate::error::{Chain, Error, Result};
@@ -20,6 +21,9 @@ use crate::shim::bundle::{Bundle, Kind};
 use crate::shim::shims::SHUTDOWN_TIMEOUT;
 use crate::shim::{Connection, OwnedSubject, Shim, runtime};
 use crate::trace;
+
+/// The directory of a checkpoint in the bundle.
+const CHECKPOINT: &str = "checkpoint";
 
 /// What a client asks for.
 pub(crate) struct Creation {
@@ -30,12 +34,20 @@ pub(crate) struct Creation {
     pub(crate) stdout: String,
     pub(crate) stderr: String,
     pub(crate) terminal: bool,
-    /// Directory of a checkpoint to restore from.
-    pub(crate) checkpoint: String,
+    pub(crate) checkpoint: Checkpoint,
     /// Those of the container where the client names none.
     pub(crate) options: Option<Any>,
     /// Instead of the container's runtime.
     pub(crate) runtime_path: String,
+}
+
+/// What the init process is made of, when it is not new.
+pub(crate) enum Checkpoint {
+    None,
+    /// Images in a directory of the client's.
+    Directory(String),
+    /// Images in the content store.
+    Saved(Saved),
 }
 
 impl Tasks {
@@ -60,6 +72,7 @@ impl Tasks {
             }
         };
         let bundle = self.shims.make_bundle(Kind::Task, &creation.namespace, &creation.id, container.spec.as_ref())?;
+        let images = creation.checkpoint.directory(&creation.namespace, &bundle.bundle).await?;
         let options = creation.options.clone().or(container.runtime_options);
         // From here on the shim's own clean-up must be run when something fails.
         let subject = OwnedSubject { namespace: creation.namespace.clone(), id: creation.id.clone(), program };
@@ -74,7 +87,7 @@ impl Tasks {
                 return Err(error);
             }
         };
-        match create_in_shim(&connection.shim, &creation, &bundle.bundle, options).await {
+        match create_in_shim(&connection.shim, &creation, &bundle.bundle, (images, options)).await {
             Ok(pid) => {
                 self.adopt(Task::new(subject, bundle.disarm(), connection, pid), claim);
                 Ok(pid)
@@ -137,7 +150,28 @@ impl Tasks {
     }
 }
 
-async fn create_in_shim(shim: &Shim, creation: &Creation, bundle: &Bundle, options: Option<Any>) -> Result<u32> {
+impl Checkpoint {
+    /// Where its images are.
+    async fn directory(&self, namespace: &Namespace, bundle: &Bundle) -> Result<String> {
+        Ok(match self {
+            Checkpoint::None => String::new(),
+            Checkpoint::Directory(path) => path.clone(),
+            Checkpoint::Saved(saved) => {
+                // It goes with the bundle.
+                let path = bundle.path.join(CHECKPOINT);
+                saved.unpack(namespace, &path).await?;
+                path.display().to_string()
+            }
+        })
+    }
+}
+
+async fn create_in_shim(
+    shim: &Shim,
+    creation: &Creation,
+    bundle: &Bundle,
+    (checkpoint, options): (String, Option<Any>),
+) -> Result<u32> {
     let request = CreateTaskRequest {
         id: creation.id.clone(),
         bundle: bundle.path.display().to_string(),
@@ -146,7 +180,7 @@ async fn create_in_shim(shim: &Shim, creation: &Creation, bundle: &Bundle, optio
         stdin: creation.stdin.clone(),
         stdout: creation.stdout.clone(),
         stderr: creation.stderr.clone(),
-        checkpoint: creation.checkpoint.clone(),
+        checkpoint,
         parent_checkpoint: String::new(),
         options,
     };

@@ -40,7 +40,7 @@ use crate::shim::log::LogCopy;
 use crate::shim::shims::SHUTDOWN_TIMEOUT;
 use crate::shim::{Endpoint, Shim, Shims, runtime};
 use crate::trace;
-pub(crate) use create::Creation;
+pub(crate) use create::{Checkpoint, Creation};
 pub(crate) use process::{Exec, State};
 
 /// How long it may take after it has said that it will.

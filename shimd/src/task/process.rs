@@ -164,6 +164,13 @@ impl Task {
         self.shim.call("update", "Update", &update).await
     }
 
+    /// Saves the processes as images in `path`.
+    pub(crate) async fn checkpoint(&self, path: &str, options: Option<Any>) -> Result<()> {
+        self.not_dead()?;
+        let request = shim::CheckpointTaskRequest { id: self.id.clone(), path: path.to_owned(), options };
+        self.shim.call("checkpoint", "Checkpoint", &request).await
+    }
+
     /// Measurements, in the form of the cgroup version in use.
     pub(crate) async fn stats(&self) -> Result<Option<Any>> {
         self.not_dead()?;

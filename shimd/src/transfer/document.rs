@@ -15,6 +15,8 @@ use crate::name::Digest;
 pub(crate) const DOCUMENT_MAX: u64 = 8 << 20;
 
 pub(crate) mod media_type {
+    pub(crate) use crate::checkpoint::{CONFIG as CHECKPOINT_CONFIG, IMAGES as CHECKPOINT};
+
     pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
     pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
     pub(crate) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -24,8 +26,6 @@ pub(crate) mod media_type {
     pub(crate) const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
     pub(crate) const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
     pub(crate) const DOCKER_LAYER_ZSTD: &str = "application/vnd.docker.image.rootfs.diff.tar.zstd";
-    pub(crate) const CHECKPOINT: &str = "application/vnd.containerd.container.criu.checkpoint.criu.tar";
-    pub(crate) const CHECKPOINT_CONFIG: &str = "application/vnd.containerd.container.checkpoint.config.v1+proto";
 }
 use media_type as mt;
 

@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 use strata_trace::{Span, now_ns};
 
+use super::checkpoint;
 use super::container::Container;
 use super::pending::{Job, Purpose};
 use super::process::{Exit, Key, Phase, Process, timestamp};
@@ -46,9 +47,6 @@ impl Tasks {
             return Err(Error::Exists { what: format!("container {} exists", request.id) });
         }
         self.check_sandbox_takes()?;
-        if !request.checkpoint.is_empty() {
-            return Err(Error::Unimplemented { what: "restoring a checkpoint is not done yet".to_owned() });
-        }
         let key = self.next_key();
         let mut spans = Vec::new();
         let mut container = prepare(&request, key, world, &mut spans)?;
@@ -98,6 +96,9 @@ impl Tasks {
                 what: format!("container {id} does not wait to be started"),
                 is_running: container.init.is_alive(),
             });
+        }
+        if container.checkpoint.is_some() {
+            return self.restore(id, reply, world);
         }
         // After this the init may end at any moment, and what it is in would not be known any more.
         if let Err(error) = container.look() {
@@ -367,6 +368,7 @@ fn prepare(request: &CreateTaskRequest, key: Key, world: &World, spans: &mut Vec
         id: request.id.clone(),
         bundle,
         runtime,
+        checkpoint: checkpoint::of(request)?,
         has_rootfs: !request.rootfs.is_empty(),
         hidden_rootfs: None,
         is_paused: false,
@@ -389,7 +391,7 @@ fn prepare(request: &CreateTaskRequest, key: Key, world: &World, spans: &mut Vec
     Ok(container)
 }
 
-fn runc_options(request: &CreateTaskRequest) -> Result<runc::Options, Error> {
+pub(super) fn runc_options(request: &CreateTaskRequest) -> Result<runc::Options, Error> {
     let Some(any) = request.options.as_ref().filter(|any| !any.type_url.is_empty()) else {
         return Ok(runc::Options::default());
     };
@@ -431,7 +433,7 @@ fn write_exec_file(path: PathBuf, process: &Process) -> Result<(), Error> {
     std::fs::write(&path, bytes).map_err(|source| Error::System { what: format!("write {}", path.display()), source })
 }
 
-fn not_running(id: &str) -> Error {
+pub(super) fn not_running(id: &str) -> Error {
     Error::State { what: format!("container {id} is not running"), is_running: false }
 }
 

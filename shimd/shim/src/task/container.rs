@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::lowrun::{LogName, Runtime};
 use crate::poll::Poller;
 use crate::stdio::Owner;
+use crate::task::checkpoint::Checkpoint;
 use crate::task::process::{Key, Phase, Process};
 
 /// What the kernel tells of a container only while its init lives.
@@ -24,6 +25,8 @@ pub(crate) struct Container {
     pub(crate) id: String,
     pub(crate) bundle: PathBuf,
     pub(crate) runtime: Runtime,
+    /// What it is made of when it is started; gone then.
+    pub(crate) checkpoint: Option<Checkpoint>,
     pub(crate) has_rootfs: bool,
     /// Keeps the root file system alive once it was taken off the host's mount table.
     pub(crate) hidden_rootfs: Option<OwnedFd>,
@@ -113,7 +116,7 @@ impl Container {
 
     /// Asks the kernel what it tells only while the init lives. It surely lives while it waits to be started.
     pub(crate) fn look(&mut self) -> io::Result<()> {
-        if self.kernel.is_some() || self.init.phase != Phase::Created {
+        if self.kernel.is_some() || self.init.phase != Phase::Created || self.init.pid == 0 {
             return Ok(());
         }
         let cgroup = Cgroup::of(self.init.pid)?;

@@ -4,6 +4,7 @@
 //! of the runtime has ended ([`pending`]), a process has ([`ends`]). Nothing waits in between.
 
 mod calls;
+mod checkpoint;
 mod container;
 mod ends;
 mod pending;
@@ -119,7 +120,7 @@ impl Tasks {
             "Stats" => self.stats(decode(payload)?),
             "Connect" => self.connect(decode(payload)?),
             "Shutdown" => self.shutdown(),
-            "Checkpoint" => Err(Error::Unimplemented { what: "checkpoints are not made yet".to_owned() }),
+            "Checkpoint" => self.checkpoint(decode(payload)?, reply, world),
             _ => Err(Error::Unimplemented { what: format!("method {method} is not known") }),
         }
     }
@@ -229,6 +230,7 @@ fn step_of(method: &str) -> &'static str {
         "Pause" => "pause",
         "Resume" => "resume",
         "Update" => "update",
+        "Checkpoint" => "checkpoint",
         _ => "watch",
     }
 }

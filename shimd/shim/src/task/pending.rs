@@ -17,6 +17,7 @@ use strata_trace::Span;
 
 use super::Tasks;
 use super::calls::{delete_response, wait_response};
+use super::checkpoint::{self, Save};
 use super::container::{Container, read_pid};
 use super::process::{Exit, Key, Phase, timestamp};
 use crate::error::Error;
@@ -46,6 +47,10 @@ pub(crate) enum Purpose {
     /// To end what is left when the init has ended.
     KillRest,
     Delete,
+    /// To save the container's processes.
+    Checkpoint(Save),
+    /// To start a container that is made of a checkpoint.
+    Restore,
 }
 
 impl Purpose {
@@ -59,6 +64,8 @@ impl Purpose {
             Purpose::Update(_) => "update",
             Purpose::Kill { .. } | Purpose::KillRest => "kill",
             Purpose::Delete => "delete",
+            Purpose::Checkpoint(_) => "checkpoint",
+            Purpose::Restore => "restore",
         }
     }
 }
@@ -83,12 +90,15 @@ pub(crate) struct Pending {
 }
 
 /// What the caller is told.
-type Completed = Result<Vec<u8>, Error>;
+pub(super) type Completed = Result<Vec<u8>, Error>;
 
 impl Tasks {
     /// Calls the runtime.
     pub(super) fn run(&mut self, job: Job, world: &mut World) {
         let step = job.purpose.step();
+        if self.is_made_later(&job) {
+            return self.complete(job, Outcome { result: Ok(()), spans: Vec::new() }, world);
+        }
         match self.call(&job, world) {
             Ok(call) => self.pending.push(Pending { job, call: Some(call) }),
             Err(error) => {
@@ -165,7 +175,9 @@ impl Tasks {
 
     /// Whether the runtime is about to tell the pid of a new process.
     pub(super) fn expects_a_pid(&self) -> bool {
-        self.pending.iter().any(|pending| matches!(pending.job.purpose, Purpose::Create(_) | Purpose::Exec))
+        self.pending
+            .iter()
+            .any(|pending| matches!(pending.job.purpose, Purpose::Create(_) | Purpose::Exec | Purpose::Restore))
     }
 
     fn complete(&mut self, job: Job, outcome: Outcome, world: &mut World) {
@@ -181,6 +193,8 @@ impl Tasks {
             Purpose::Resume => self.paused(key, false, result, world),
             Purpose::Delete => self.deleted(key, result, world),
             Purpose::Kill { .. } => killed(result),
+            Purpose::Checkpoint(save) => self.saved(key, save, result, world),
+            Purpose::Restore => self.restored(key, result, world),
             Purpose::Update(_) => result.map(|()| Vec::new()),
             // Those who are gone cannot be killed, and nobody waits for an answer.
             Purpose::KillRest => Ok(Vec::new()),
@@ -227,6 +241,10 @@ impl Tasks {
     fn take_created(&mut self, key: Key, world: &mut World) -> Result<u32, Error> {
         let gone = || Error::NotFound { what: "the container was removed".to_owned() };
         let container = self.container_of(key).ok_or_else(gone)?;
+        if container.checkpoint.is_some() {
+            container.init.phase = Phase::Created;
+            return Ok(0);
+        }
         let pid = read_pid(&container.pid_file(""))?;
         container.init.pid = pid;
         container.init.phase = Phase::Created;
@@ -258,7 +276,7 @@ impl Tasks {
         }
     }
 
-    fn started(&mut self, key: Key, result: Result<(), Error>, world: &mut World) -> Completed {
+    pub(super) fn started(&mut self, key: Key, result: Result<(), Error>, world: &mut World) -> Completed {
         let Some(container) = self.container_of(key) else { return Ok(Vec::new()) };
         let early = match container.init.phase {
             Phase::Starting(exit) => exit,
@@ -390,6 +408,8 @@ fn command(container: &Container, job: &Job) -> Vec<String> {
         Purpose::Kill { all: false, .. } => words(&["kill"]),
         Purpose::Kill { all: true, .. } | Purpose::KillRest => words(&["kill", "--all"]),
         Purpose::Delete => words(&["delete"]),
+        Purpose::Checkpoint(save) => save.command(container),
+        Purpose::Restore => checkpoint::restore_command(container),
     };
     command.push(id);
     match job.purpose {
@@ -430,7 +450,7 @@ fn stdio<'a>(
     null: &'a OwnedFd,
 ) -> [BorrowedFd<'a>; 3] {
     let io = match job.purpose {
-        Purpose::Create(_) => container.init.io.as_ref(),
+        Purpose::Create(_) | Purpose::Restore => container.init.io.as_ref(),
         Purpose::Exec => container.execs.iter().find(|exec| exec.key == job.key).and_then(|exec| exec.io.as_ref()),
         _ => None,
     };

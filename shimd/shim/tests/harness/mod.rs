@@ -40,7 +40,7 @@ fn runtime() -> Option<PathBuf> {
 pub(crate) struct Stage {
     temporary: tempfile::TempDir,
     pub(crate) id: String,
-    runtime: PathBuf,
+    pub(crate) runtime: PathBuf,
     pub(crate) events: Events,
     listening: Option<tokio::task::JoinHandle<()>>,
     /// What shims log into; a supervisor reads it.
@@ -64,14 +64,16 @@ impl Events {
         self.0.lock().unwrap().iter().map(|event| event.topic.trim_start_matches("/tasks/").to_owned()).collect()
     }
 
-    pub(crate) fn exits(&self) -> Vec<(String, u32)> {
+    /// The events of one topic.
+    pub(crate) fn of<M: Message + prost::Name + Default>(&self, topic: &str) -> Vec<M> {
         let events = self.0.lock().unwrap();
-        let exits = events.iter().filter(|event| event.topic == proto_shim::topic::TASK_EXIT);
-        let exit = |event: &Envelope| {
-            let exit: proto_shim::events::TaskExit = proto_shim::from_any(event.event.as_ref()?).ok()??;
-            Some((exit.id, exit.exit_status))
-        };
-        exits.filter_map(exit).collect()
+        let events = events.iter().filter(|event| event.topic == topic);
+        events.filter_map(|event| proto_shim::from_any(event.event.as_ref()?).ok()?).collect()
+    }
+
+    pub(crate) fn exits(&self) -> Vec<(String, u32)> {
+        let exits = self.of::<proto_shim::events::TaskExit>(proto_shim::topic::TASK_EXIT);
+        exits.into_iter().map(|exit| (exit.id, exit.exit_status)).collect()
     }
 
     pub(crate) async fn wait_for(&self, topic: &str) {
