@@ -85,7 +85,7 @@ impl Daemon {
             events: events.clone(),
             upkeep: upkeep.clone(),
             streams: Arc::default(),
-            helper: config.registry_helper.clone(),
+            courier: config.registry_helper.clone(),
             unpacking: std::sync::Mutex::default(),
         };
         Ok(Daemon {

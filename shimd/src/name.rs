@@ -10,7 +10,7 @@ use crate::error::Error;
 /// Longest identifier (namespace, container, exec), in bytes: they become file names.
 const IDENTIFIER_MAX: usize = 76;
 /// Most bytes of a label's key and value together.
-const LABEL_MAX: usize = 4096;
+pub(crate) const LABEL_MAX: usize = 4096;
 /// Longest free-form name (snapshot key, image, ingest ref, lease), in bytes.
 const NAME_MAX: usize = 4096;
 

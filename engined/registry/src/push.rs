@@ -20,6 +20,8 @@ const CHUNK: usize = 4 << 20;
 pub struct Upload<'a> {
     repository: &'a Repository,
     descriptor: Descriptor,
+    /// Where the registry itself was asked: what it leads to may be elsewhere.
+    asked: Uri,
     location: Uri,
     sent: u64,
     waiting: BytesMut,
@@ -29,7 +31,8 @@ impl<'a> Upload<'a> {
     pub(crate) async fn begin(repository: &'a Repository, descriptor: &Descriptor) -> Result<Upload<'a>, Problem> {
         let (answer, asked) = repository.write(Method::POST, "blobs/uploads/", &HeaderMap::new(), Bytes::new()).await?;
         let location = location(&answer, &asked)?;
-        Ok(Upload { repository, descriptor: descriptor.clone(), location, sent: 0, waiting: BytesMut::new() })
+        let descriptor = descriptor.clone();
+        Ok(Upload { repository, descriptor, asked, location, sent: 0, waiting: BytesMut::new() })
     }
 
     /// Takes the next bytes.
@@ -50,7 +53,7 @@ impl<'a> Upload<'a> {
         let mut headers = octets();
         let range = HeaderValue::try_from(format!("{}-{}", self.sent, end - 1)).expect("digits are printable ASCII");
         headers.insert(CONTENT_RANGE, range);
-        let answer = self.repository.write_at(Method::PATCH, &self.location, &headers, chunk).await?;
+        let answer = self.repository.write_at(Method::PATCH, (&self.asked, &self.location), &headers, chunk).await?;
         self.location = location(&answer, &self.location)?;
         self.sent = end;
         Ok(())
@@ -72,7 +75,7 @@ impl<'a> Upload<'a> {
         let joint = if self.location.query().is_some() { '&' } else { '?' };
         let text = format!("{}{joint}digest={}", self.location, self.descriptor.digest);
         let uri = text.parse().map_err(|_| Problem::Protocol(format!("{text} is no URL")))?;
-        stored(&self.repository.write_at(Method::PUT, &uri, &octets(), Bytes::new()).await?)
+        stored(&self.repository.write_at(Method::PUT, (&self.asked, &uri), &octets(), Bytes::new()).await?)
     }
 }
 

@@ -14,7 +14,7 @@ use crate::digest::Digest;
 use crate::document::{ACCEPTED, DOCUMENT_MAX};
 use crate::error::Problem;
 use crate::retry::{Attempts, DOCUMENT_ATTEMPTS, RETRY_AFTER_MAX};
-use crate::transport::{Answer, Transport, host_and_port};
+use crate::transport::{Answer, Transport};
 
 /// Longest time for one attempt at a document, however its bytes trickle.
 const DOCUMENT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -160,12 +160,12 @@ impl Repository {
     ) -> Result<(Answer, Uri), Problem> {
         let tls = self.tls.load(Ordering::Relaxed);
         let uri = self.uri(tail, tls)?;
-        let plain = match self.write_at(method.clone(), &uri, headers, body.clone()).await {
+        let plain = match self.write_at(method.clone(), (&uri, &uri), headers, body.clone()).await {
             Err(problem @ (Problem::Broken { .. } | Problem::Status { status: 400, .. })) if !tls => problem,
             outcome => return outcome.map(|answer| (answer, uri)),
         };
         let uri = self.uri(tail, true)?;
-        match self.write_at(method, &uri, headers, body).await {
+        match self.write_at(method, (&uri, &uri), headers, body).await {
             Err(problem) if problem.is_no_tls() => Err(plain),
             outcome => {
                 self.tls.store(true, Ordering::Relaxed);
@@ -174,16 +174,15 @@ impl Repository {
         }
     }
 
-    /// The same at a place that the registry named. Credentials go to the registry alone.
+    /// The same at a place that the registry named where it was asked. Credentials go to the registry alone.
     pub(crate) async fn write_at(
         &self,
         method: Method,
-        uri: &Uri,
+        (asked, uri): (&Uri, &Uri),
         headers: &HeaderMap,
         body: Bytes,
     ) -> Result<Answer, Problem> {
-        self.transport.allowed(uri)?;
-        let is_own = host_and_port(uri).eq_ignore_ascii_case(&self.host);
+        let is_own = self.transport.led(asked, uri)?;
         let known = self.authorization().filter(|_| is_own);
         let answer = self.transport.exchange(method.clone(), uri, headers, known.as_ref(), body.clone()).await?;
         if answer.response.status() != StatusCode::UNAUTHORIZED {

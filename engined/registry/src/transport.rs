@@ -220,12 +220,19 @@ impl Transport {
         let location = location.ok_or_else(|| Problem::Protocol("it redirects without saying where to".into()))?;
         let to = resolve(from, location)
             .ok_or_else(|| Problem::Protocol(format!("it redirects to {location:?}, which is no URL")))?;
-        if from.scheme_str() == Some("https") && to.scheme_str() != Some("https") {
-            let (from, to) = (host_and_port(from), host_and_port(&to));
-            return Err(Problem::Unsafe(format!("{from} redirects to {to} without TLS, which is not followed")));
-        }
-        self.allowed(&to)?;
+        self.led(from, &to)?;
         Ok(to)
+    }
+
+    /// Whether a place that `from` led to is the same one, so that credentials may go there: not by how it is written, but
+    /// by scheme, host and port. Where nobody may be led, that is an error.
+    pub(crate) fn led(&self, from: &Uri, to: &Uri) -> Result<bool, Problem> {
+        if from.scheme_str() == Some("https") && to.scheme_str() != Some("https") {
+            let (from, to) = (host_and_port(from), host_and_port(to));
+            return Err(Problem::Unsafe(format!("{from} leads to {to} without TLS, which is not followed")));
+        }
+        self.allowed(to)?;
+        Ok(Origin::of(from) == Origin::of(to))
     }
 
     /// Whether `uri` may be asked at all.
@@ -424,6 +431,19 @@ mod tests {
         let allowed = |uri: &str| transport.allowed(&uri.parse().unwrap()).is_ok();
         assert!(allowed("https://cdn.example/x") && allowed("http://127.0.0.1:5000/x"));
         assert!(!allowed("http://cdn.example/x") && !allowed("https://u:p@cdn.example/x") && !allowed("ftp://x/y"));
+    }
+
+    #[test]
+    fn where_a_registry_may_lead_to() {
+        let transport = transport(&["a.com"]);
+        let led = |from: &str, to: &str| transport.led(&from.parse().unwrap(), &to.parse().unwrap()).ok();
+        assert_eq!(led("https://a.com/v2/", "https://A.com:443/upload"), Some(true));
+        assert_eq!(led("http://a.com:80/v2/", "http://a.com/upload"), Some(true));
+        assert_eq!(led("https://a.com/v2/", "https://cdn.example/upload"), Some(false));
+        // Written alike, and another place: what goes there can be read by anybody.
+        assert_eq!(led("https://a.com/v2/", "http://a.com/upload"), None);
+        assert_eq!(led("http://a.com/v2/", "https://a.com/upload"), Some(false));
+        assert_eq!(led("http://a.com/v2/", "http://cdn.example/upload"), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 use proto_shim::bootstrap::{BootstrapParams, BootstrapResult};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 use sha2::{Digest, Sha256};
@@ -84,11 +84,9 @@ fn socket_path(flags: &Flags, params: Option<&BootstrapParams>) -> PathBuf {
 /// A socket that listens, or `None` when a shim serves there already.
 fn new_socket(socket: &Path) -> Result<Option<OwnedFd>, Error> {
     let failed = |source| Error::System { what: format!("listen on {}", socket.display()), source };
+    // Shims of one group may start at once: one that has bound its socket and does not listen yet would be taken for dead.
+    let _alone = lock_directory(socket).map_err(failed)?;
     let listened = match listen(socket) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            socket.parent().map_or(Ok(()), make_directory).map_err(failed)?;
-            listen(socket)
-        }
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             if is_served(socket) {
                 return Ok(None);
@@ -100,6 +98,21 @@ fn new_socket(socket: &Path) -> Result<Option<OwnedFd>, Error> {
         other => other,
     };
     listened.map(Some).map_err(failed)
+}
+
+/// The right to bind in the socket's directory, as long as the handle is held; no process is left with it.
+fn lock_directory(socket: &Path) -> io::Result<OwnedFd> {
+    let directory = socket.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let open = || rustix::fs::open(directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let handle = match open() {
+        Err(Errno::NOENT) => {
+            make_directory(directory)?;
+            open()?
+        }
+        opened => opened?,
+    };
+    rustix::fs::flock(&handle, FlockOperation::LockExclusive)?;
+    Ok(handle)
 }
 
 fn make_directory(directory: &Path) -> io::Result<()> {

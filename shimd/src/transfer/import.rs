@@ -46,7 +46,7 @@ struct Found {
     layout: Option<Layout>,
     docker: Option<Vec<DockerImage>>,
     blobs: HashMap<String, Blob>,
-    links: Vec<(String, String)>,
+    links: HashMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -104,7 +104,10 @@ fn read_files<R: BufRead>(job: &Job, mut archive: Archive<R>) -> Result<Found> {
                 let blob = ingest(job, &mut archive, &entry, &name)?;
                 found.blobs.insert(name, blob);
             }
-            Kind::Symlink => found.links.push((name.clone(), target(&name, &entry)?)),
+            Kind::Symlink => {
+                let target = target(&name, &entry)?;
+                found.links.insert(name, target);
+            }
             _ => {}
         }
     }
@@ -179,6 +182,10 @@ impl Job {
             unpack: None,
         };
         let mut writer = handle.block_on(Writer::open(self.of.content.clone(), opening))?;
+        if writer.offset() > 0 {
+            // Of an attempt under the same lease that was cut off: what comes now is the whole.
+            handle.block_on(writer.reset())?;
+        }
         loop {
             let piece = next()?;
             if piece.is_empty() {
@@ -256,8 +263,7 @@ impl Found {
 
     fn blob(&self, name: &str) -> Result<&Blob> {
         let name = clean(name.as_bytes())?;
-        let linked = self.links.iter().find(|(link, _)| *link == name).map(|(_, target)| target);
-        let found = self.blobs.get(&name).or_else(|| self.blobs.get(linked?));
+        let found = self.blobs.get(&name).or_else(|| self.blobs.get(self.links.get(&name)?));
         found.ok_or_else(|| Error::invalid("archive", format!("it names {name:?}, which is not in it")))
     }
 }

@@ -2,17 +2,17 @@
 //!
 //! ```text
 //!   archive (a client's stream) --import--> content --gather--> labels, manifests --unpack--> snapshots --> names
-//!   registry (a helper process) --fetch --> content ---------------------------------------------------------^
-//!   names --> content --export--> archive;   --push--> registry (a helper process)
+//!   registry (a courier process) --fetch --> content ---------------------------------------------------------^
+//!   names --> content --export--> archive;   --push--> registry (a courier process)
 //! ```
 //! [`Transfers`] decides what a pair of source and destination means; a [`Job`] is one transfer under way, all that it
-//! makes held by a lease until it has a name. shimd itself opens no network socket: [`helper`] does, in a process of
+//! makes held by a lease until it has a name. shimd itself opens no network socket: [`courier`] does, in a process of
 //! its own without privileges.
 
+mod courier;
 mod document;
 mod export;
 mod gather;
-mod helper;
 mod import;
 mod names;
 mod platform;
@@ -33,7 +33,7 @@ use crate::content::Content;
 use crate::db::Store;
 use crate::db::record::{Image, Labels};
 use crate::diff::{Differ, run_blocking};
-use crate::error::{Error, Result};
+use crate::error::{Chain, Error, Result};
 use crate::event::Events;
 use crate::image::{Images, Info};
 use crate::lease;
@@ -62,7 +62,7 @@ pub(crate) struct Transfers {
     pub(crate) upkeep: Arc<Upkeep>,
     pub(crate) streams: Arc<Streams>,
     /// The program that talks to registries.
-    pub(crate) helper: PathBuf,
+    pub(crate) courier: PathBuf,
     /// Chain ids that are being unpacked: the second who wants one waits, and finds it.
     pub(crate) unpacking: Mutex<Unpacking>,
 }
@@ -91,7 +91,20 @@ struct Job {
     of: Arc<Transfers>,
     namespace: Namespace,
     lease: String,
+    /// It made the lease, which goes with it.
+    is_own_lease: bool,
     progress: Progress,
+}
+
+/// However the transfer ends, also by a client that goes away: the lease is there as long as anybody works for it.
+impl Drop for Job {
+    fn drop(&mut self) {
+        if self.is_own_lease
+            && let Err(error) = lease::delete(&self.of.store, &self.namespace, &self.lease)
+        {
+            tracing::warn!(lease = self.lease, error = %Chain(&error), "delete the lease of a transfer");
+        }
+    }
 }
 
 impl Transfers {
@@ -102,19 +115,14 @@ impl Transfers {
             "" => Progress::silent(),
             id => Progress::on(self.streams.take(&request.namespace, id)?),
         };
-        let is_own = request.lease.is_none();
+        let is_own_lease = request.lease.is_none();
         let lease = match request.lease {
             Some(lease) => lease,
             None => lease::create(&self.store, &request.namespace, "", expiring())?.id,
         };
-        let job = Arc::new(Job { of: self.clone(), namespace: request.namespace, lease, progress });
-        let outcome = job.run(source, destination).await;
-        let freed = match is_own {
-            true => lease::delete(&self.store, &job.namespace, &job.lease).map(drop),
-            false => Ok(()),
-        };
-        // Why the transfer failed is more than that its lease stayed.
-        outcome.and(freed)
+        let namespace = request.namespace;
+        let job = Arc::new(Job { of: self.clone(), namespace, lease, is_own_lease, progress });
+        job.run(source, destination).await
     }
 }
 

@@ -1,4 +1,4 @@
-//! Images from a registry, and to one. The network is the [`Helper`]'s; what comes from it is verified again here, by
+//! Images from a registry, and to one. The network is the [`Courier`]'s; what comes from it is verified again here, by
 //! the content store.
 
 use std::collections::HashSet;
@@ -11,9 +11,9 @@ use proto_containerd::events;
 use proto_containerd::types::transfer::{AuthRequest, AuthResponse, AuthType, ImageStore, OciRegistry};
 use proto_registry::{Credentials, Open, PIECE};
 
+use super::courier::Courier;
 use super::document::{Config, Descriptor, Document};
 use super::gather::{Bounds, Manifest, Wanted, check_depth};
-use super::helper::Helper;
 use super::progress::reference;
 use super::{Job, names};
 use crate::content::{Commit, Opening, Writer};
@@ -21,7 +21,7 @@ use crate::db::record::Labels;
 use crate::diff::run_blocking;
 use crate::error::{Error, Result};
 use crate::lease::{self, Resource};
-use crate::name::Digest;
+use crate::name::{Digest, LABEL_MAX};
 
 /// Blobs that are fetched or pushed at once.
 const PARALLEL: usize = 3;
@@ -36,12 +36,12 @@ const SOURCE: &str = "containerd.io/distribution.source.";
 impl Job {
     pub(super) async fn pull(self: &Arc<Self>, from: OciRegistry, to: ImageStore) -> Result<()> {
         self.progress.event(&format!("Resolving from OCI Registry ({})", from.reference));
-        let helper = self.helper(&from, false).await?;
-        let (root, bytes) = helper.resolve().await?;
+        let courier = self.courier(&from, false).await?;
+        let (root, bytes) = courier.resolve().await?;
         self.progress.event(&format!("Pulling from OCI Registry ({})", from.reference));
         self.progress.of_image("fetching image content", &from.reference, &root);
         self.keep_document(&root, bytes, &from.reference).await?;
-        let remote = Remote { helper: &helper, name: &from.reference };
+        let remote = Remote { courier: &courier, name: &from.reference };
         let manifests = self.gather(&root, &Wanted::of(&to), Some(&remote)).await?;
         for manifest in &manifests {
             self.fetch_layers(manifest, &remote, !to.unpacks.is_empty()).await?;
@@ -57,8 +57,8 @@ impl Job {
         let root = Descriptor::try_from(&image.record)?;
         self.progress.event(&format!("Pushing to OCI Registry ({})", to.reference));
         self.progress.of_image("pushing content", &to.reference, &root);
-        let helper = self.helper(&to, true).await?;
-        let remote = Remote { helper: &helper, name: &to.reference };
+        let courier = self.courier(&to, true).await?;
+        let remote = Remote { courier: &courier, name: &to.reference };
         for (document, blobs) in self.to_push(&root, &Wanted::of(&from))? {
             stream::iter(blobs)
                 .map(|blob| self.push_blob(blob, &remote))
@@ -66,7 +66,7 @@ impl Job {
                 .try_collect::<()>()
                 .await?;
             let bytes = Bytes::from(self.read(&document)?);
-            helper.push_document(&document, bytes, document.digest == root.digest).await?;
+            courier.push_document(&document, bytes, document.digest == root.digest).await?;
             self.add_source(&document, remote.name)?;
             self.progress.of_blob("complete", remote.name, &document, document.size);
         }
@@ -74,7 +74,7 @@ impl Job {
         Ok(())
     }
 
-    async fn helper(&self, registry: &OciRegistry, to_push: bool) -> Result<Helper> {
+    async fn courier(&self, registry: &OciRegistry, to_push: bool) -> Result<Courier> {
         let resolver = registry.resolver.clone().unwrap_or_default();
         for (field, is_set) in [("host_dir", !resolver.host_dir.is_empty()), ("headers", !resolver.headers.is_empty())]
         {
@@ -88,7 +88,7 @@ impl Job {
             is_plain: resolver.default_scheme == "http",
             to_push,
         };
-        Helper::start(&self.of.helper, open).await
+        Courier::start(&self.of.courier, open).await
     }
 
     /// Asks the client who it is.
@@ -157,13 +157,10 @@ impl Job {
     fn add_source(&self, descriptor: &Descriptor, name: &str) -> Result<()> {
         let (key, path) = source(name);
         let known = self.of.content.info(&self.namespace, &descriptor.digest)?.record.labels.remove(&key);
-        let mut paths: Vec<&str> = known.as_deref().into_iter().flat_map(|paths| paths.split(',')).collect();
-        if paths.contains(&path.as_str()) {
-            return Ok(());
+        match with_path(known.as_deref(), &path, LABEL_MAX.saturating_sub(key.len())) {
+            Some(paths) => self.label(&descriptor.digest, &key, &paths),
+            None => Ok(()),
         }
-        paths.push(&path);
-        paths.sort_unstable();
-        self.label(&descriptor.digest, &key, &paths.join(","))
     }
 
     async fn commit_blob(&self, mut writer: Writer, descriptor: &Descriptor, name: &str) -> Result<()> {
@@ -195,7 +192,7 @@ impl Job {
             return self.fetch_blob(descriptor, None, remote).await;
         }
         self.progress.of_blob("waiting", remote.name, descriptor, 0);
-        let bytes = remote.helper.document(descriptor).await?;
+        let bytes = remote.courier.document(descriptor).await?;
         self.keep_document(descriptor, bytes, remote.name).await
     }
 
@@ -215,7 +212,7 @@ impl Job {
     async fn fetch_blob(&self, blob: &Descriptor, diff_id: Option<Digest>, remote: &Remote<'_>) -> Result<()> {
         let Some(mut writer) = self.writer(blob, diff_id, remote.name).await? else { return Ok(()) };
         self.progress.of_blob("waiting", remote.name, blob, writer.offset());
-        let mut pieces = remote.helper.fetch(blob, writer.offset()).await?;
+        let mut pieces = remote.courier.fetch(blob, writer.offset()).await?;
         let mut told = 0;
         while let Some(piece) = pieces.data().await? {
             writer.write(piece).await?;
@@ -254,12 +251,12 @@ impl Job {
     }
 
     async fn push_blob(&self, blob: Descriptor, remote: &Remote<'_>) -> Result<()> {
-        if remote.helper.has(&blob).await? {
+        if remote.courier.has(&blob).await? {
             self.progress.of_blob("already exists", remote.name, &blob, blob.size);
             return self.add_source(&blob, remote.name);
         }
         let (mut file, size) = self.of.content.blob(&self.namespace, &blob.digest)?;
-        let push = remote.helper.push(&blob).await?;
+        let mut push = remote.courier.push(&blob).await?;
         let mut left = size;
         while left > 0 {
             let length = PIECE.min(usize::try_from(left).unwrap_or(PIECE));
@@ -284,7 +281,7 @@ fn to_fetch(layers: &[Descriptor], diff_ids: &[Digest]) -> Vec<(Descriptor, Opti
 
 /// The repository at the other end.
 pub(super) struct Remote<'a> {
-    helper: &'a Helper,
+    courier: &'a Courier,
     /// As the client wrote it.
     name: &'a str,
 }
@@ -310,6 +307,18 @@ fn credentials(answer: AuthResponse) -> Result<Option<Credentials>> {
             _ => return Err(Error::Unimplemented { what: "an authorization that is no bearer token".to_owned() }),
         },
     })
+}
+
+/// A list of repositories with one more; `None` where it is in the list, or the list is full: it is a hint, and for want of
+/// one repository no transfer fails.
+fn with_path(known: Option<&str>, path: &str, limit: usize) -> Option<String> {
+    let mut paths: Vec<&str> = known.into_iter().flat_map(|paths| paths.split(',')).collect();
+    if paths.contains(&path) {
+        return None;
+    }
+    paths.push(path);
+    paths.sort_unstable();
+    Some(paths.join(",")).filter(|paths| paths.len() <= limit)
 }
 
 /// The label that says where content came from: the registry is its key, the repository its value.
@@ -339,6 +348,14 @@ mod tests {
         let expected = |host: &str, path: &str| (format!("{SOURCE}{host}"), path.to_owned());
         assert_eq!(source("127.0.0.1:5000/busybox:latest"), expected("127.0.0.1", "busybox"));
         assert_eq!(source("docker.io/library/nginx@sha256:00"), expected("docker.io", "library/nginx"));
+    }
+
+    #[test]
+    fn a_list_of_repositories_that_is_full_stays_as_it_is() {
+        assert_eq!(with_path(None, "b", 3).unwrap(), "b");
+        assert_eq!(with_path(Some("b"), "a", 3).unwrap(), "a,b");
+        assert_eq!(with_path(Some("a,b"), "a", 3), None);
+        assert_eq!(with_path(Some("a,b"), "c", 3), None);
     }
 
     #[test]

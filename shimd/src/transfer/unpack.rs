@@ -1,12 +1,14 @@
 //! An image's layers become snapshots, named by their chain ids as containerd's clients name them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, Weak};
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use proto_containerd::events;
 use proto_containerd::types::transfer::{ImageStore, UnpackConfiguration};
 use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
 
 use super::document::{Config, Descriptor};
 use super::gather::Manifest;
@@ -26,8 +28,21 @@ const SNAPSHOT_REF: &str = "containerd.io/gc.ref.snapshot.overlayfs";
 /// Label of a snapshot: the chain id that it is made for.
 const CHAIN_ID: &str = "containerd.io/snapshot.ref";
 
-/// Who unpacks what: a lock for each chain id that somebody works on.
-pub(crate) type Unpacking = HashMap<(Namespace, String), Weak<tokio::sync::Mutex<()>>>;
+/// Who unpacks what: each chain id that somebody works on, with a channel that closes when that is over.
+pub(crate) type Unpacking = HashMap<(Namespace, String), watch::Receiver<()>>;
+
+/// The right to unpack a chain id, as long as it is held.
+struct Turn {
+    of: Arc<Transfers>,
+    key: (Namespace, String),
+    _over: watch::Sender<()>,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.of.unpacking().remove(&self.key);
+    }
+}
 
 /// A layer on its way into a snapshot.
 struct Layer<'a> {
@@ -38,17 +53,50 @@ struct Layer<'a> {
     chain_id: &'a str,
 }
 
+/// A snapshot that is being unpacked into. It goes when it is not committed, also where the client goes away meanwhile.
+struct Extraction<'a> {
+    job: &'a Job,
+    key: Option<String>,
+}
+
+impl Extraction<'_> {
+    fn commit(mut self, layer: &Layer<'_>) -> Result<()> {
+        let Some(key) = &self.key else { return Ok(()) };
+        self.job.commit(key, layer)?;
+        self.key = None;
+        Ok(())
+    }
+}
+
+impl Drop for Extraction<'_> {
+    fn drop(&mut self) {
+        let Some(key) = &self.key else { return };
+        if let Err(error) = self.job.of.snapshots.remove(&self.job.namespace, key) {
+            tracing::warn!(error = %Chain(&error), "remove a snapshot that was not unpacked");
+        }
+    }
+}
+
 impl Transfers {
-    /// The right to unpack a chain id.
-    fn unpacking(&self, namespace: &Namespace, chain_id: &str) -> Arc<tokio::sync::Mutex<()>> {
-        let mut unpacking = self.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
-        unpacking.retain(|_, lock| lock.strong_count() > 0);
-        let entry = unpacking.entry((namespace.clone(), chain_id.to_owned())).or_default();
-        entry.upgrade().unwrap_or_else(|| {
-            let lock = Arc::default();
-            *entry = Arc::downgrade(&lock);
-            lock
-        })
+    /// Waits for the right to unpack a chain id.
+    async fn turn(self: &Arc<Self>, namespace: &Namespace, chain_id: &str) -> Turn {
+        let key = (namespace.clone(), chain_id.to_owned());
+        loop {
+            let mut busy = match self.unpacking().entry(key.clone()) {
+                Entry::Occupied(busy) => busy.get().clone(),
+                Entry::Vacant(free) => {
+                    let (over, busy) = watch::channel(());
+                    free.insert(busy);
+                    return Turn { of: self.clone(), key, _over: over };
+                }
+            };
+            // Nothing is ever sent.
+            let _ = busy.changed().await;
+        }
+    }
+
+    fn unpacking(&self) -> MutexGuard<'_, Unpacking> {
+        self.unpacking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -83,21 +131,16 @@ impl Job {
     }
 
     async fn unpack_layer(&self, layer: &Layer<'_>) -> Result<()> {
-        let lock = self.of.unpacking(&self.namespace, layer.chain_id);
-        let _unpacking = lock.lock().await;
+        let _turn = self.of.turn(&self.namespace, layer.chain_id).await;
         if self.of.snapshots.stat(&self.namespace, layer.chain_id).is_ok() {
             let held = Resource { kind: lease::SNAPSHOT.to_owned(), id: layer.chain_id.to_owned() };
             return lease::add_resource(&self.of.store, &self.namespace, &self.lease, &held);
         }
         let key = format!("extract-{} {}", unique(), layer.chain_id);
         let mounts = self.prepare(&key, layer)?;
-        let applied = self.apply(layer, &mounts).await.and_then(|()| self.commit(&key, layer));
-        if applied.is_err()
-            && let Err(error) = self.of.snapshots.remove(&self.namespace, &key)
-        {
-            tracing::warn!(error = %Chain(&error), "remove a snapshot that was not unpacked");
-        }
-        applied?;
+        let extraction = Extraction { job: self, key: Some(key) };
+        self.apply(layer, &mounts).await?;
+        extraction.commit(layer)?;
         self.label(&layer.descriptor.digest, UNCOMPRESSED, layer.diff_id.as_str())
     }
 

@@ -1,6 +1,7 @@
-//! The registry helper: a process of its own, without privileges, that has the network sockets which shimd has not.
+//! The courier: a process of its own, `shimd-registry`, without privileges, that has the network sockets which shimd has
+//! not.
 //!
-//! One helper serves one transfer. Orders and answers share its two pipes; each answer goes to the order of its stream.
+//! One courier serves one transfer. Orders and answers share its two pipes; each answer goes to the order of its stream.
 //! It is ended with the transfer, however that ends.
 
 use std::collections::HashMap;
@@ -22,7 +23,7 @@ use crate::name::Digest;
 
 /// Answers of one order that wait to be taken.
 const QUEUE: usize = 8;
-/// What the helper gets of shimd's environment: which proxies to use, and which authorities to trust.
+/// What the courier gets of shimd's environment: which proxies to use, and which authorities to trust.
 const PASSED_ON: [&str; 9] = [
     "HTTP_PROXY",
     "HTTPS_PROXY",
@@ -37,9 +38,10 @@ const PASSED_ON: [&str; 9] = [
 
 type Waiting = Arc<Mutex<HashMap<u32, mpsc::Sender<answer::Kind>>>>;
 
-/// A helper at work on one repository.
-pub(super) struct Helper {
-    input: tokio::sync::Mutex<ChildStdin>,
+/// A courier at work on one repository.
+pub(super) struct Courier {
+    /// To the task that writes them to the process.
+    orders: mpsc::Sender<Order>,
     waiting: Waiting,
     next: AtomicU32,
     /// Killed when it is dropped.
@@ -48,15 +50,15 @@ pub(super) struct Helper {
 
 /// An order that is being carried out.
 pub(super) struct Answers<'a> {
-    helper: &'a Helper,
+    courier: &'a Courier,
     stream: u32,
     answers: mpsc::Receiver<answer::Kind>,
 }
 
-impl Helper {
+impl Courier {
     /// Starts `program` for a repository.
-    pub(super) async fn start(program: &Path, open: Open) -> Result<Helper> {
-        let failed = |source| Error::io(format!("start the registry helper {}", program.display()), source);
+    pub(super) async fn start(program: &Path, open: Open) -> Result<Courier> {
+        let failed = |source| Error::io(format!("start the registry courier {}", program.display()), source);
         let mut command = Command::new(program);
         command.env_clear().envs(PASSED_ON.iter().filter_map(|name| Some((*name, std::env::var_os(name)?))));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
@@ -67,9 +69,11 @@ impl Helper {
         };
         let waiting = Waiting::default();
         tokio::spawn(hand_out(output, waiting.clone()));
-        let helper = Helper { input: input.into(), waiting, next: AtomicU32::new(0), _child: child };
-        helper.order(order::Kind::Open(open)).await?.done().await?;
-        Ok(helper)
+        let (orders, taken) = mpsc::channel(1);
+        tokio::spawn(hand_over(input, taken));
+        let courier = Courier { orders, waiting, next: AtomicU32::new(0), _child: child };
+        courier.order(order::Kind::Open(open)).await?.done().await?;
+        Ok(courier)
     }
 
     /// What the repository's reference stands for.
@@ -113,32 +117,21 @@ impl Helper {
         let stream = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, answers) = mpsc::channel(QUEUE);
         lock(&self.waiting).insert(stream, sender);
-        let answers = Answers { helper: self, stream, answers };
+        let answers = Answers { courier: self, stream, answers };
         self.send(stream, kind).await?;
         Ok(answers)
     }
 
     async fn send(&self, stream: u32, kind: order::Kind) -> Result<()> {
-        let order = Order { stream, kind: Some(kind) };
-        let mut input = self.input.lock().await;
-        send(&mut *input, &order).await.map_err(|error| Error::io("write to the registry helper", error))
+        let gone = |_| Error::io("write to the registry courier", std::io::ErrorKind::BrokenPipe.into());
+        self.orders.send(Order { stream, kind: Some(kind) }).await.map_err(gone)
     }
 }
 
 impl Answers<'_> {
     /// The next answer that is no failure.
     async fn next(&mut self) -> Result<answer::Kind> {
-        match self.answers.recv().await {
-            Some(answer::Kind::Failed(status)) => match Fault::from_status_bytes(&status) {
-                Ok(Some(fault)) => Err(Error::Registry(Box::new(fault))),
-                _ => Err(confused()),
-            },
-            Some(kind) => Ok(kind),
-            None => {
-                let source = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
-                Err(Error::io("hear from the registry helper, which ended", source))
-            }
-        }
+        taken(self.answers.recv().await)
     }
 
     /// The next bytes of a blob; `None` at its verified end.
@@ -150,14 +143,18 @@ impl Answers<'_> {
         }
     }
 
-    /// Hands over bytes of a blob that is pushed.
-    pub(super) async fn give(&self, piece: Bytes) -> Result<()> {
-        self.helper.send(self.stream, order::Kind::Data(piece)).await
+    /// Hands over bytes of a blob that is pushed. Where the registry has refused it by now, the rest need not be read.
+    pub(super) async fn give(&mut self, piece: Bytes) -> Result<()> {
+        if let Ok(answer) = self.answers.try_recv() {
+            // There is no good answer before the end.
+            return taken(Some(answer)).and_then(|_| Err(confused()));
+        }
+        self.courier.send(self.stream, order::Kind::Data(piece)).await
     }
 
     /// All bytes were given: waits until the registry has the blob.
     pub(super) async fn given(self) -> Result<()> {
-        self.helper.send(self.stream, order::Kind::End(true)).await?;
+        self.courier.send(self.stream, order::Kind::End(true)).await?;
         self.done().await
     }
 
@@ -176,13 +173,39 @@ impl Answers<'_> {
     }
 }
 
-impl Drop for Answers<'_> {
-    fn drop(&mut self) {
-        lock(&self.helper.waiting).remove(&self.stream);
+/// An answer that is no failure.
+fn taken(answer: Option<answer::Kind>) -> Result<answer::Kind> {
+    match answer {
+        Some(answer::Kind::Failed(status)) => match Fault::from_status_bytes(&status) {
+            Ok(Some(fault)) => Err(Error::Registry(Box::new(fault))),
+            _ => Err(confused()),
+        },
+        Some(kind) => Ok(kind),
+        None => {
+            let source = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+            Err(Error::io("hear from the registry courier, which ended", source))
+        }
     }
 }
 
-/// Gives each answer to its order, until the helper ends: then nobody waits any more.
+impl Drop for Answers<'_> {
+    fn drop(&mut self) {
+        lock(&self.courier.waiting).remove(&self.stream);
+    }
+}
+
+/// Writes orders to the process until it takes no more, or nobody has any.
+async fn hand_over(mut input: ChildStdin, mut orders: mpsc::Receiver<Order>) {
+    while let Some(order) = orders.recv().await {
+        if let Err(error) = send(&mut input, &order).await {
+            // Whoever waits for an answer hears that it ended.
+            tracing::debug!(%error, "write to the registry courier");
+            return;
+        }
+    }
+}
+
+/// Gives each answer to its order, until the courier ends: then nobody waits any more.
 async fn hand_out(mut output: ChildStdout, waiting: Waiting) {
     loop {
         match receive::<Answer>(&mut output).await {
@@ -195,7 +218,7 @@ async fn hand_out(mut output: ChildStdout, waiting: Waiting) {
             Ok(Some(_)) => {}
             Ok(None) => break,
             Err(error) => {
-                tracing::warn!(%error, "read from the registry helper");
+                tracing::warn!(%error, "read from the registry courier");
                 break;
             }
         }
@@ -217,5 +240,5 @@ fn wire(descriptor: &Descriptor) -> WireDescriptor {
 
 fn confused() -> Error {
     let source = std::io::Error::from(std::io::ErrorKind::InvalidData);
-    Error::io("understand the registry helper", source)
+    Error::io("understand the registry courier", source)
 }
