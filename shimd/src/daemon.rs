@@ -26,7 +26,7 @@ use crate::task::Tasks;
 use crate::transfer::Transfers;
 use crate::trash::Trash;
 use crate::upkeep::Upkeep;
-use crate::{api, layout};
+use crate::{api, layout, transfer};
 
 /// Everything that the API serves.
 pub(crate) struct Daemon {
@@ -87,6 +87,7 @@ impl Daemon {
             streams: Arc::default(),
             courier: config.registry_helper.clone(),
             unpacking: std::sync::Mutex::default(),
+            slots: transfer::Slots::default(),
         };
         Ok(Daemon {
             namespaces: Namespaces::new(store.clone()),

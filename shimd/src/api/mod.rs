@@ -36,6 +36,7 @@ use tonic::transport::Server;
 
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};
+use crate::transfer::stream;
 pub(crate) use ttrpc::serve_events;
 
 /// Bytes that a client may send on a stream before they are read: blobs come fast.
@@ -91,7 +92,9 @@ pub(crate) async fn serve(daemon: Arc<Daemon>, listener: UnixListener, stop: imp
         .add_service(service!(sandbox::controller_server::ControllerServer))
         .add_service(service!(sandbox::store_server::StoreServer))
         .add_service(service!(snapshots::snapshots_server::SnapshotsServer))
-        .add_service(service!(streaming::streaming_server::StreamingServer))
+        .add_service(
+            service!(streaming::streaming_server::StreamingServer).max_decoding_message_size(stream::MESSAGE_MAX),
+        )
         .add_service(service!(tasks::tasks_server::TasksServer))
         .add_service(service!(transfer::transfer_server::TransferServer))
         .add_service(service!(version::version_server::VersionServer))

@@ -200,3 +200,51 @@ impl Drop for Undo<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shims(state: &std::path::Path) -> Shims {
+        let launcher = Launcher {
+            address: state.join("shimd.sock"),
+            events_address: state.join("events.sock"),
+            socket_directory: state.join("s"),
+            publish_binary: "/bin/true".into(),
+            search_path: Vec::new(),
+            forms: Mutex::default(),
+        };
+        let trash = Arc::new(Trash::open(state.join("trash")).unwrap());
+        Shims::new(launcher, state.to_owned(), trash)
+    }
+
+    #[tokio::test]
+    async fn of_bundles_that_go_at_once_none_spares_the_shim_for_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let shims = shims(directory.path());
+        let socket = directory.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let namespace = Namespace::parse("n").unwrap();
+        let bundles = [(Kind::Task, "a"), (Kind::Task, "b"), (Kind::Sandbox, "a")].map(|(kind, id)| {
+            let bundle = shims.make_bundle(kind, &namespace, id, None).unwrap().disarm();
+            let address = format!("unix://{}", socket.display());
+            let endpoint = Some(Endpoint { version: 3, address, protocol: "ttrpc".to_owned() });
+            bundle.record(&ShimRecord { program: "/bin/true".into(), endpoint, is_of_sandbox: false }).unwrap();
+            bundle
+        });
+        let subject =
+            |id: &str| OwnedSubject { namespace: namespace.clone(), id: id.to_owned(), program: "/bin/true".into() };
+        for bundle in &bundles {
+            assert!(shims.has_shared_shim(bundle).await, "the others have it");
+        }
+        shims.clean_up(&subject("a"), &bundles[0]).await.unwrap();
+        assert!(shims.has_shared_shim(&bundles[1]).await, "the sandbox has it");
+        shims.clean_up(&subject("a"), &bundles[2]).await.unwrap();
+        assert!(!shims.has_shared_shim(&bundles[1]).await, "nobody else stays");
+        shims.discard(&bundles[1]);
+        assert!(shims.leaving().len() == 2);
+        shims.discard(&bundles[0]);
+        shims.discard(&bundles[2]);
+        assert!(shims.leaving().is_empty());
+    }
+}

@@ -29,6 +29,8 @@ use prost_types::Any;
 use proto_containerd::services::images as events;
 use proto_containerd::types::transfer::{ImageExportStream, ImageImportStream, ImageStore, OciRegistry};
 
+use tokio::sync::Semaphore;
+
 use crate::content::Content;
 use crate::db::Store;
 use crate::db::record::{Image, Labels};
@@ -50,6 +52,8 @@ use unpack::Unpacking;
 
 /// How long what a killed shimd left of a transfer is kept from the garbage collector, in seconds.
 const LEASE_SECONDS: i64 = 24 * 60 * 60;
+/// Transfers at once; more wait. Each has some threads of those for file work, which others need too.
+const AT_ONCE: usize = 32;
 
 /// The transfers of all namespaces, and what they work on.
 pub(crate) struct Transfers {
@@ -65,6 +69,16 @@ pub(crate) struct Transfers {
     pub(crate) courier: PathBuf,
     /// Chain ids that are being unpacked: the second who wants one waits, and finds it.
     pub(crate) unpacking: Mutex<Unpacking>,
+    pub(crate) slots: Slots,
+}
+
+/// The right to be one of the transfers under way.
+pub(crate) struct Slots(Semaphore);
+
+impl Default for Slots {
+    fn default() -> Slots {
+        Slots(Semaphore::new(AT_ONCE))
+    }
 }
 
 /// What is asked for.
@@ -111,6 +125,8 @@ impl Transfers {
     /// Does what `request` asks for.
     pub(crate) async fn transfer(self: &Arc<Self>, request: Request) -> Result<()> {
         let (source, destination) = (End::of(&request.source)?, End::of(&request.destination)?);
+        // The semaphore is never closed.
+        let _slot = self.slots.0.acquire().await;
         let progress = match request.progress.as_str() {
             "" => Progress::silent(),
             id => Progress::on(self.streams.take(&request.namespace, id)?),

@@ -20,10 +20,11 @@ use tokio::sync::mpsc;
 use crate::error::{Error, Result};
 use crate::name::{Namespace, check_name};
 
-/// Messages of one stream that wait, in either direction.
+/// Messages of one stream that wait, in either direction, and bytes of one: what a client may have shimd hold.
 pub(crate) const QUEUE: usize = 16;
+pub(crate) const MESSAGE_MAX: usize = 256 << 10;
 /// Streams that wait to be taken, of all namespaces.
-const WAITING_MAX: usize = 1024;
+const WAITING_MAX: usize = 128;
 /// Bytes that a client may send ahead.
 const WINDOW: i32 = 1 << 20;
 /// Bytes of one message to a client.
@@ -103,7 +104,12 @@ impl StreamReader {
         self.widen();
         let Some(message) = self.stream.incoming.blocking_recv() else { return Ok(None) };
         let data: Data = message_of(&message?)?;
-        self.window = self.window.saturating_sub(i32::try_from(data.data.len()).unwrap_or(i32::MAX)).max(0);
+        let length = i32::try_from(data.data.len()).unwrap_or(i32::MAX);
+        if length > self.window {
+            let why = "more bytes on a stream than were asked for";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        self.window -= length;
         Ok(Some(data.data.into()))
     }
 }
@@ -215,6 +221,19 @@ mod tests {
         assert_eq!(text, "hello");
         let update: WindowUpdate = message_of(&to_client.blocking_recv().unwrap()).unwrap();
         assert_eq!(update.update, WINDOW);
+    }
+
+    #[test]
+    fn a_client_that_sends_more_than_was_asked_for_is_refused() {
+        let (stream, client, _to_client) = pair();
+        let piece = |length: i32| Ok(proto_containerd::any(&Data { data: vec![0; length.unsigned_abs() as usize] }));
+        client.blocking_send(piece(WINDOW)).unwrap();
+        client.blocking_send(piece(WINDOW + 1)).unwrap();
+        drop(client);
+        let mut reader = StreamReader::new(stream);
+        let mut within = vec![0; WINDOW.unsigned_abs() as usize];
+        reader.read_exact(&mut within).unwrap();
+        assert!(reader.read(&mut within).is_err());
     }
 
     #[test]

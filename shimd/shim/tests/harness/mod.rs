@@ -179,10 +179,15 @@ impl Stage {
     }
 
     fn command(&self, verb: &str) -> Command {
+        self.command_of(&self.id, "bundle", verb)
+    }
+
+    /// The command line for a container in its bundle.
+    pub(crate) fn command_of(&self, id: &str, bundle: &str, verb: &str) -> Command {
         let mut command = Command::new(shim());
-        command.current_dir(self.path("bundle"));
+        command.current_dir(self.path(bundle));
         command.env("TTRPC_ADDRESS", self.path("c.sock.ttrpc")).env_remove("MAX_SHIM_VERSION");
-        command.args(["-namespace", NAMESPACE, "-id", &self.id, "-address"]);
+        command.args(["-namespace", NAMESPACE, "-id", id, "-address"]);
         command.arg(self.path("c.sock")).args(["-publish-binary", "/bin/true", verb]);
         command
     }
