@@ -101,24 +101,43 @@ impl Interceptor for Headers {
 
 pub(crate) type Connection = InterceptedService<Channel, Headers>;
 
-/// A running shimd.
+/// A running shimd, or the original.
 pub(crate) struct Lab {
     pub(crate) directory: tempfile::TempDir,
     child: Option<Child>,
+    /// The program of a containerd that runs in place of shimd.
+    theirs: Option<PathBuf>,
     lease: Option<&'static str>,
 }
 
 impl Lab {
     pub(crate) async fn start() -> Lab {
         let directory = tempfile::Builder::new().prefix("shimd-").tempdir().unwrap();
-        let mut lab = Lab { directory, child: None, lease: None };
+        let mut lab = Lab { directory, child: None, theirs: None, lease: None };
         lab.up().await;
         lab
     }
 
     /// A lab whose requests are made under a lease: what they make is not collected before it is linked to anything.
     pub(crate) async fn start_with_lease() -> Lab {
-        let mut lab = Lab::start().await;
+        Lab::start().await.leased().await
+    }
+
+    /// The same of a containerd 2.x, where `make setup` has put one.
+    pub(crate) async fn start_theirs_with_lease() -> Option<Lab> {
+        let path = "../target/peers/containerd.root/usr/bin/containerd";
+        let Ok(program) = Path::new(env!("CARGO_MANIFEST_DIR")).join(path).canonicalize() else {
+            eprintln!("skipped: there is no containerd 2.x: run 'make setup'");
+            return None;
+        };
+        let directory = tempfile::Builder::new().prefix("shimd-").tempdir().unwrap();
+        let mut lab = Lab { directory, child: None, theirs: Some(program), lease: None };
+        lab.up().await;
+        Some(lab.leased().await)
+    }
+
+    async fn leased(self) -> Lab {
+        let mut lab = self;
         let request = leases::CreateRequest { id: LEASE.to_owned(), labels: HashMap::new() };
         lab.leases().await.create(request).await.unwrap();
         lab.lease = Some(LEASE);
@@ -141,20 +160,8 @@ impl Lab {
     pub(crate) async fn up(&mut self) {
         std::fs::create_dir_all(self.path("run")).unwrap();
         let log = std::fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_shimd"))
-            .arg("--root")
-            .arg(self.path("lib"))
-            .arg("--state")
-            .arg(self.path("run/shimd"))
-            .arg("--address")
-            .arg(self.socket())
-            .args(["--log-level", "debug"])
-            .args(ours().iter().flat_map(|directory| [OsStr::new("--shim-path"), directory.as_os_str()]))
-            .stdin(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        self.child = Some(child);
+        let mut command = self.theirs.as_ref().map_or_else(|| self.shimd(), |program| self.containerd(program));
+        self.child = Some(command.stdin(Stdio::null()).stderr(log).spawn().unwrap());
         let began = Instant::now();
         while tokio::net::UnixStream::connect(self.socket()).await.is_err() {
             assert!(began.elapsed() < PATIENCE, "shimd does not answer: {}", self.log());
@@ -163,6 +170,28 @@ impl Lab {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    fn shimd(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_shimd"));
+        command.arg("--root").arg(self.path("lib")).arg("--state").arg(self.path("run/shimd"));
+        command.arg("--address").arg(self.socket()).args(["--log-level", "debug"]);
+        command.args(ours().iter().flat_map(|directory| [OsStr::new("--shim-path"), directory.as_os_str()]));
+        command
+    }
+
+    fn containerd(&self, program: &Path) -> Command {
+        let config = format!(
+            "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = ['io.containerd.grpc.v1.cri']\n[grpc]\naddress = {:?}\n",
+            self.path("lib"),
+            self.path("run/shimd"),
+            self.socket()
+        );
+        std::fs::write(self.path("containerd.toml"), config).unwrap();
+        let path = std::env::join_paths(ours().into_iter().chain(["/usr/sbin".into(), "/usr/bin".into()])).unwrap();
+        let mut command = Command::new(program);
+        command.arg("--config").arg(self.path("containerd.toml")).env("PATH", path);
+        command
     }
 
     /// Kills the daemon as suddenly as can be.
