@@ -7,6 +7,7 @@
 use prost::{Message, Name};
 
 mod protocol {
+    // Not `expect`: which of them the generators give reason for changes with their versions.
     #![allow(
         clippy::all,
         clippy::allow_attributes_without_reason,
