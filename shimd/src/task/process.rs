@@ -44,6 +44,10 @@ impl Task {
         self.not_dead()?;
         let request = shim::StartRequest { id: self.id.clone(), exec_id: exec_id.to_owned() };
         let response: shim::StartResponse = self.shim.call("start", "Start", &request).await?;
+        if exec_id.is_empty() {
+            // One that is made of a checkpoint has no process before.
+            self.note_pid(response.pid);
+        }
         Ok(response.pid)
     }
 

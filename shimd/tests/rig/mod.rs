@@ -22,7 +22,9 @@ use proto_containerd::services::sandbox::controller_client::ControllerClient;
 use proto_containerd::services::sandbox::store_client::StoreClient;
 use proto_containerd::services::snapshots::snapshots_client::SnapshotsClient;
 use proto_containerd::services::snapshots::{CommitSnapshotRequest, PrepareSnapshotRequest};
+use proto_containerd::services::streaming::streaming_client::StreamingClient;
 use proto_containerd::services::tasks::tasks_client::TasksClient;
+use proto_containerd::services::transfer::transfer_client::TransferClient;
 use proto_containerd::services::{containers, diff, leases};
 use proto_containerd::types::{Descriptor, Mount};
 use proto_containerd::{LEASE_HEADER, NAMESPACE_HEADER, json_type};
@@ -242,6 +244,14 @@ impl Lab {
 
     pub(crate) async fn tasks(&self) -> TasksClient<Connection> {
         TasksClient::new(self.connect().await)
+    }
+
+    pub(crate) async fn transfer(&self) -> TransferClient<Connection> {
+        TransferClient::new(self.connect().await)
+    }
+
+    pub(crate) async fn streaming(&self) -> StreamingClient<Connection> {
+        StreamingClient::new(self.connect().await)
     }
 
     pub(crate) async fn sandboxes(&self) -> StoreClient<Connection> {
