@@ -28,7 +28,6 @@ use std::sync::{Arc, Mutex};
 use prost_types::Any;
 use proto_containerd::services::images as events;
 use proto_containerd::types::transfer::{ImageExportStream, ImageImportStream, ImageStore, OciRegistry};
-
 use tokio::sync::Semaphore;
 
 use crate::content::Content;

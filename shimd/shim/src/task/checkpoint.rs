@@ -33,7 +33,7 @@ pub(crate) struct Checkpoint {
 
 /// How a container is to be saved.
 #[derive(Debug)]
-pub(super) struct Save {
+pub(crate) struct Save {
     images: String,
     options: CheckpointOptions,
 }
