@@ -349,6 +349,36 @@ fn newer_ctr_moves_images_by_the_transfer_service() {
     });
 }
 
+/// Held by our shim, under either supervisor. The `ctr` of 2.1 makes a sandbox and then forgets the name of its controller:
+/// it can neither start nor remove it.
+#[test]
+fn newer_ctr_makes_sandboxes() {
+    newer_supervisor(|s| {
+        std::fs::write(s.path("tmp/pod.json"), r#"{"ociVersion":"1.2.0","annotations":{}}"#).expect("a file");
+        table(
+            s,
+            None,
+            &[
+                ("sandboxes run --runtime io.containerd.strata.v1 TMP/pod.json pod", 1, &["failed to start", "name"]),
+                ("sandboxes run --runtime io.containerd.strata.v1 TMP/pod.json pod", 1, &["already exists"]),
+                ("sandboxes run --runtime io.containerd.none.v1 TMP/pod.json none", 1, &["containerd-shim-none-v1"]),
+                ("sandboxes ls", 0, &["pod", "io.containerd.strata.v1"]),
+                ("sandboxes info pod", 0, &["io.containerd.strata.v1"]),
+                ("containers create --runtime io.containerd.strata.v1 --sandbox pod BUSYBOX in sleep 1000", 0, &[]),
+                ("tasks start -d in", 0, &[]),
+                ("tasks exec --exec-id e in echo within", 0, &["within"]),
+            ],
+        );
+        assert_eq!(shim(s, "in"), None, "a container of a sandbox has a shim of its own");
+        s.run(&["tasks", "kill", "-s", "KILL", "in"]).ok();
+        s.wait_for_status("in", "STOPPED");
+        table(s, None, &[("tasks rm in", 137, &[]), ("containers rm in", 0, &[])]);
+        let pod = shim(s, "pod").expect("the shim stays with the sandbox");
+        nix::sys::signal::kill(pod, nix::sys::signal::Signal::SIGKILL).expect("end the shim");
+        wait::until_true("the shim is gone", || shim(s, "pod").is_none());
+    });
+}
+
 #[test]
 fn the_registry_helper_is_nobody() {
     if let Some(reason) = obstacle() {
@@ -371,6 +401,18 @@ fn the_registry_helper_is_nobody() {
     // Its input ends, and so does it.
     drop(helper.stdin.take());
     assert!(helper.wait().expect("its end").success());
+}
+
+/// The shim that this supervisor started for that id.
+fn shim(s: &Supervised, id: &str) -> Option<nix::unistd::Pid> {
+    let site = s.path("").display().to_string();
+    let processes = std::fs::read_dir("/proc").expect("processes").flatten();
+    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let pid = pids.find(|pid| {
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.contains("containerd-shim") && line.contains(&site) && line.contains(&format!("\0-id\0{id}\0"))
+    });
+    pid.map(nix::unistd::Pid::from_raw)
 }
 
 /// The archive is an image layout, and one of Docker's if so wanted.
