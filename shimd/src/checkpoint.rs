@@ -104,7 +104,7 @@ impl Drop for Images<'_> {
     }
 }
 
-async fn commit(writer: Writer, media_type: &'static str) -> Result<Part> {
+async fn commit(mut writer: Writer, media_type: &'static str) -> Result<Part> {
     let size = writer.offset();
     let committed = writer.commit(Commit { expected: None, total: size, labels: Labels::new() }).await;
     let digest = match committed {

@@ -49,7 +49,7 @@ async fn make(daemon: &Api, scope: Scope, request: wire::DiffRequest) -> OurResu
         total: 0,
         unpack: None,
     };
-    let (writer, diff_id) = pack_to(daemon.content.clone(), opening, upper, packing).await?;
+    let (mut writer, diff_id) = pack_to(daemon.content.clone(), opening, upper, packing).await?;
     let mut labels = labels(request.labels);
     labels.insert(UNCOMPRESSED_LABEL.to_owned(), diff_id.to_string());
     let size = writer.offset();

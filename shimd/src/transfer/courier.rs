@@ -123,7 +123,7 @@ impl Courier {
     }
 
     async fn send(&self, stream: u32, kind: order::Kind) -> Result<()> {
-        let gone = |_| Error::io("write to the registry courier", std::io::ErrorKind::BrokenPipe.into());
+        let gone = |_| Error::io("write to the registry courier", std::io::Error::from(std::io::ErrorKind::BrokenPipe));
         self.orders.send(Order { stream, kind: Some(kind) }).await.map_err(gone)
     }
 }
