@@ -250,8 +250,6 @@ async fn calls_out_of_order_are_refused_in_the_standard_way() {
     assert_eq!(shim.fault("Start", start()).await.grpc, GrpcCode::FailedPrecondition);
     let delete = DeleteRequest { id: id(), exec_id: String::new() };
     assert_eq!(shim.fault("Delete", delete).await.code, code::CONTAINER_RUNNING);
-    let checkpoint = CheckpointTaskRequest { id: id(), ..Default::default() };
-    assert_eq!(shim.fault("Checkpoint", checkpoint).await.grpc, GrpcCode::Unimplemented);
     assert_eq!(shim.fault("Nonsense", ()).await.grpc, GrpcCode::Unimplemented);
     // A shim with a container does not end.
     shim.call::<_, ()>("Shutdown", ShutdownRequest { id: id(), now: true }).await;

@@ -237,6 +237,7 @@ mod tests {
         for bundle in &bundles {
             assert!(shims.has_shared_shim(bundle).await, "the others have it");
         }
+        shims.leaving().insert(bundles[1].path.clone());
         shims.clean_up(&subject("a"), &bundles[0]).await.unwrap();
         assert!(shims.has_shared_shim(&bundles[1]).await, "the sandbox has it");
         shims.clean_up(&subject("a"), &bundles[2]).await.unwrap();

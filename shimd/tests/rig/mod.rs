@@ -518,6 +518,8 @@ fn busybox_layer() -> Vec<u8> {
     for applet in ["sh", "true", "echo", "sleep", "cat", "kill", "ls"] {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Link);
+        // containerd gives the file the mode of each of its links.
+        header.set_mode(0o755);
         header.set_size(0);
         builder.append_link(&mut header, format!("bin/{applet}"), "bin/busybox").unwrap();
     }
