@@ -72,7 +72,8 @@ fn run(s: &Supervised, name: &str, count: usize) {
 fn assert_a_rest_is_seen(s: &mut Supervised, before: &Look) {
     s.run(&["run", "-d", "--runtime", "io.containerd.strata.v1", s.busybox(), "rest", "sleep", "600"]).ok();
     let with = look(s);
-    let all = with.mounts > before.mounts && with.cgroups > before.cgroups && with.files > before.files;
+    // Its mount is not looked for: the shim takes it off the host's table when it has been quiet for a while.
+    let all = with.cgroups > before.cgroups && with.files > before.files;
     assert!(all && with.shims > before.shims && with.descriptors > before.descriptors, "{before:?} {with:?}");
     s.run(&["tasks", "kill", "-s", "KILL", "rest"]).ok();
     s.wait_for_status("rest", "STOPPED");

@@ -35,6 +35,7 @@ const KEPT_DIRECTORIES: [&str; 6] = [
     "run/engined/lowrun/strata",
     "run/shimd/io.containerd.runtime.v2.task",
     "run/shimd/io.containerd.runtime.v2.task/strata",
+    "run/shimd/io.containerd.sandbox.controller.v1.shim",
 ];
 /// lowrun's compiled seccomp profiles, for the containers to come.
 const SECCOMP_CACHE: &str = "run/engined/lowrun/strata/@seccomp";

@@ -16,6 +16,9 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
 };
 
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
 use crate::error::Error;
 
 /// What mount(2) takes as options, with the final NUL.
@@ -56,6 +59,43 @@ pub(crate) fn detach_all(rootfs: &Path) -> io::Result<OwnedFd> {
     let handle = rustix::fs::open(rootfs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     unmount_all(rootfs)?;
     Ok(handle)
+}
+
+/// What of a spec tells who looks at the mounted `rootfs` after the start.
+#[derive(Deserialize)]
+struct Spec {
+    #[serde(default)]
+    hooks: Hooks,
+    #[serde(default)]
+    linux: Linux,
+}
+
+#[derive(Default, Deserialize)]
+struct Hooks {
+    #[serde(default)]
+    poststop: Vec<IgnoredAny>,
+}
+
+#[derive(Default, Deserialize)]
+struct Linux {
+    #[serde(default)]
+    namespaces: Vec<Namespace>,
+}
+
+#[derive(Deserialize)]
+struct Namespace {
+    r#type: String,
+    #[serde(default)]
+    path: String,
+}
+
+/// Whether the mount on a bundle's `rootfs` is needed while the program runs: without a mount namespace of its own the
+/// container lives on it, and hooks that run at the end may look for it. So it is, too, where the spec cannot be read.
+pub(crate) fn is_needed_after_start(bundle: &Path) -> bool {
+    let config = std::fs::read(bundle.join("config.json")).unwrap_or_default();
+    let Ok(spec) = serde_json::from_slice::<Spec>(&config) else { return true };
+    let is_own_mount = |namespace: &Namespace| namespace.r#type == "mount" && namespace.path.is_empty();
+    !spec.hooks.poststop.is_empty() || !spec.linux.namespaces.iter().any(is_own_mount)
 }
 
 fn unmount_quietly(rootfs: &Path) {
@@ -260,6 +300,21 @@ mod tests {
 
     fn words(words: &[&str]) -> Vec<String> {
         words.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_rootfs_stays_where_somebody_looks_at_it() {
+        let needed = |config: &str| {
+            let bundle = tempfile::tempdir().unwrap();
+            std::fs::write(bundle.path().join("config.json"), config).unwrap();
+            is_needed_after_start(bundle.path())
+        };
+        assert!(!needed(r#"{"linux":{"namespaces":[{"type":"pid"},{"type":"mount"}]}}"#));
+        assert!(!needed(r#"{"hooks":{"prestart":[{}]},"linux":{"namespaces":[{"type":"mount"}]}}"#));
+        assert!(needed(r#"{"linux":{"namespaces":[{"type":"mount","path":"/proc/1/ns/mnt"}]}}"#));
+        assert!(needed(r#"{"hooks":{"poststop":[{"path":"/x"}]},"linux":{"namespaces":[{"type":"mount"}]}}"#));
+        assert!(needed(r#"{"linux":{"namespaces":[{"type":"pid"}]}}"#));
+        assert!(needed("no spec"));
     }
 
     #[test]

@@ -18,8 +18,8 @@ use strata_ttrpc::{Request, Response, Status};
 
 use crate::poll::{Interest, Poller, Source, Token};
 
-/// Connections at once: containerd makes one, a person with a tool a few.
-const CONNECTIONS_MAX: usize = 64;
+/// Connections at once: a supervisor makes one for each container of a group or sandbox, a person with a tool a few.
+const CONNECTIONS_MAX: usize = 512;
 /// Bytes that wait for a peer which does not read; then its connection is closed.
 const UNSENT_MAX: usize = 8 << 20;
 /// Bytes read at once.

@@ -107,6 +107,10 @@ impl Controller {
     async fn create_whole(self: &Arc<Self>, creation: Creation) -> Result<()> {
         check_identifier("sandbox", &creation.id)?;
         let claim = self.claim(&creation.namespace, &creation.id).await?;
+        // To a shim's program and to the runtime the two would be one thing, and cleaning up one would end the other.
+        if self.shims.bundle(Kind::Task, &creation.namespace, &creation.id).exists() {
+            return Err(Error::exists("a container of the name of sandbox", &creation.id));
+        }
         let program = runtime::find(&creation.runtime, &self.shims.launcher.search_path)?;
         let bundle =
             self.shims.make_bundle(Kind::Sandbox, &creation.namespace, &creation.id, creation.spec.as_ref())?;

@@ -84,6 +84,10 @@ impl Bundle {
         Bundle { path: kind.place(state).join(namespace.as_str()).join(id) }
     }
 
+    pub(crate) fn exists(&self) -> bool {
+        self.path.exists()
+    }
+
     /// Makes a bundle with `spec` as its configuration.
     pub(crate) fn create(state: &Path, kind: Kind, subject: (&Namespace, &str), spec: &[u8]) -> Result<Bundle> {
         let (namespace, id) = subject;

@@ -63,6 +63,11 @@ impl Tasks {
             self.store.read()?.require(&key(&[creation.namespace.as_str(), &creation.id]), &creation.id)?;
         let claim = self.claim(&creation.namespace, &creation.id).await?;
         let sandbox = self.sandboxes.shim_for(&creation.namespace, &container.sandbox)?;
+        // As for the name of a sandbox that is somebody else's.
+        let of_that_name = self.shims.bundle(Kind::Sandbox, &creation.namespace, &creation.id);
+        if container.sandbox != creation.id && of_that_name.exists() {
+            return Err(Error::exists("a sandbox of the name of container", &creation.id));
+        }
         let program = match &sandbox {
             Some(sandbox) => sandbox.program().to_owned(),
             None => {

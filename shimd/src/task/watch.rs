@@ -50,7 +50,8 @@ async fn bury(tasks: &Tasks, task: &Task) {
         (None, None) => (UNKNOWN_STATUS, None),
     };
     let exit = Exit { pid: task.pid(), status, at: at.unwrap_or_else(clock::now), shim_died: true };
-    task.endpoint.remove_socket();
+    // It may be the connection that died: then others still have the shim.
+    task.endpoint.remove_unserved_socket().await;
     publish(tasks, task, &exit);
     task.end.send_replace(End::Died(exit));
 }

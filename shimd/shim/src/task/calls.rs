@@ -370,6 +370,7 @@ fn prepare(request: &CreateTaskRequest, key: Key, world: &World, spans: &mut Vec
         runtime,
         checkpoint: checkpoint::of(request)?,
         has_rootfs: !request.rootfs.is_empty(),
+        is_rootfs_settled: false,
         hidden_rootfs: None,
         is_paused: false,
         init: Process::new(key, String::new(), Phase::Creating, stdio),

@@ -28,6 +28,8 @@ pub(crate) struct Container {
     /// What it is made of when it is started; gone then.
     pub(crate) checkpoint: Option<Checkpoint>,
     pub(crate) has_rootfs: bool,
+    /// It was decided whether the root file system stays in the host's mount table.
+    pub(crate) is_rootfs_settled: bool,
     /// Keeps the root file system alive once it was taken off the host's mount table.
     pub(crate) hidden_rootfs: Option<OwnedFd>,
     pub(crate) is_paused: bool,
@@ -49,12 +51,16 @@ impl Container {
 
     /// Takes the root file system off the host's mount table, where nobody needs it any more once the program runs: the
     /// container has a mount of its own. Every new mount namespace copies that table, with hundreds of containers for a
-    /// millisecond.
+    /// millisecond. It stays where the container lives in that very table, and where hooks come that may look for it.
     pub(crate) fn hide_rootfs(&mut self) -> io::Result<()> {
-        let is_running = self.init.phase == Phase::Running;
-        if self.has_rootfs && is_running && self.hidden_rootfs.is_none() {
-            self.hidden_rootfs = Some(crate::rootfs::detach_all(&self.rootfs())?);
+        if self.init.phase != Phase::Running || !self.has_rootfs || self.is_rootfs_settled {
+            return Ok(());
         }
+        self.is_rootfs_settled = true;
+        if crate::rootfs::is_needed_after_start(&self.bundle) {
+            return Ok(());
+        }
+        self.hidden_rootfs = Some(crate::rootfs::detach_all(&self.rootfs())?);
         Ok(())
     }
 
