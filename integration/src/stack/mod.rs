@@ -28,7 +28,7 @@ use crate::{process, programs, wait};
 const IMAGES: [&str; 5] = ["busybox", "nginx", "noexec", "nouser", "stubborn"];
 
 /// The parents of what containers have in the daemons' state.
-const KEPT_DIRECTORIES: [&str; 6] = [
+const KEPT_DIRECTORIES: [&str; 7] = [
     "run/engined/containers",
     "run/engined/execs",
     "run/engined/lowrun",
