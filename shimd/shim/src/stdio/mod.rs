@@ -20,6 +20,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use strata_log::{Stream, Target, Writer};
 
@@ -39,6 +40,9 @@ const SCRATCH_LEN: usize = 64 << 10;
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// Descriptors below this may be places in a program to be started.
 const FIRST_FREE: i32 = 10;
+/// How often it is looked for the reader of a FIFO, and the pause between.
+const READER_LOOKS: u32 = 200;
+const READER_PAUSE: Duration = Duration::from_millis(1);
 
 /// What a client asks for.
 #[derive(Clone, Debug, Default)]
@@ -376,15 +380,31 @@ fn failed(attempt: &str, path: &str, source: impl Into<io::Error>) -> Error {
     Error::Stdio { what: format!("{attempt} {path:?}"), source: source.into() }
 }
 
-/// A FIFO, opened for both directions so that neither opening nor a reader that goes away matters; or a file.
+/// A FIFO, opened for both directions so that a reader that goes away does not matter; or a file.
 fn open_path(path: &str) -> Result<Sink, Error> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let _writer = await_reader(path);
     let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| failed("open", path, error))?;
     let stat = rustix::fs::fstat(&fd).map_err(|error| failed("stat", path, error))?;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::Fifo => Ok(Sink::Fifo(fd)),
         _ => open_file(path, OFlags::empty()),
     }
+}
+
+/// Waits until somebody reads a FIFO, and returns what shows it. Clients open theirs before they ask for a container, but
+/// those of containerd on a thread that may be late; what a short program wrote would be gone with the last writer
+/// before they came. containerd's own shim waits for ever.
+fn await_reader(path: &str) -> Option<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    for _ in 0..READER_LOOKS {
+        match rustix::fs::open(path, flags, Mode::empty()) {
+            Err(Errno::NXIO) => std::thread::sleep(READER_PAUSE),
+            // Whatever else is wrong is told by who opens it to write.
+            outcome => return outcome.ok(),
+        }
+    }
+    None
 }
 
 fn open_new_file(path: &Path) -> Result<Sink, Error> {
@@ -432,4 +452,26 @@ fn watch(
     };
     *current = *added.as_ref().unwrap_or(&Watch::Nothing);
     added.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_that_comes_late_misses_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let (sender, said) = std::sync::mpsc::channel();
+        let late = path.clone();
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(30));
+            sender.send(std::fs::read(late).unwrap()).unwrap();
+        });
+        let Ok(Sink::Fifo(fifo)) = open_path(path.to_str().unwrap()) else { panic!("no FIFO") };
+        rustix::io::write(&fifo, b"all").unwrap();
+        drop(fifo);
+        assert_eq!(said.recv_timeout(Duration::from_secs(5)).unwrap(), b"all");
+    }
 }
