@@ -160,7 +160,8 @@ fn clients_that_go_leave_nothing_behind() {
         visit(s, 20);
         wait::until_true("the descriptors are as before", || {
             let after = (descriptors(shim), descriptors(daemon));
-            after.0 <= before.0 && after.1 <= before.1 + 2
+            // One more where the shim took the root file system off the mount table meanwhile.
+            after.0 <= before.0 + 1 && after.1 <= before.1 + 2
         });
         remove(s, "visited");
     });

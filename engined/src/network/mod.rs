@@ -150,6 +150,7 @@ impl Network {
         let claim = Claim::on(&self.shared, id)?;
         // What depends on the user comes first: a port in use costs no namespace.
         let reservations = ports::reserve_all(requests)?;
+        self.clear_pin(id)?;
         let wire = self.take_wire()?;
         if !reservations.is_empty() {
             self.worker.hairpin(&wire.link);
@@ -194,6 +195,16 @@ impl Network {
     #[cfg(test)]
     fn prepared(&self) -> usize {
         lock(&self.shared.prepared).len()
+    }
+
+    /// The pin of the one that had this id before may wait for its removal.
+    fn clear_pin(&self, id: &EndpointId) -> Result<(), Error> {
+        let path = self.shared.pins.path(id);
+        if !path.exists() {
+            return Ok(());
+        }
+        self.worker.drain();
+        self.shared.pins.unpin(&path)
     }
 
     /// A wire made ahead, else a new one.
@@ -287,9 +298,7 @@ impl Shared {
             }
             _ => return,
         }
-        if let Err(error) = self.pins.unpin(&meant.namespace) {
-            tracing::warn!(%error, "a pin stays behind until the next start");
-        }
+        worker::tell(self.pins.unpin(&meant.namespace), "a pin stays behind until the next start");
     }
 
     /// Does a batch. It can fail only when somebody else changed our table (a flushed ruleset takes everybody's): then the

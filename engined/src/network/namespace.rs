@@ -26,8 +26,6 @@ const OWN: &str = "/proc/thread-self/ns/net";
 const NSFS_MAGIC: u64 = 0x6e73_6673;
 /// The loopback link has this index in every namespace.
 const LOOPBACK: u32 = 1;
-/// How many pins of one id may wait for removal at the same time.
-const PIN_ATTEMPTS: usize = 64;
 
 /// IPv6 stays off on the links to come, as the bridge has none (the loopback keeps `::1`). Whatever else a container is
 /// given stands in its spec: a path below `/proc/sys/net` leads through as many entries of one name as there are
@@ -117,10 +115,17 @@ impl Pins {
         Ok(Pins { directory })
     }
 
-    /// Pins a namespace and says where: at `DIR/ID`, or at `DIR/ID.N` while an earlier pin of that id still waits for its
-    /// removal.
+    /// Where the namespace of an endpoint is pinned: the path that stands in its container's spec.
+    pub(super) fn path(&self, id: &EndpointId) -> PathBuf {
+        self.directory.join(id.as_str())
+    }
+
+    /// Pins a namespace and says where.
     pub(super) fn pin(&self, id: &EndpointId, namespace: BorrowedFd<'_>) -> Result<PathBuf, Error> {
-        let path = self.claim(id)?;
+        let path = self.path(id);
+        // That it is new means that nothing is mounted there.
+        let outcome = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        outcome.attempt(|| format!("create {}", path.display()))?;
         let source = format!("/proc/self/fd/{}", namespace.as_raw_fd());
         let outcome = rustix::mount::mount_bind(source.as_str(), &path);
         if outcome.is_err() {
@@ -128,21 +133,6 @@ impl Pins {
             let _ = fs::remove_file(&path);
         }
         outcome.attempt(|| format!("pin a network namespace at {}", path.display()))?;
-        Ok(path)
-    }
-
-    /// Creates the file to mount on; that it is new means that nothing is mounted there.
-    fn claim(&self, id: &EndpointId) -> Result<PathBuf, Error> {
-        let mut path = self.directory.join(id.as_str());
-        for attempt in 1..=PIN_ATTEMPTS {
-            match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
-                Ok(_) => break,
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < PIN_ATTEMPTS => {
-                    path = self.directory.join(format!("{id}.{attempt}"));
-                }
-                Err(error) => return Err(error).attempt(|| format!("create {}", path.display())),
-            }
-        }
         Ok(path)
     }
 

@@ -99,7 +99,7 @@ fn check_table(table: &str) -> Result<(), Error> {
 fn keep_live(shared: &mut Shared, live: &[Endpoint], recovery: &mut Recovery) -> Result<Vec<Leftover>, Error> {
     let mut rtnl = Rtnl::open().attempt(|| "open a netlink socket".to_owned())?;
     let links = our_links(&mut rtnl, &shared.bridge)?;
-    let present: HashSet<&str> = links.iter().map(|link| link.name.as_str()).collect();
+    let present: HashMap<&str, &Link> = links.iter().map(|link| (link.name.as_str(), link)).collect();
     for endpoint in live {
         match keep(shared, endpoint, &present, recovery) {
             Ok(connected) => {
@@ -128,10 +128,11 @@ fn keep_live(shared: &mut Shared, live: &[Endpoint], recovery: &mut Recovery) ->
 fn keep(
     shared: &Shared,
     endpoint: &Endpoint,
-    present: &HashSet<&str>,
+    present: &HashMap<&str, &Link>,
     recovery: &mut Recovery,
 ) -> Result<Connected, Error> {
-    let has_link = present.contains(endpoint.link.as_str());
+    let link = present.get(endpoint.link.as_str());
+    let has_link = link.is_some();
     let pinned = match Namespace::open(&endpoint.namespace) {
         Err(Error::NamespaceGone { .. }) if has_link => None,
         outcome => Some(outcome?),
@@ -146,6 +147,11 @@ fn keep(
             .inspect_err(|_| lock(&shared.ipam).release(endpoint.address))?;
         recovery.rewired.push(endpoint.id.clone());
     }
+    if link.is_some_and(|link| link.master != Some(shared.bridge.index)) {
+        wire::reconnect(&shared.bridge, &endpoint.link)
+            .inspect_err(|_| lock(&shared.ipam).release(endpoint.address))?;
+        recovery.rewired.push(endpoint.id.clone());
+    }
     let mut reservations = Vec::new();
     for port in &endpoint.ports {
         match ports::hold(*port) {
@@ -157,10 +163,10 @@ fn keep(
     Ok(Connected { endpoint: endpoint.clone(), reservations, is_pinned })
 }
 
-/// Ports of our bridge that carry our names.
+/// Ports of our bridge, which carry our names, also where others took them from it.
 fn our_links(rtnl: &mut Rtnl, bridge: &Bridge) -> Result<Vec<Link>, Error> {
     let links = rtnl.links().attempt(|| "list the links of this host".to_owned())?;
-    Ok(links.into_iter().filter(|link| link.master == Some(bridge.index) && bridge.is_port_name(&link.name)).collect())
+    Ok(links.into_iter().filter(|link| bridge.is_port_name(&link.name)).collect())
 }
 
 fn stray(link: &Link) -> Option<Leftover> {
@@ -171,7 +177,7 @@ fn stray(link: &Link) -> Option<Leftover> {
 
 fn remove_stray_pins(shared: &Shared, namespaces: &[PathBuf], recovery: &mut Recovery) -> Result<(), Error> {
     let mut used: HashSet<PathBuf> = namespaces.iter().cloned().collect();
-    used.extend(lock(&shared.live).values().filter_map(Live::namespace).cloned());
+    used.extend(lock(&shared.live).values().filter_map(Live::pin).cloned());
     for pin in shared.pins.list()? {
         if !used.contains(&pin) {
             shared.pins.unpin(&pin)?;
@@ -189,10 +195,11 @@ impl Live {
         }
     }
 
-    fn namespace(&self) -> Option<&PathBuf> {
+    /// Where its namespace is pinned; what lies there otherwise is the rest of a removal that was cut off.
+    fn pin(&self) -> Option<&PathBuf> {
         match self {
-            Live::Connected(connected) => Some(&connected.endpoint.namespace),
-            Live::Connecting => None,
+            Live::Connected(connected) if connected.is_pinned => Some(&connected.endpoint.namespace),
+            _ => None,
         }
     }
 }

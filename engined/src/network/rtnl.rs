@@ -146,6 +146,14 @@ impl Rtnl {
         self.one(RouteNetlinkMessage::SetLink(then), 0)
     }
 
+    /// Makes a link a port of a bridge, and brings it up.
+    pub(super) fn enslave(&mut self, name: &str, bridge: u32) -> Result<(), Refusal> {
+        let mut link = named(name);
+        link.attributes.push(LinkAttribute::Controller(bridge));
+        self.one(RouteNetlinkMessage::SetLink(link), 0)?;
+        self.bring_up_without_ipv6(name)
+    }
+
     /// Lets a port of a bridge send frames back to where they came from: a container that calls its own published port
     /// needs it where br_netfilter rewrites bridged frames.
     pub(super) fn set_hairpin(&mut self, name: &str) -> Result<(), Refusal> {

@@ -51,6 +51,12 @@ pub(super) fn connect(bridge: &Bridge, address: Ipv4Addr, namespace: &mut Namesp
     await_carrier(&mut rtnl, &bridge.port_name(address), &mut namespace.rtnl).attempt(inside)
 }
 
+/// Makes a port that others took from the bridge one of its ports again.
+pub(super) fn reconnect(bridge: &Bridge, port: &str) -> Result<(), Error> {
+    let outcome = Rtnl::open().and_then(|mut rtnl| rtnl.enslave(port, bridge.index));
+    outcome.attempt(|| format!("make link {port} a port of bridge {}", bridge.name))
+}
+
 /// Waits until the kernel has noticed that the two ends have each other. It notices behind our back, mostly within a
 /// tenth of a millisecond; until then both ends throw away what they are given, and a first packet that is lost is sent
 /// again only after a second.

@@ -28,7 +28,7 @@ use super::watch::Watch;
 use super::wire::Wire;
 use super::{Shared, lock};
 
-/// Jobs that may wait; a caller that finds it full waits too. Each endpoint makes five in its life.
+/// Jobs that may wait; a caller that finds it full waits too. Each endpoint makes six in its life.
 const QUEUE: usize = 1024;
 /// How often links that go are looked at.
 const SWEEP: Duration = Duration::from_millis(50);
@@ -122,8 +122,11 @@ impl Worker {
     }
 
     /// Removes the pin of an endpoint in a while, if the endpoint is still there.
+    /// Nobody waits for it, and where the queue is full the pin just stays: so this never blocks.
     pub(super) fn settled(&self, endpoint: &Endpoint) {
-        self.send(Job::Settled(endpoint.clone()));
+        if self.jobs.try_send(Job::Settled(endpoint.clone())).is_ok() {
+            self.ring();
+        }
     }
 
     /// Lets the container behind `link` call its own published ports.
@@ -158,6 +161,10 @@ impl Worker {
             tracing::error!("the network's worker is gone: nothing is prepared or cleaned up until the next start");
             return;
         }
+        self.ring();
+    }
+
+    fn ring(&self) {
         // It fails only when it was rung 2^64 times unheard.
         let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
     }
@@ -365,7 +372,7 @@ fn forget(container: Ipv4Addr, ports: &[PublishedPort], gone: bool) {
     }
 }
 
-fn tell(outcome: Result<(), Error>, consequence: &str) {
+pub(super) fn tell(outcome: Result<(), Error>, consequence: &str) {
     if let Err(error) = outcome {
         let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
         tracing::warn!(%error, cause, "{consequence}");

@@ -39,7 +39,7 @@ pub(super) fn kill(global: &Global, typed: &Typed) -> Result<i32> {
 fn send(container: &Container, signal: i32) -> Result<()> {
     // Without a pid namespace of its own the first process's death leaves the others: all are killed.
     if signal == libc::SIGKILL && !container.state.namespaces.is_new(Kind::Pid) && container.state.cgroup.exists() {
-        return container.state.cgroup.kill();
+        return container.state.cgroup.own().kill();
     }
     let pidfd = container.running_init()?.open().ok_or_else(|| container.not_running())?;
     sys::signal::send(pidfd.as_fd(), signal).map_err(|failure| match failure.errno {

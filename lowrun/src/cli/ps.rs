@@ -22,7 +22,7 @@ pub(super) const PS: Command = Command {
 
 pub(super) fn ps(global: &Global, typed: &Typed) -> Result<i32> {
     let container = Container::load(&global.root, typed.word(0)?)?;
-    let pids = container.state.cgroup.processes()?;
+    let pids = container.state.cgroup.own().processes()?;
     match typed.text("format")?.unwrap_or("table") {
         "json" => print(&format!("{}\n", json!(pids))).map(|()| 0),
         "table" => table(&pids, typed).map(|()| 0),

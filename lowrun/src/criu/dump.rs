@@ -76,7 +76,8 @@ fn describe(draft: &mut Draft, container: &Container, init: &Identity, options: 
     let state = &container.state;
     draft.options.text(field::ROOT, &state.rootfs.display().to_string()).signed(field::PID, init.pid);
     for (kind, path) in external_namespaces(&state.namespaces) {
-        let inode = std::fs::metadata(path)
+        // The path of the spec may lead to it no more.
+        let inode = std::fs::metadata(format!("/proc/{}/ns/{}", init.pid, kind.proc_name()))
             .call("stat")
             .attempt(Code::NamespaceFailed, || format!("find {} namespace {}", kind.as_str(), path.display()))?
             .ino();

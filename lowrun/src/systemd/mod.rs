@@ -68,7 +68,8 @@ pub fn start(
     let mut bus = Bus::connect(plan.of_user)?;
     let mut properties = basic(plan, description, pid);
     // Later ones win: what an annotation says is the last word but for limits.
-    properties.extend(plan.properties.clone());
+    // Not for the description, by which the unit is known again as ours.
+    properties.extend(plan.properties.iter().filter(|(name, _)| name != "Description").cloned());
     properties.extend(limits);
     if let Some(policy) = oom_group.and_then(oom_policy)
         && version(&mut bus)? >= OOM_POLICY_VERSION

@@ -165,7 +165,7 @@ impl Demo<'_> {
         let following = self.strata(&["logs", "-f", "web"]).start();
         let fetched = self.page().is_some();
         following.expect("GET / HTTP/1.0");
-        following.signal(Signal::SIGINT);
+        following.signal(Signal::SIGTERM);
         self.narrator.show(&following.end().text());
         self.narrator.check("logs -f shows the request as it comes", fetched)
     }
@@ -195,7 +195,7 @@ impl Demo<'_> {
         self.narrator.run("strata stop -t 1 short", self.strata(&["stop", "-t", "1", "short"]))?;
         self.narrator.run("strata rm short", self.strata(&["rm", "short"]))?;
         watching.expect("destroy short");
-        watching.signal(Signal::SIGINT);
+        watching.signal(Signal::SIGTERM);
         let seen = watching.end().text();
         self.narrator
             .command("strata events --filter type=container --format '{{.Action}} {{.Actor.Attributes.name}}'");
