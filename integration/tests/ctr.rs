@@ -352,6 +352,7 @@ fn newer_ctr_moves_images_by_the_transfer_service() {
 /// Held by our shim, under either supervisor. The `ctr` of 2.1 makes a sandbox and then forgets the name of its controller:
 /// it can neither start nor remove it.
 #[test]
+#[ignore = "containerd's part was never seen whole: what it does with such a sandbox is not known yet"]
 fn newer_ctr_makes_sandboxes() {
     newer_supervisor(|s| {
         std::fs::write(s.path("tmp/pod.json"), r#"{"ociVersion":"1.2.0","annotations":{}}"#).expect("a file");
