@@ -74,7 +74,12 @@ impl Options {
             .map_err(|source| Error::System { what: format!("write {}", path.display()), source })
     }
 
-    /// What was saved in `bundle`; the defaults where nothing was.
+    /// Whether a container was ever begun to be made in `bundle`: before the runtime hears of it they are saved.
+    pub(crate) fn are_saved(bundle: &Path) -> bool {
+        bundle.join(OPTIONS_FILE).exists()
+    }
+
+    /// What was saved in `bundle`; the defaults where that cannot be read.
     pub(crate) fn load(bundle: &Path, namespace: &str) -> Options {
         let saved = std::fs::read(bundle.join(OPTIONS_FILE)).ok();
         let saved = saved.and_then(|text| serde_json::from_slice(&text).ok());

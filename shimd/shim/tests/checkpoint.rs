@@ -4,8 +4,6 @@
 
 mod harness;
 
-use std::os::unix::fs::PermissionsExt;
-
 use harness::Stage;
 use proto_shim::events::TaskCheckpointed;
 use proto_shim::process::Status;
@@ -17,11 +15,7 @@ const WRAPPER: &str = include_str!("harness/without-criu.sh");
 
 async fn stage(id: &str) -> Option<Stage> {
     let mut stage = Stage::new(id).await?;
-    let text = WRAPPER.replace("DIR", &stage.text("")).replace("REAL", &stage.runtime.display().to_string());
-    let wrapper = stage.path("lowrun");
-    std::fs::write(&wrapper, text).unwrap();
-    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755)).unwrap();
-    stage.runtime = wrapper;
+    stage.wrap_runtime(WRAPPER);
     Some(stage)
 }
 
@@ -106,6 +100,76 @@ async fn one_that_was_never_restored_is_deleted() {
     create.checkpoint = stage.text("images");
     shim.create(create).await;
     shim.delete("").await;
+    shim.shutdown().await;
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn one_that_was_restored_and_cannot_be_watched_ends() {
+    let Some(stage) = stage("unwatched").await else { return };
+    stage.configure(&["sleep", "1000"], |_| {});
+    let shim = stage.start().await;
+    std::fs::create_dir(stage.path("images")).unwrap();
+    std::fs::write(stage.path("images/pages"), "saved").unwrap();
+    std::fs::write(stage.path("lose-pid"), "").unwrap();
+    let mut create = stage.create_request("", "");
+    create.checkpoint = stage.text("images");
+    shim.create(create).await;
+    let start = || StartRequest { id: stage.id.clone(), exec_id: String::new() };
+    let fault = shim.fault("Start", start()).await;
+    assert!(fault.message.contains("init.pid"), "{fault:?}");
+    // It is over with it: it is not started a second time beside what runs already.
+    assert_eq!(shim.fault("Start", start()).await.grpc, GrpcCode::FailedPrecondition);
+    assert_eq!((shim.state("").await.status(), shim.wait("").await), (Status::Stopped, 137));
+    let pid: u32 = std::fs::read_to_string(stage.path("lost")).unwrap().trim().parse().unwrap();
+    harness::within(async {
+        while std::path::Path::new(&format!("/proc/{pid}/root/bin")).exists() {
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    shim.delete("").await;
+    shim.shutdown().await;
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn two_cannot_save_one_container_at_once() {
+    let Some(stage) = stage("twice").await else { return };
+    stage.configure(&["sleep", "1000"], |_| {});
+    let shim = stage.start().await;
+    shim.create(stage.create_request("", "")).await;
+    shim.start("").await;
+    std::fs::write(stage.path("hold"), "").unwrap();
+    let first = shim.call::<_, ()>("Checkpoint", request(&stage, CheckpointOptions::default()));
+    let second = async {
+        while !stage.path("calls").exists() {
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+        let refused = shim.fault("Checkpoint", request(&stage, CheckpointOptions::default())).await;
+        assert_eq!(refused.grpc, GrpcCode::FailedPrecondition);
+        assert!(refused.message.contains("being saved"), "{refused:?}");
+        std::fs::remove_file(stage.path("hold")).unwrap();
+    };
+    tokio::join!(first, harness::within(second));
+    shim.call::<_, ()>("Checkpoint", request(&stage, CheckpointOptions::default())).await;
+    shim.kill("", 9).await;
+    shim.wait("").await;
+    shim.delete("").await;
+    shim.shutdown().await;
+    stage.assert_clean();
+}
+
+#[tokio::test]
+async fn the_parent_of_a_checkpoint_is_not_left_out_silently() {
+    let Some(stage) = stage("parent").await else { return };
+    stage.configure(&["true"], |_| {});
+    let shim = stage.start().await;
+    let mut create = stage.create_request("", "");
+    (create.checkpoint, create.parent_checkpoint) = (stage.text("images"), "sha256:parent".to_owned());
+    let refused = shim.fault("Create", create).await;
+    assert_eq!(refused.grpc, GrpcCode::Unimplemented);
+    assert!(refused.message.contains("parent"), "{refused:?}");
     shim.shutdown().await;
     stage.assert_clean();
 }

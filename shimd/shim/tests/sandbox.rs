@@ -129,3 +129,86 @@ async fn a_paused_container_is_killed_too() {
     shut_down(shim).await;
     stage.assert_clean();
 }
+
+#[tokio::test]
+async fn what_was_never_restored_holds_no_stop_up() {
+    let Some(stage) = Stage::new("unrestored-pod").await else { return };
+    stage.configure(&["true"], |_| {});
+    let mut shim = sandbox(&stage).await;
+    shim.service = TASK_V3;
+    let mut create = stage.create_request("", "");
+    create.checkpoint = stage.text("images");
+    assert_eq!(shim.create(create).await, 0, "it has no process yet");
+    shim.service = SANDBOX;
+    stop(&shim, 0).await;
+    shim.service = TASK_V3;
+    // What cannot be made any more cannot be started, either.
+    let late = shim.fault("Start", StartRequest { id: shim.id.clone(), exec_id: String::new() }).await;
+    assert_eq!(late.grpc, GrpcCode::FailedPrecondition);
+    assert!(late.message.contains(&format!("sandbox {POD} is stopped")), "{late:?}");
+    shim.delete("").await;
+    shim.service = SANDBOX;
+    shut_down(shim).await;
+    stage.assert_clean();
+}
+
+/// The runtime, but that as long as `deaf` is there it fails to kill; `kills` tells how often it was to.
+const DEAF: &str = "#!/bin/sh
+case \" $* \" in *' kill '*) echo kill >>DIR/kills; [ ! -e DIR/deaf ] || exit 1 ;; esac
+exec REAL \"$@\"
+";
+
+#[tokio::test]
+async fn what_does_not_die_is_killed_again_after_a_pause() {
+    let Some(mut stage) = Stage::new("deaf-pod").await else { return };
+    stage.wrap_runtime(DEAF);
+    stage.configure(&["sleep", "1000"], |_| {});
+    let mut shim = sandbox(&stage).await;
+    run(&mut shim, &stage).await;
+    shim.service = TASK_V3;
+    shim.call::<_, ()>("Pause", PauseRequest { id: shim.id.clone() }).await;
+    shim.service = SANDBOX;
+    std::fs::write(stage.path("deaf"), "").unwrap();
+    let kills = || std::fs::read_to_string(stage.path("kills")).unwrap_or_default().lines().count();
+    let begun = std::time::Instant::now();
+    let hears_again = async {
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let most = 2 + begun.elapsed().as_secs() as usize;
+        assert!((2..=most).contains(&kills()), "{} kills in {:?}", kills(), begun.elapsed());
+        std::fs::remove_file(stage.path("deaf")).unwrap();
+    };
+    tokio::join!(stop(&shim, 0), hears_again);
+    assert_eq!(delete(&mut shim).await, 137);
+    shut_down(shim).await;
+    stage.assert_clean();
+}
+
+/// Stands for the runtime that is called where no other is named: it tells that it was.
+const TELLING: &str = "#!/bin/sh\necho \"$*\" >>DIR/calls\n";
+
+#[tokio::test]
+async fn cleaning_a_sandbox_up_touches_no_container_of_its_name() {
+    let Some(mut stage) = Stage::new("named-pod").await else { return };
+    stage.configure(&["true"], |_| {});
+    stage.wrap_runtime(TELLING);
+    let shim = sandbox(&stage).await;
+    let pid = rustix::process::Pid::from_raw(shim.pid.cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    within(shim.client.closed()).await;
+    let command = stage.command_of(&stage.id, "bundle", "delete");
+    // The runtime beside the shim goes before all others.
+    // Not by this process: a program that it writes could not be executed while a neighbour's child still has the file.
+    let copied = std::process::Command::new("cp").arg(command.get_program()).arg(stage.path("shim")).status();
+    assert!(copied.unwrap().success());
+    let clean_up = || {
+        let mut beside = std::process::Command::new(stage.path("shim"));
+        let output = beside.args(command.get_args()).current_dir(stage.path("bundle")).output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+        std::fs::read_to_string(stage.path("calls")).unwrap_or_default()
+    };
+    assert_eq!(clean_up(), "");
+    // Of a bundle in which a container was begun it is told.
+    std::fs::write(stage.path("bundle/options.json"), "").unwrap();
+    assert!(clean_up().contains(&format!("delete --force {}", stage.id)));
+    stage.assert_clean();
+}

@@ -90,6 +90,8 @@ impl Tasks {
     }
 
     fn start_init(&mut self, id: &str, reply: &mut Option<Reply>, world: &mut World) -> Result<Answer, Error> {
+        self.container(id)?;
+        self.check_sandbox_takes()?;
         let container = self.container(id)?;
         if container.init.phase != Phase::Created {
             return Err(Error::State {
@@ -348,6 +350,9 @@ impl Tasks {
 /// What goes before the runtime's part, each step undone when a later one fails.
 fn prepare(request: &CreateTaskRequest, key: Key, world: &World, spans: &mut Vec<Span>) -> Result<Container, Error> {
     let bundle = PathBuf::from(&request.bundle);
+    if !request.parent_checkpoint.is_empty() {
+        return Err(Error::Unimplemented { what: "a container made of a checkpoint and its parent".to_owned() });
+    }
     let options = runc_options(request)?;
     if !options.shim_cgroup.is_empty() {
         cgroup::join(&options.shim_cgroup).map_err(|source| Error::System {

@@ -13,8 +13,8 @@ use proto_shim::topic;
 
 use super::calls::{not_running, runc_options};
 use super::container::{Container, read_pid};
-use super::pending::{Completed, Job, Purpose};
-use super::process::{Key, Phase, timestamp};
+use super::pending::{Completed, Job, KILLED, Purpose};
+use super::process::{Exit, Key, Phase, timestamp};
 use super::{Answer, Tasks};
 use crate::error::Error;
 use crate::server::Reply;
@@ -58,13 +58,19 @@ impl Tasks {
         if container.init.phase != Phase::Running {
             return Err(not_running(&request.id));
         }
+        let key = container.init.key;
+        // The two would freeze and thaw the same processes, and write the same logs.
+        if self.is_being_saved(key) {
+            let what = format!("container {} is being saved already", request.id);
+            return Err(Error::State { what, is_running: true });
+        }
+        let container = self.container(&request.id)?;
         let options = match request.options.as_ref().filter(|any| !any.type_url.is_empty()) {
             None => CheckpointOptions::default(),
             Some(any) => proto_shim::from_any(any)
                 .map_err(|error| Error::Invalid { what: format!("options: {error}") })?
                 .ok_or_else(|| Error::Invalid { what: format!("options of the type {}", any.type_url) })?,
         };
-        let key = container.init.key;
         let save = Save { images: request.path, options };
         let work = save.work(container);
         fs::create_dir_all(&work)
@@ -102,10 +108,26 @@ impl Tasks {
         Ok(Answer::Later)
     }
 
-    /// The runtime has restored the container, which runs; one that failed may be tried again, or deleted.
+    /// The runtime has restored the container, which runs; one that it could not restore may be tried again, or deleted.
     pub(super) fn restored(&mut self, key: Key, result: Result<(), Error>, world: &mut World) -> Completed {
-        let result = result.and_then(|()| self.take_restored(key, world));
+        if result.is_ok()
+            && let Err(error) = self.take_restored(key, world)
+        {
+            self.give_restored_up(key, world);
+            return Err(error);
+        }
         self.started(key, result, world)
+    }
+
+    /// The container runs, and the shim can neither watch nor serve it: it is killed, and said to have been.
+    fn give_restored_up(&mut self, key: Key, world: &mut World) {
+        let Some(container) = self.container_of(key) else { return };
+        container.checkpoint = None;
+        // Whatever the pid is, nobody waits for it.
+        container.init.pid = 0;
+        container.init.phase = Phase::Ending(Exit::now(KILLED));
+        self.run(Job { key, purpose: Purpose::GiveUp, reply: None, spans: Vec::new() }, world);
+        self.tell_exit(key, world);
     }
 
     fn take_restored(&mut self, key: Key, world: &mut World) -> Result<(), Error> {

@@ -80,6 +80,11 @@ impl Container {
         }
     }
 
+    /// Whether it has no process yet, as its start makes it of a checkpoint.
+    pub(crate) fn waits_to_be_restored(&self) -> bool {
+        self.checkpoint.is_some() && self.init.phase == Phase::Created
+    }
+
     /// The file into which the runtime writes the pid of a process.
     pub(crate) fn pid_file(&self, exec_id: &str) -> PathBuf {
         let name = if exec_id.is_empty() { "init.pid".to_owned() } else { format!("{exec_id}.pid") };

@@ -27,7 +27,7 @@ use crate::stdio::above_stdio;
 use crate::world::World;
 
 /// Exit status of a container that was deleted before it ran: as if killed.
-const KILLED: u32 = 128 + 9;
+pub(super) const KILLED: u32 = 128 + 9;
 
 /// What the runtime is called for.
 #[derive(Debug)]
@@ -51,6 +51,8 @@ pub(crate) enum Purpose {
     Checkpoint(Save),
     /// To start a container that is made of a checkpoint.
     Restore,
+    /// To end and remove one that runs and that the shim can do nothing with.
+    GiveUp,
 }
 
 impl Purpose {
@@ -63,7 +65,7 @@ impl Purpose {
             Purpose::Resume => "resume",
             Purpose::Update(_) => "update",
             Purpose::Kill { .. } | Purpose::KillRest => "kill",
-            Purpose::Delete => "delete",
+            Purpose::Delete | Purpose::GiveUp => "delete",
             Purpose::Checkpoint(_) => "checkpoint",
             Purpose::Restore => "restore",
         }
@@ -173,6 +175,13 @@ impl Tasks {
         self.pending.iter().any(|pending| pending.job.key == key && matches!(pending.job.purpose, Purpose::Kill { .. }))
     }
 
+    /// Whether the runtime is saving a container.
+    pub(super) fn is_being_saved(&self, key: Key) -> bool {
+        self.pending
+            .iter()
+            .any(|pending| pending.job.key == key && matches!(pending.job.purpose, Purpose::Checkpoint(_)))
+    }
+
     /// Whether the runtime is about to tell the pid of a new process.
     pub(super) fn expects_a_pid(&self) -> bool {
         self.pending
@@ -197,7 +206,7 @@ impl Tasks {
             Purpose::Restore => self.restored(key, result, world),
             Purpose::Update(_) => result.map(|()| Vec::new()),
             // Those who are gone cannot be killed, and nobody waits for an answer.
-            Purpose::KillRest => Ok(Vec::new()),
+            Purpose::KillRest | Purpose::GiveUp => Ok(Vec::new()),
         };
         if let Some(reply) = reply {
             let completed = completed.map_err(|error| error.into_fault(step));
@@ -410,6 +419,7 @@ fn command(container: &Container, job: &Job) -> Vec<String> {
         Purpose::Delete => words(&["delete"]),
         Purpose::Checkpoint(save) => save.command(container),
         Purpose::Restore => checkpoint::restore_command(container),
+        Purpose::GiveUp => words(&["delete", "--force"]),
     };
     command.push(id);
     match job.purpose {

@@ -22,7 +22,8 @@ use proto_shim::task::KillRequest;
 use proto_shim::types::{Metric, Platform};
 
 use super::calls::WAITING_MAX;
-use super::process::{Exit, Process, timestamp};
+use super::container::Container;
+use super::process::{Exit, Key, timestamp};
 use super::{Answer, Tasks, decode};
 use crate::error::Error;
 use crate::server::Reply;
@@ -31,6 +32,8 @@ use crate::world::World;
 
 const SIGKILL: u32 = 9;
 const SIGTERM: u32 = 15;
+/// How long a process that was killed may take to end before it is killed again.
+const KILL_PAUSE: Duration = Duration::from_secs(1);
 /// The states that clients know, as the CRI names them.
 const READY: &str = "SANDBOX_READY";
 const NOT_READY: &str = "SANDBOX_NOTREADY";
@@ -41,7 +44,7 @@ enum Phase {
     Ready,
     /// Its containers were asked to end.
     Asked,
-    /// Its containers are killed, however often a new one comes up.
+    /// Its containers are killed, each as it comes up, and again after a pause.
     Forced,
     Stopped(Exit),
 }
@@ -56,6 +59,8 @@ pub(crate) struct Sandbox {
     waiting: Vec<Reply>,
     /// Who called StopSandbox.
     stopping: Vec<Reply>,
+    /// Inits that were killed since the last pause.
+    killed: Vec<Key>,
 }
 
 impl Tasks {
@@ -96,6 +101,7 @@ impl Tasks {
             created_at: timestamp(),
             waiting: Vec::new(),
             stopping: Vec::new(),
+            killed: Vec::new(),
         });
         Ok(Answer::empty())
     }
@@ -131,7 +137,8 @@ impl Tasks {
         } else if sandbox.phase != Phase::Forced {
             sandbox.phase = Phase::Asked;
             world.timers.set(Due::StopSandbox, Duration::from_secs(request.timeout_secs.into()));
-            self.signal_containers(SIGTERM, world);
+            let alive = self.alive_containers();
+            self.signal_containers(&alive, SIGTERM, world);
         }
         // The rest is done with each event: see settle_sandbox.
         Ok(Answer::Later)
@@ -199,7 +206,7 @@ impl Tasks {
         found.ok_or_else(|| Error::NotFound { what: format!("sandbox {id} was not created") })
     }
 
-    /// Whether the sandbox, where there is one, takes another container.
+    /// Whether the sandbox, where there is one, takes another container, or another program in one that it has.
     pub(super) fn check_sandbox_takes(&self) -> Result<(), Error> {
         match &self.sandbox {
             Some(Sandbox { id, phase: Phase::Asked | Phase::Forced | Phase::Stopped(_), .. }) => {
@@ -209,10 +216,12 @@ impl Tasks {
         }
     }
 
-    /// The containers had their time to end.
+    /// The containers had their time to end, of themselves or after they were killed.
     pub(super) fn force_sandbox(&mut self) {
-        if let Some(sandbox) = self.sandbox.as_mut().filter(|sandbox| sandbox.phase == Phase::Asked) {
+        let is_stopping = |sandbox: &&mut Sandbox| matches!(sandbox.phase, Phase::Asked | Phase::Forced);
+        if let Some(sandbox) = self.sandbox.as_mut().filter(is_stopping) {
             sandbox.phase = Phase::Forced;
+            sandbox.killed.clear();
         }
     }
 
@@ -224,25 +233,37 @@ impl Tasks {
             return;
         }
         if phase == Some(Phase::Forced) {
-            self.signal_containers(SIGKILL, world);
+            self.kill_containers(world);
         }
-        if self.containers.iter().all(|container| container.init.exit().is_some()) {
+        if self.containers.iter().all(has_ended) {
             self.stopped(world);
         }
     }
 
+    /// Kills those that were not killed just now: a process may take its time to end, and the runtime, which kills a paused
+    /// one, to be told again.
+    fn kill_containers(&mut self, world: &mut World) {
+        let alive = self.alive_containers();
+        let Some(sandbox) = &mut self.sandbox else { return };
+        let due: Vec<Key> = alive.into_iter().filter(|key| !sandbox.killed.contains(key)).collect();
+        if due.is_empty() {
+            return;
+        }
+        sandbox.killed.extend(&due);
+        world.timers.set_once(Due::StopSandbox, KILL_PAUSE);
+        self.signal_containers(&due, SIGKILL, world);
+    }
+
+    fn alive_containers(&self) -> Vec<Key> {
+        let inits = self.containers.iter().map(|container| &container.init);
+        inits.filter(|init| init.pid != 0 && init.is_alive()).map(|init| init.key).collect()
+    }
+
     /// A paused process is killed by the runtime, one call at a time.
-    fn signal_containers(&mut self, signal: u32, world: &mut World) {
-        let is_signalled =
-            |process: &Process| process.pid != 0 && process.is_alive() && !self.is_being_killed(process.key);
-        let ids: Vec<String> = self
-            .containers
-            .iter()
-            .filter(|container| is_signalled(&container.init))
-            .map(|container| container.id.clone())
-            .collect();
-        for id in ids {
-            let request = KillRequest { id, exec_id: String::new(), signal, all: false };
+    fn signal_containers(&mut self, inits: &[Key], signal: u32, world: &mut World) {
+        for key in inits.iter().filter(|key| !self.is_being_killed(**key)).copied().collect::<Vec<Key>>() {
+            let Some(container) = self.container_of(key) else { continue };
+            let request = KillRequest { id: container.id.clone(), exec_id: String::new(), signal, all: false };
             // It may just have ended.
             if let Err(error) = self.kill(request, &mut None, world)
                 && !matches!(error, Error::NotFound { .. })
@@ -268,6 +289,12 @@ impl Tasks {
             world.server.answer(reply, Ok(exit.clone()), Vec::new(), &mut world.poller);
         }
     }
+}
+
+/// Whether a container has no process any more, or none yet: of one that is made of a checkpoint the start makes it, and that
+/// is refused by now.
+fn has_ended(container: &Container) -> bool {
+    container.init.exit().is_some() || container.waits_to_be_restored()
 }
 
 /// Keeps a caller until it can be answered. Those whose connection is gone wait no longer.
