@@ -21,10 +21,13 @@ use crate::error::Error;
 use crate::group;
 use crate::serve::{self, Setting};
 use crate::socket::{SUN_PATH_LEN, is_served, listen};
+use crate::sys::lock;
 use crate::sys::process::{Forked, close_inherited, exit_now, fork};
 
 /// Where sockets go when their own directory has too long a name for a socket.
 const SHORT_DIRECTORY: &str = "/run/containerd/s";
+/// The extension of the file beside the directory of sockets by which the starts of one group are put in order.
+const LOCK: &str = "lock";
 /// Hexadecimal digits of a socket's name.
 const NAME_LEN: usize = 32;
 /// What containerd from 2.3 on writes to a shim's standard input is less than this.
@@ -38,12 +41,13 @@ const OOM_SCORE_MAX: i32 = 1000;
 pub(crate) fn start(flags: &Flags) -> Result<(), Error> {
     close_inherited();
     let params = params(flags);
-    let socket = socket_path(flags, params.as_ref());
+    let group = group::of(Path::new("."));
+    let socket = socket_path(flags, params.as_ref(), group.as_deref());
     let address = format!("unix://{}", socket.display());
     // Before the socket is there, and in the bundle of each container of a group: whoever cleans up after this process
     // finds the socket by it.
     write("address", &address)?;
-    let Some(listener) = new_socket(&socket)? else { return answer(&address, params.is_some()) };
+    let Some(listener) = new_socket(&socket, group.is_some())? else { return answer(&address, params.is_some()) };
     let serving = leave_serving(flags, params.as_ref(), listener, socket.clone());
     let told = serving.and_then(|pid| answer(&address, params.is_some()).inspect_err(|_| end(pid)));
     // Nobody serves on it.
@@ -68,9 +72,8 @@ fn params(flags: &Flags) -> Option<BootstrapParams> {
 
 /// The socket of this container: beside containerd's own, named by what makes it unique. Containers that share a shim
 /// share the last word of the name: the group's in place of the container's own.
-fn socket_path(flags: &Flags, params: Option<&BootstrapParams>) -> PathBuf {
-    let shared = group::of(Path::new("."));
-    let identity = Path::new(&flags.address).join(&flags.namespace).join(shared.as_ref().unwrap_or(&flags.id));
+fn socket_path(flags: &Flags, params: Option<&BootstrapParams>, group: Option<&str>) -> PathBuf {
+    let identity = Path::new(&flags.address).join(&flags.namespace).join(group.unwrap_or(&flags.id));
     let digest = Sha256::digest(identity.as_os_str().as_encoded_bytes());
     let mut name: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     name.truncate(NAME_LEN);
@@ -82,11 +85,11 @@ fn socket_path(flags: &Flags, params: Option<&BootstrapParams>) -> PathBuf {
 }
 
 /// A socket that listens, or `None` when a shim serves there already.
-fn new_socket(socket: &Path) -> Result<Option<OwnedFd>, Error> {
+fn new_socket(socket: &Path, is_shared: bool) -> Result<Option<OwnedFd>, Error> {
     let failed = |source| Error::System { what: format!("listen on {}", socket.display()), source };
     // Shims of one group may start at once: one that has bound its socket and does not listen yet would be taken for dead.
-    let _alone = lock_directory(socket).map_err(failed)?;
-    let listened = match listen(socket) {
+    let _alone = if is_shared { lock_name(socket) } else { lock_bundle() }.map_err(failed)?;
+    let listened = match listen_in_new_directory(socket) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             if is_served(socket) {
                 return Ok(None);
@@ -100,19 +103,43 @@ fn new_socket(socket: &Path) -> Result<Option<OwnedFd>, Error> {
     listened.map(Some).map_err(failed)
 }
 
-/// The right to bind in the socket's directory, as long as the handle is held; no process is left with it.
-fn lock_directory(socket: &Path) -> io::Result<OwnedFd> {
-    let directory = socket.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let open = || rustix::fs::open(directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    let handle = match open() {
-        Err(Errno::NOENT) => {
-            make_directory(directory)?;
-            open()?
+fn listen_in_new_directory(socket: &Path) -> io::Result<OwnedFd> {
+    match listen(socket) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            make_directory(parent(socket)?)?;
+            listen(socket)
         }
-        opened => opened?,
-    };
-    rustix::fs::flock(&handle, FlockOperation::LockExclusive)?;
-    Ok(handle)
+        other => other,
+    }
+}
+
+/// The right to bind a socket that nobody else shares, as long as the handle is held: it lies in the bundle, so that no
+/// shim waits for another container's. No process is left with it.
+fn lock_bundle() -> io::Result<OwnedFd> {
+    let bundle = rustix::fs::open(".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::fs::flock(&bundle, FlockOperation::LockExclusive)?;
+    Ok(bundle)
+}
+
+/// The same for the socket of a group: a byte of a file that all sockets of the directory have in common, so that no file
+/// is left for each.
+fn lock_name(socket: &Path) -> io::Result<OwnedFd> {
+    let directory = parent(socket)?;
+    make_directory(directory)?;
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = rustix::fs::open(directory.with_extension(LOCK), flags, Mode::RUSR | Mode::WUSR)?;
+    lock::wait_for_byte(&file, byte_of(socket))?;
+    Ok(file)
+}
+
+/// The byte that stands for a socket: the head of its name, which is a digest.
+fn byte_of(socket: &Path) -> u32 {
+    let name = socket.file_name().unwrap_or_default().to_string_lossy();
+    name.get(..8).and_then(|head| u32::from_str_radix(head, 16).ok()).unwrap_or(0)
+}
+
+fn parent(socket: &Path) -> io::Result<&Path> {
+    socket.parent().ok_or_else(|| io::ErrorKind::InvalidInput.into())
 }
 
 fn make_directory(directory: &Path) -> io::Result<()> {
@@ -215,14 +242,17 @@ mod tests {
 
     #[test]
     fn sockets_lie_beside_containerds_and_differ() {
-        let path = socket_path(&flags("/run/x/c.sock", "a"), None);
+        let path = socket_path(&flags("/run/x/c.sock", "a"), None, None);
         assert_eq!(path.parent(), Some(Path::new("/run/x/s")));
-        assert_ne!(path, socket_path(&flags("/run/x/c.sock", "b"), None));
-        assert_ne!(path, socket_path(&flags("/run/y/c.sock", "a"), None));
+        assert_ne!(path, socket_path(&flags("/run/x/c.sock", "b"), None, None));
+        assert_ne!(path, socket_path(&flags("/run/y/c.sock", "a"), None, None));
+        let grouped = |id: &str| socket_path(&flags("/run/x/c.sock", id), None, Some("g"));
+        assert_eq!(grouped("a"), grouped("b"));
+        assert_ne!(byte_of(&grouped("a")), byte_of(&path));
         let long = format!("/{}/c.sock", "x".repeat(100));
-        assert_eq!(socket_path(&flags(&long, "a"), None).parent(), Some(Path::new(SHORT_DIRECTORY)));
+        assert_eq!(socket_path(&flags(&long, "a"), None, None).parent(), Some(Path::new(SHORT_DIRECTORY)));
         let params = BootstrapParams { socket_dir: Some("/t".to_owned()), ..BootstrapParams::default() };
-        assert_eq!(socket_path(&flags("/run/x/c.sock", "a"), Some(&params)).parent(), Some(Path::new("/t")));
+        assert_eq!(socket_path(&flags("/run/x/c.sock", "a"), Some(&params), None).parent(), Some(Path::new("/t")));
     }
 
     #[test]

@@ -46,7 +46,11 @@ async fn those_that_start_at_once_share_one_shim() {
         end(&fs::read_to_string(stage.path(&bundles[0]).join("shim.pid")).unwrap());
         let socket = String::from_utf8(left[0].stdout.clone()).unwrap();
         fs::remove_file(stage.path(&bundles[0]).join("shim.pid")).unwrap();
-        while std::os::unix::net::UnixStream::connect(socket.trim_start_matches("unix://")).is_ok() {}
+        let begun = std::time::Instant::now();
+        while std::os::unix::net::UnixStream::connect(socket.trim_start_matches("unix://")).is_ok() {
+            assert!(begun.elapsed() < harness::PATIENCE, "a dead shim serves");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         let outputs = start_all(&stage, &bundles);
         let addresses: Vec<_> = outputs.iter().map(|output| output.stdout.clone()).collect();
         assert!(outputs.iter().all(|output| output.status.success()), "{outputs:?}");
