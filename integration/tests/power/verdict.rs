@@ -5,7 +5,7 @@ use std::fs;
 use std::io::Read;
 
 use crate::bench::Bench;
-use crate::image::{difference, digest, look};
+use crate::image::{Tree, difference, digest, look};
 use crate::story::Done;
 
 /// What was wrong after one cut.
@@ -102,20 +102,30 @@ fn snapshot(bench: &Bench, name: &str) -> Option<String> {
     fs::create_dir_all(&place).expect("a mount point");
     let place = place.to_str().expect("text");
     let out = bench.ctr(&["snapshots", "view", "-t", place, "view", name]);
-    // After its start the supervisor collects what nothing refers to: it may have gone since the list.
-    if out.errors().contains("not found") && bench.ctr(&["snapshots", "info", name]).code != 0 {
-        return None;
+    if out.code != 0 {
+        // After its start the supervisor collects what nothing refers to: it may have gone since the list.
+        let has_gone = out.errors().contains("not found") && bench.ctr(&["snapshots", "info", name]).code != 0;
+        return (!has_gone).then(|| format!("{name}: {}", out.errors()));
     }
-    let mounted = bench.host("sh", &["-c", &out.text()]);
-    if out.code != 0 || mounted.code != 0 {
-        return Some(format!("{name}: {}{}", out.errors(), mounted.errors()));
+    let wrong = mounted(bench, &out.text(), place, expected);
+    // Whatever was seen: the next snapshot is to be seen under the same name.
+    let removed = bench.ctr(&["snapshots", "rm", "view"]);
+    let removed = (removed.code != 0).then(|| removed.errors());
+    wrong.or(removed).map(|what| format!("{name}: {what}"))
+}
+
+/// What is wrong with the files that a command mounts at `place`.
+fn mounted(bench: &Bench, command: &str, place: &str, expected: &Tree) -> Option<String> {
+    let mounted = bench.host("sh", &["-c", command]);
+    if mounted.code != 0 {
+        return Some(mounted.errors());
     }
     let seen = look(place.as_ref());
-    bench.host("umount", &[place]);
-    bench.ctr(&["snapshots", "rm", "view"]);
+    let unmounted = bench.host("umount", &[place]);
     match seen {
-        Ok(seen) => difference(expected, &seen).map(|what| format!("{name}: {what}")),
-        Err(error) => Some(format!("{name}: {error}")),
+        Ok(_) if unmounted.code != 0 => Some(unmounted.errors()),
+        Ok(seen) => difference(expected, &seen),
+        Err(error) => Some(error.to_string()),
     }
 }
 
