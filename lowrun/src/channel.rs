@@ -1,7 +1,8 @@
 //! The channel between the host side (`create`) and the container side (`init`) of one lowrun.
 //!
 //! A socket pair of whole messages. The two ends have swapped types, so that a message in the wrong direction does not
-//! compile. The container side's end closes when the program is executed: end of file without a fault is success.
+//! compile. The container side closes its end before the program is executed, and what it has to say after that it says
+//! by `sys::last_word`: end of file without a fault is success.
 //!
 //! ```text
 //! host                                    container
@@ -22,13 +23,18 @@
 //!   | -------------- Continue -------------> |
 //!   | <------------- Ready ----------------- |  create: waits at the FIFO from here on
 //!   | <------------- Fault ----------------- |  at any time, and then the end
+//!
+//! The container side may die at any time, and whoever may look into it could keep its end open: so the host side waits
+//! for its process too, and once it is ready not for ever.
 //! ```
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -37,10 +43,14 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use crate::fault::{Attempt, Code, Fault, Result};
+use crate::sys::last_word::{self, LastWord};
 use crate::sys::{self, Call, Failure};
 
 /// Most bytes of one message: a fault with long paths.
-pub const MESSAGE_MAX: usize = 64 * 1024;
+pub const MESSAGE_MAX: usize = last_word::TEXT_MAX;
+/// How long a process that is ready may take until it is the program. After that it is taken for started: what is slow
+/// is the file system of the program then.
+const READY_PATIENCE: Duration = Duration::from_secs(10);
 /// Most bytes of one text, and most causes, of a fault that would not fit.
 const TEXT_MAX: usize = 1024;
 const CAUSES_MAX: usize = 6;
@@ -78,57 +88,104 @@ pub enum FromInit {
 
 /// The host side's end.
 #[derive(Debug)]
-pub struct HostEnd(OwnedFd);
+pub struct HostEnd {
+    socket: OwnedFd,
+    last: LastWord,
+    is_ready: Cell<bool>,
+}
 
 /// The container side's end.
 #[derive(Debug)]
-pub struct InitEnd(RefCell<Option<OwnedFd>>);
+pub struct InitEnd {
+    socket: RefCell<Option<OwnedFd>>,
+    last: LastWord,
+}
 
 /// A new channel. Each side must drop the other's end after the clone.
 pub fn pair() -> Result<(HostEnd, InitEnd)> {
     let (host, init) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .call("socketpair")
         .attempt(Code::SystemError, || "make the channel")?;
-    Ok((HostEnd(host), InitEnd(RefCell::new(Some(init)))))
+    let last = LastWord::new().attempt(Code::SystemError, || "make the channel")?;
+    let init = InitEnd { socket: RefCell::new(Some(init)), last: last.clone() };
+    Ok((HostEnd { socket: host, last, is_ready: Cell::new(false) }, init))
 }
 
 impl HostEnd {
     /// Says something; a container side that is gone will be noticed by [`HostEnd::receive`].
     pub fn send(&self, message: ToInit) {
-        let _ = rustix::net::send(&self.0, &[message as u8], rustix::net::SendFlags::NOSIGNAL);
+        let _ = rustix::net::send(&self.socket, &[message as u8], rustix::net::SendFlags::NOSIGNAL);
     }
 
     /// As [`HostEnd::send`], with a descriptor.
     pub fn send_descriptor(&self, message: ToInit, descriptor: BorrowedFd<'_>) {
-        let _ = send_descriptor(self.0.as_fd(), &[message as u8], descriptor);
+        let _ = send_descriptor(self.socket.as_fd(), &[message as u8], descriptor);
     }
 
-    /// The next message; `None` when the container side has executed the program, or is gone.
-    pub fn receive(&self) -> Result<Option<FromInit>> {
-        // Room for the longest message, whose pages are touched by a long one only.
-        let mut buffer = Vec::with_capacity(MESSAGE_MAX);
-        let length = read(&self.0, &mut buffer).attempt(Code::SystemError, || "read the channel")?;
-        if length == 0 {
+    /// The next message of `process`; `None` when it has executed the program, is gone, or has been ready for long.
+    pub fn receive(&self, process: BorrowedFd<'_>) -> Result<Option<FromInit>> {
+        let attempted = || "read the channel";
+        let patience = self.is_ready.get().then_some(READY_PATIENCE);
+        if !is_heard(&self.socket, process, patience).attempt(Code::SystemError, attempted)? {
             return Ok(None);
         }
+        // Room for the longest message, whose pages are touched by a long one only.
+        let mut buffer = Vec::with_capacity(MESSAGE_MAX);
+        let length = read(&self.socket, &mut buffer).attempt(Code::SystemError, attempted)?;
+        if length == 0 {
+            match self.last.is_armed().then(|| self.last.wait(READY_PATIENCE)).flatten() {
+                Some(text) => buffer = text,
+                None => return Ok(None),
+            }
+        }
         let message = decode(&buffer);
-        message.map(Some).ok_or_else(|| Fault::new(Code::SystemError, "read the channel").cause("not a message"))
+        self.is_ready.set(self.is_ready.get() || matches!(message, Some(FromInit::Ready)));
+        message.map(Some).ok_or_else(|| Fault::new(Code::SystemError, attempted()).cause("not a message"))
+    }
+}
+
+/// Waits until the socket has a message or its end; false if the process has ended without, or patience has.
+fn is_heard(socket: &OwnedFd, process: BorrowedFd<'_>, patience: Option<Duration>) -> sys::Result<bool> {
+    let wait = |patience: Option<Duration>| {
+        let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
+        loop {
+            let mut polled = [PollFd::new(socket, PollFlags::IN), PollFd::new(&process, PollFlags::IN)];
+            match rustix::event::poll(&mut polled, patience.as_ref()) {
+                Err(Errno::INTR) => {}
+                result => return result.call("poll").map(|_| polled.map(|fd| !fd.revents().is_empty())),
+            }
+        }
+    };
+    match wait(patience)? {
+        // What it said just before its end may have come after the look at the socket.
+        [false, true] => wait(Some(Duration::ZERO)).map(|[heard, _]| heard),
+        [heard, _] => Ok(heard),
     }
 }
 
 impl InitEnd {
     /// Ends the conversation; what is said from here on is a fault of its own.
     pub fn close(&self) {
-        self.0.take();
+        self.socket.take();
+    }
+
+    /// Has what the process says after [`InitEnd::close`] reach the host side all the same; false where it cannot be.
+    pub fn outlive(&self) -> bool {
+        self.last.arm().is_ok()
+    }
+
+    /// Whether [`InitEnd::outlive`] has succeeded.
+    pub fn is_outlived(&self) -> bool {
+        self.last.is_armed()
     }
 
     /// The descriptor, unless it is closed.
     pub fn descriptor(&self) -> Option<std::os::fd::RawFd> {
-        self.0.borrow().as_ref().map(std::os::fd::AsRawFd::as_raw_fd)
+        self.socket.borrow().as_ref().map(std::os::fd::AsRawFd::as_raw_fd)
     }
 
     fn with<T>(&self, attempted: &'static str, act: impl FnOnce(&OwnedFd) -> sys::Result<T>) -> Result<T> {
-        let socket = self.0.borrow();
+        let socket = self.socket.borrow();
         let closed = Failure { call: "channel", errno: Errno::PIPE };
         socket.as_ref().ok_or(closed).and_then(act).attempt(Code::SystemError, || attempted)
     }
@@ -137,6 +194,9 @@ impl InitEnd {
     pub fn send(&self, message: &FromInit) -> Result<()> {
         let text = encode(message)
             .map_err(|error| Fault::new(Code::SystemError, "write the channel").cause(error.to_string()))?;
+        if self.socket.borrow().is_none() {
+            return self.last.say(&text).attempt(Code::SystemError, || "leave a last word");
+        }
         self.with("write the channel", |socket| rustix::io::write(socket, &text).call("write").map(drop))
     }
 
@@ -241,15 +301,43 @@ pub fn decode(text: &[u8]) -> Option<FromInit> {
 mod tests {
     use super::*;
 
+    /// A handle on this process, which does not end meanwhile.
+    fn lives() -> OwnedFd {
+        let flags = rustix::process::PidfdFlags::empty();
+        rustix::process::pidfd_open(rustix::process::getpid(), flags).unwrap()
+    }
+
+    impl HostEnd {
+        fn hear(&self) -> Option<FromInit> {
+            self.receive(lives().as_fd()).unwrap()
+        }
+    }
+
+    #[test]
+    fn an_end_that_somebody_keeps_open_keeps_nobody_waiting() {
+        let (host, init) = pair().unwrap();
+        let mut process = std::process::Command::new("true").spawn().unwrap();
+        let pid = rustix::process::Pid::from_child(&process);
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+        init.send(&FromInit::Hooks).unwrap();
+        process.wait().unwrap();
+        assert!(matches!(host.receive(pidfd.as_fd()), Ok(Some(FromInit::Hooks))), "what it said is heard");
+        assert!(matches!(host.receive(pidfd.as_fd()), Ok(None)));
+        let patience = Some(Duration::from_millis(20));
+        assert_eq!(is_heard(&host.socket, lives().as_fd(), patience), Ok(false));
+        init.send(&FromInit::Ready).unwrap();
+        assert!(matches!(host.hear(), Some(FromInit::Ready)) && host.is_ready.get());
+    }
+
     #[test]
     fn a_fault_crosses_whole_and_a_closed_end_is_the_end() {
         let (host, init) = pair().unwrap();
         let fault = Fault::new(Code::MountFailed, "mount proc at /proc").cause("why").at("create:mounts");
         init.send(&FromInit::Fault(fault)).unwrap();
-        let Some(FromInit::Fault(fault)) = host.receive().unwrap() else { panic!("no fault") };
+        let Some(FromInit::Fault(fault)) = host.hear() else { panic!("no fault") };
         assert_eq!((fault.step.as_str(), fault.causes.len()), ("create:mounts", 1));
         drop(init);
-        assert!(host.receive().unwrap().is_none());
+        assert!(host.hear().is_none());
     }
 
     #[test]
@@ -259,7 +347,7 @@ mod tests {
         let mut fault = Fault::new(Code::MountFailed, long.clone()).hint(long.clone()).at(&long);
         fault.causes = vec![long; 20];
         init.send(&FromInit::Fault(fault)).unwrap();
-        let Some(FromInit::Fault(fault)) = host.receive().unwrap() else { panic!("no fault") };
+        let Some(FromInit::Fault(fault)) = host.hear() else { panic!("no fault") };
         assert_eq!((fault.code, fault.message.len()), (Code::MountFailed, TEXT_MAX));
     }
 

@@ -14,7 +14,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use crate::sys::{self, Call, Failure};
+use crate::sys::{self, Call, Failure, stage};
 
 /// How often a resolution is tried again that a rename somewhere on the machine disturbed (`EAGAIN`). runc measured
 /// 0.12 % of spurious failures at 128 under a racing attacker.
@@ -100,7 +100,8 @@ impl Root {
     }
 }
 
-/// `openat2(2)`, tried again while renames disturb it, and done by hand where it is denied.
+/// `openat2(2)`, tried again while renames disturb it, and done by hand where it is denied, or where its `..` would lead
+/// from the container's root to the stage above it.
 pub fn openat2(
     dir: BorrowedFd<'_>,
     path: &Path,
@@ -108,6 +109,9 @@ pub fn openat2(
     mode: Mode,
     resolve: ResolveFlags,
 ) -> sys::Result<OwnedFd> {
+    if stage::is_up() && resolve.contains(ResolveFlags::IN_ROOT) {
+        return by_hand::open(dir, path, flags, mode, resolve);
+    }
     for _ in 0..TRIES {
         match rustix::fs::openat2(dir, path, flags | OFlags::CLOEXEC, mode, resolve) {
             Err(Errno::AGAIN | Errno::INTR) => {}

@@ -2,6 +2,8 @@
 
 mod stage;
 
+use std::path::Path;
+
 use libseccomp::{ScmpAction, ScmpFilterContext, ScmpSyscall};
 use serde_json::json;
 use stage::{Outcome, Stage, stage};
@@ -35,11 +37,16 @@ const ALL: &[&str] = &[
 
 /// Runs something in a thread for which these calls fail; what it starts inherits that.
 fn without<T: Send>(calls: &'static [&'static str], errno: i32, act: impl FnOnce() -> T + Send) -> T {
+    judging(calls, ScmpAction::Errno(errno), act)
+}
+
+/// As [`without`], with any end for who makes one of these calls.
+fn judging<T: Send>(calls: &'static [&'static str], end: ScmpAction, act: impl FnOnce() -> T + Send) -> T {
     let filtered = move || {
         let mut filter = ScmpFilterContext::new(ScmpAction::Allow).unwrap();
         filter.set_ctl_nnp(false).unwrap();
         for call in calls {
-            filter.add_rule(ScmpAction::Errno(errno), ScmpSyscall::from_name(call).unwrap()).unwrap();
+            filter.add_rule(end, ScmpSyscall::from_name(call).unwrap()).unwrap();
         }
         filter.load().unwrap();
         act()
@@ -61,7 +68,7 @@ fn rich(stage: &mut Stage) {
     stage.mount("/link/mnt", "bind", &path, &["bind", "rw", "rslave"]);
     stage.mount("/small", "tmpfs", "tmpfs", &["size=64k", "mode=711", "ro", "nosuid"]);
     stage.config["root"]["readonly"] = json!(true);
-    stage.config["linux"]["maskedPaths"] = json!(["/proc/kcore", "/proc/keys", "/secret", "/sys/firmware"]);
+    stage.config["linux"]["maskedPaths"] = json!(["/secret", "/proc/kcore", "/proc/keys", "/sys/firmware"]);
     stage.config["linux"]["readonlyPaths"] = json!(["/etc/fixed", "/proc/sys"]);
     stage.config["linux"]["rootfsPropagation"] = json!("rprivate");
     stage.script(
@@ -134,7 +141,7 @@ fn mounts(outcome: Outcome) -> Vec<String> {
 /// What else a container may have, beside [`rich`], by its name.
 type Variant = (&'static str, fn(&mut Stage));
 
-const VARIANTS: [Variant; 6] = [
+const VARIANTS: [Variant; 7] = [
     ("a cgroup namespace", |stage| stage.namespace("cgroup", Some(""))),
     ("a user namespace", |stage| stage.user_namespace(500_000)),
     ("a user and a cgroup namespace", |stage| {
@@ -153,6 +160,20 @@ const VARIANTS: [Variant; 6] = [
                                 "env": ["PATH=/usr/bin:/bin"] }],
             "createContainer": [look(&rootfs)],
         });
+    }),
+    ("a symlink that goes up", |stage| {
+        let rootfs = stage.rootfs();
+        for dir in ["run/secret", "run/place", "var"] {
+            std::fs::create_dir_all(rootfs.join(dir)).unwrap();
+        }
+        std::fs::write(rootfs.join("run/fixed"), "fixed\n").unwrap();
+        std::os::unix::fs::symlink("../run", rootfs.join("var/run")).unwrap();
+        let source = stage.dir.path().join("source").to_str().unwrap().to_owned();
+        stage.mount("/var/run/place", "bind", &source, &["bind"]);
+        stage.mount("/var/run/new", "tmpfs", "tmpfs", &[]);
+        stage.config["linux"]["readonlyPaths"] = json!(["/var/run/fixed"]);
+        stage.config["linux"]["maskedPaths"] = json!(["/var/run/secret", "/proc/kcore", "/etc/../var/run/fixed"]);
+        stage.config["process"]["cwd"] = json!("/var/run/made");
     }),
     ("a copy of what is covered", |stage| {
         stage.mount("/etc", "tmpfs", "tmpfs", &["tmpcopyup", "nosymfollow", "mode=755"]);
@@ -226,6 +247,79 @@ fn without_a_mount_namespace_no_stage_stays_on_the_host() {
     stage.mount("/etc/passwd", "tmpfs", "tmpfs", &[]);
     let _ = without(DETACHED, libc::ENOSYS, || stage.run()).fails(1, "/etc/passwd");
     took_away(2);
+}
+
+/// Mounts of this test's host below a directory.
+fn mounted_on_host(dir: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    text.lines().filter(|line| line.contains(dir.to_str().unwrap())).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_stage_that_was_left_over_the_hosts_root_is_taken_away() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("runc needs some of them") {
+        return;
+    }
+    stage.namespace("mount", None);
+    stage.config["mounts"] = json!([]);
+    stage.config["linux"]["maskedPaths"] = json!([]);
+    stage.config["linux"]["readonlyPaths"] = json!([]);
+    stage.mount("/etc", "tmpfs", "tmpfs", &["tmpcopyup"]);
+    let rootfs = stage.rootfs();
+    let is_stage = |line: &&String| line.contains(" lowrun-stage ");
+    let clean = || {
+        while !mounted_on_host(&rootfs).is_empty() {
+            let _ = rustix::mount::unmount(&rootfs, rustix::mount::UnmountFlags::DETACH);
+        }
+    };
+    // The container side is killed while it fills the new file system, which is on the stage.
+    let killed = judging(&["utimensat"], ScmpAction::KillProcess, || without(DETACHED, libc::ENOSYS, || stage.run()));
+    let left = mounted_on_host(&rootfs);
+    clean();
+    assert_ne!(killed.status, 0, "{killed:?}");
+    assert_eq!(left.iter().filter(is_stage).count(), 0, "{left:?}");
+    assert_ne!(left.len(), 0, "the root's own mount stays, as runc leaves it: {killed:?}");
+    stage.is_clean();
+    // Here both sides were killed.
+    stage.config["mounts"] = json!([]);
+    stage.args(&["sleep", "100"]);
+    stage.call(&["create", stage.id()]).ok();
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("lowrun-stage", &rootfs, "tmpfs", flags, c"").unwrap();
+    stage.call(&["delete", "--force", stage.id()]).ok();
+    let left = mounted_on_host(&rootfs);
+    clean();
+    assert_eq!(left.iter().filter(is_stage).count(), 0, "{left:?}");
+}
+
+#[test]
+fn a_locked_option_stays_whichever_call_is_missing() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("runc needs some of them") {
+        return;
+    }
+    let source = stage.dir.path().join("locked");
+    std::fs::create_dir(&source).unwrap();
+    let flags = rustix::mount::MountFlags::NODEV | rustix::mount::MountFlags::NOEXEC;
+    rustix::mount::mount("tmpfs", &source, "tmpfs", flags, c"mode=755").unwrap();
+    stage.user_namespace(500_000);
+    stage.mount("/mnt", "bind", source.to_str().unwrap(), &["bind", "nosuid"]);
+    stage.script("grep ' /mnt ' /proc/self/mountinfo | cut -d' ' -f6");
+    std::os::unix::fs::symlink("busybox", stage.rootfs().join("bin/cut")).unwrap();
+    let denied: [(&'static [&'static str], i32); 4] = [
+        (&["mount_setattr"], libc::ENOSYS),
+        (&["mount_setattr"], libc::EPERM),
+        (DETACHED, libc::ENOSYS),
+        (DETACHED, libc::EPERM),
+    ];
+    let all: Vec<Outcome> = std::iter::once(stage.run())
+        .chain(denied.map(|(calls, errno)| without(calls, errno, || stage.run())))
+        .collect();
+    rustix::mount::unmount(&source, rustix::mount::UnmountFlags::DETACH).unwrap();
+    for seen in &all {
+        assert_eq!((seen.status, seen.out.as_str()), (0, "rw,nosuid,nodev,noexec,relatime\n"), "{all:?}");
+    }
 }
 
 #[test]

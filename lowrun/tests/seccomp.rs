@@ -188,3 +188,69 @@ fn what_is_kept_is_the_owners_alone_and_trusted_only_then() {
     std::fs::remove_file(&cache).unwrap();
     std::fs::remove_dir_all(&real).unwrap();
 }
+
+/// The descriptors that a process has.
+fn descriptors_of(pid: u64) -> Vec<String> {
+    let dir = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let mut all: Vec<String> = dir
+        .flatten()
+        .map(|entry| {
+            let target = std::fs::read_link(entry.path()).unwrap_or_default();
+            format!("{} {}", entry.file_name().display(), target.display())
+        })
+        .collect();
+    all.sort();
+    all
+}
+
+/// On Linux 6.1 root of the user namespace could look at the process in the middle of `execve`: here it is held at its
+/// beginning, by a filter that asks an agent.
+#[test]
+fn nothing_but_stdio_is_open_when_the_program_is_executed() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("runc leaves it to execve to close them") {
+        return;
+    }
+    let path = stage.dir.path().join("agent");
+    let agent = UnixListener::bind(&path).unwrap();
+    stage.config["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"],
+        "syscalls": [{ "names": ["execve"], "action": "SCMP_ACT_NOTIFY" }], "listenerPath": path,
+    });
+    stage.args(&["sleep", "1000"]);
+    stage.write_config();
+    let begin = |words: &[&str]| {
+        let mut command = stage.command();
+        command.arg("--log").arg(stage.dir.path().join("log")).args(words).stdin(std::process::Stdio::null());
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap()
+    };
+    // Looks at the process that is held, and lets it go.
+    let look = || {
+        let (state, listener) = take_listener(&agent.accept().unwrap().0);
+        let request = ScmpNotifReq::receive(listener.as_raw_fd()).unwrap();
+        let open = descriptors_of(state["pid"].as_u64().unwrap());
+        let on = ScmpNotifResp::new_continue(request.id, ScmpNotifRespFlags::empty());
+        on.respond(listener.as_raw_fd()).unwrap();
+        // Who is watched by nobody gets ENOSYS: the listener is kept.
+        (open, listener)
+    };
+    let numbers =
+        |open: &[String]| open.iter().map(|line| line.split(' ').next().unwrap().to_owned()).collect::<Vec<_>>();
+    let mut run = begin(&["run", "--detach", stage.id()]);
+    let (open, _first) = look();
+    assert_eq!(numbers(&open), ["0", "1", "2"], "run: {open:?}");
+    assert!(run.wait().unwrap().success());
+    let mut exec = begin(&["exec", stage.id(), "true"]);
+    let (open, _second) = look();
+    assert_eq!(numbers(&open), ["0", "1", "2"], "exec: {open:?}");
+    assert!(exec.wait().unwrap().success());
+    stage.delete();
+    let mut create = begin(&["create", stage.id()]);
+    let (state, listener) = take_listener(&agent.accept().unwrap().0);
+    assert!(create.wait().unwrap().success());
+    assert!(begin(&["start", stage.id()]).wait().unwrap().success());
+    let _request = ScmpNotifReq::receive(listener.as_raw_fd()).unwrap();
+    let open = descriptors_of(state["pid"].as_u64().unwrap());
+    stage.delete();
+    assert_eq!(numbers(&open), ["0", "1", "2"], "create and start: {open:?}");
+}

@@ -7,6 +7,7 @@ use super::args::{Command, Typed, switch};
 use crate::cgroup::Cgroup;
 use crate::create::hooks;
 use crate::fault::{Attempt, Code, Fault, Result, Step};
+use crate::plan::namespaces::Kind;
 use crate::state::{self, Container, Dir, Identity, Status};
 use crate::trace::span;
 
@@ -62,9 +63,15 @@ fn delete_locked(global: &Global, container: Container, force: bool) -> Result<i
 pub(super) fn destroy(global: &Global, container: &Container) -> Result<()> {
     let cgroup = container.state.cgroup.own();
     // Without a pid namespace of its own, a container's processes survive the first one.
-    let shares_pids = !container.state.namespaces.is_new(crate::plan::namespaces::Kind::Pid);
+    let shares_pids = !container.state.namespaces.is_new(Kind::Pid);
     if shares_pids && cgroup.exists() {
         cgroup.kill().step("delete:kill")?;
+    }
+    if !container.state.namespaces.has(Kind::Mount) {
+        let rootfs = &container.state.rootfs;
+        crate::sys::stage::sweep(rootfs)
+            .attempt(Code::MountFailed, || format!("take the stage of mounts off {}", rootfs.display()))
+            .step("delete:mounts")?;
     }
     span("cgroup-remove", || cgroup.remove()).step("delete:cgroup")?;
     container.state.rdt.as_ref().map_or(Ok(()), crate::rdt::Group::remove).step("delete:limits")?;

@@ -189,7 +189,7 @@ fn restore_after_clone(restore: Vec<(Kind, OwnedFd)>) -> Result<()> {
 
 /// Waits for the helper to say who the container's process is, and for the helper's end.
 pub(super) fn receive_sibling(host: &HostEnd, helper: BorrowedFd<'_>) -> Result<Pid> {
-    let said = host.receive();
+    let said = host.receive(helper);
     let _ = wait::reap(helper);
     match said? {
         Some(FromInit::Init { pid }) => {

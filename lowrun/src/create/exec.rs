@@ -175,7 +175,7 @@ fn set_oom_score(setup: &ExecSetup<'_>, pid: Pid, container: &Container) -> Resu
 fn converse(host: &HostEnd, setup: &ExecSetup<'_>, pid: Pid, pidfd: &OwnedFd, container: &Container) -> Result<()> {
     let mut ready = false;
     loop {
-        match host.receive()? {
+        match host.receive(pidfd.as_fd())? {
             None if ready => return Ok(()),
             Some(FromInit::Fault(fault)) => return Err(rename_step(fault)),
             // What is ready has only failures to tell: whoever traces the new program may speak for it.

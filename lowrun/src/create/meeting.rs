@@ -84,7 +84,7 @@ impl Meeting<'_> {
     pub(super) fn converse(&self, state: &State) -> Result<()> {
         let mut ready = false;
         loop {
-            match self.host.receive()? {
+            match self.host.receive(self.pidfd)? {
                 None if ready => return Ok(()),
                 Some(FromInit::Fault(fault)) => return Err(fault),
                 // What is ready has only failures to tell: whoever traces the new program may speak for it.

@@ -21,7 +21,7 @@ pub mod wait;
 
 use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::process::Pid;
 
@@ -88,6 +88,8 @@ pub(crate) struct Made {
     pub(crate) rdt: Option<rdt::Group>,
     pub(crate) process: Option<(Pid, OwnedFd)>,
     pub(crate) notify: Option<OwnedFd>,
+    /// The root file system, where its mounts are the host's: killed at work, the process leaves some.
+    host_rootfs: Option<PathBuf>,
     /// Whether nobody has looked yet whether the directories of the cgroup are another's.
     only_permitted: bool,
     /// Whether systemd has made the cgroup's unit: until then, one of that name is somebody else's.
@@ -103,6 +105,9 @@ impl Made {
         if let Some((_, pidfd)) = &self.process {
             let _ = sys::signal::send(pidfd.as_fd(), libc::SIGKILL);
             let _ = wait::reap(pidfd.as_fd());
+        }
+        if let Some(rootfs) = self.host_rootfs {
+            let _ = sys::stage::sweep(&rootfs);
         }
         let rdt_is_gone = self.rdt.is_none_or(|group| group.remove().is_ok());
         let had_process = self.process.is_some();
@@ -162,6 +167,7 @@ fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid,
     let setup = prepare(request, dir, &state, filter, tolerant)?;
     (made.cgroup, made.only_permitted) = (Some(state.cgroup.clone()), false);
     made.rdt.clone_from(&state.rdt);
+    made.host_rootfs = (!plan.namespaces.has(Kind::Mount)).then(|| plan.rootfs.clone());
     span("cgroup-unified", || state.cgroup.create_unified(&plan.cgroup)).step("create:cgroup")?;
     let Cloned { host, pid, pidfd, born_in_cgroup } = span("clone", || clone_with_score(&setup))?;
     let (pid, pidfd) = made.process.insert((pid, pidfd));

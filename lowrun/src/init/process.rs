@@ -48,6 +48,10 @@ pub struct Program<'a> {
 /// Gives up what the program may not have, waits to be started, and becomes the program.
 pub fn become_program(program: &Program<'_>) -> Result<std::convert::Infallible> {
     reopen_null().step("create:process")?;
+    if program.first.is_none_or(|setup| setup.fifo.is_none()) {
+        // Where it cannot be, the channel stays open until the program runs.
+        program.channel.outlive();
+    }
     // Before the filter, which may not know the call. What is opened from here on closes itself, as all of lowrun's.
     close_rest(program).step("create:process")?;
     match take_last_steps(program) {
@@ -105,12 +109,18 @@ fn close_rest(program: &Program<'_>) -> Result<()> {
     kernel::close_from(3 + program.extra_fds, &kept).attempt(Code::SystemError, || "close descriptors")
 }
 
-/// As [`close_rest`], what the last steps needed. A failure is told on the channel, which leads to nothing but lowrun,
-/// or, where that is closed already, in the log.
+/// As [`close_rest`], what the last steps needed. Of a failure the host side hears without a descriptor; where it has
+/// gone, as after `create`, the container's own stderr gets the words, as by runc.
 fn close_last(program: &Program<'_>) {
-    if program.channel.descriptor().is_some() {
-        let last = [Some(program.proc.as_raw_fd()), program.log.descriptor()];
-        last.into_iter().flatten().for_each(kernel::close);
+    let waited = program.first.and_then(|setup| setup.fifo.as_ref());
+    // Who has waited for `start` has closed procfs already.
+    let last = match waited {
+        Some(fifo) => [Some(fifo.as_raw_fd()), program.log.descriptor()],
+        None => [Some(program.proc.as_raw_fd()), program.log.descriptor()],
+    };
+    last.into_iter().flatten().for_each(kernel::close);
+    if program.channel.is_outlived() {
+        program.channel.close();
     }
 }
 

@@ -9,11 +9,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path};
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::SYMLINKS;
-use crate::sys::{self, Call, Failure};
+use crate::sys::{self, Call, Failure, mount};
 
 /// Opens `path` below `dir`, as `openat2` with `resolve` does.
 pub(super) fn open(
@@ -126,15 +126,12 @@ impl Steps {
     }
 
     fn check_mount(&self, entry: &OwnedFd) -> sys::Result<()> {
-        if self.resolve.contains(ResolveFlags::NO_XDEV) && mount_of(entry.as_fd())? != mount_of(self.way[0].as_fd())? {
+        if self.resolve.contains(ResolveFlags::NO_XDEV) && mount::id(entry.as_fd())? != mount::id(self.way[0].as_fd())?
+        {
             return Err(Failure { call: "openat", errno: Errno::XDEV });
         }
         Ok(())
     }
-}
-
-fn mount_of(handle: BorrowedFd<'_>) -> sys::Result<u64> {
-    rustix::fs::statx(handle, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).call("statx").map(|stat| stat.stx_mnt_id)
 }
 
 fn open_dir(dir: BorrowedFd<'_>, name: &str) -> sys::Result<OwnedFd> {

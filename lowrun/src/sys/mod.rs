@@ -7,6 +7,7 @@ pub mod bpf;
 pub mod caps;
 pub mod clone;
 pub mod exe;
+pub mod last_word;
 pub mod mount;
 pub mod mount_old;
 pub mod net;

@@ -5,7 +5,7 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
@@ -61,14 +61,22 @@ fn setattr_at(dir: i32, path: &CStr, flags: i32, recursive: bool, attr: &MountAt
         )
     };
     match check("mount_setattr", result) {
-        // What the kernel itself denies, the old call is denied as well.
+        // What the kernel itself denies, the old call is denied as well: its word is the kernel's, whatever a filter says.
         Err(refusal) if matches!(refusal.errno, Errno::NOSYS | Errno::PERM) => match path.is_empty() {
-            // Perhaps it is not attached yet: the caller tries again when it is.
-            true => mount_old::setattr(dir, recursive, attr).map_err(|_| refusal),
+            true => mount_old::setattr(dir, recursive, attr).map_err(|own| match own.errno {
+                // Not attached yet, perhaps: the caller tries again when it is. Or not for the old call at all.
+                Errno::INVAL | Errno::NOSYS => refusal,
+                _ => own,
+            }),
             false => mount_old::setattr_path(path, recursive, attr),
         },
         result => result.map(drop),
     }
+}
+
+/// The number of the mount that a handle leads to, of its own until the mount has gone (Linux 5.8).
+pub fn id(handle: BorrowedFd<'_>) -> Result<u64> {
+    rustix::fs::statx(handle, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).call("statx").map(|stat| stat.stx_mnt_id)
 }
 
 /// Whether a mount must be attached for its attributes to be changed.

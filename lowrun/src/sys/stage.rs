@@ -1,9 +1,10 @@
 //! `mount(2)` in the place of `open_tree`, `fsopen` and `move_mount`: where a filter around lowrun denies those.
 //!
 //! They make a mount detached and attach it to a handle; `mount(2)` makes it attached, at a path. So it is made on a
-//! stage, and moved from there. The stage is a tmpfs over the top of the container's root: a path that begins at a
-//! handle of the root does not lead there, and it is there only while something is on it, because a path of the host
-//! does. All paths that `mount(2)` gets are those of descriptors in a verified procfs.
+//! stage, and moved from there. The stage is a tmpfs over the top of the container's root, there only while something
+//! is on it, because a path of the host leads there. From a handle of the root names do not, but `..` does: while the
+//! stage is there, paths in the root are resolved without the kernel's `..` (see `path`). All paths that `mount(2)`
+//! gets are those of descriptors in a verified procfs.
 //!
 //! ```text
 //! clone, new file system --> on the stage, with a handle of its own --attach--> at its target
@@ -12,6 +13,8 @@
 use std::cell::RefCell;
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -19,9 +22,11 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
 
-use super::mount::FsOption;
+use super::mount::{self, FsOption};
 use super::{Call, Failure, Result, mount_old};
 
+/// The source that the stage names in the mount table: by it one that was left over is known.
+const NAME: &str = "lowrun-stage";
 /// Most bytes of options that `mount(2)` reads.
 const DATA_MAX: usize = 4095;
 
@@ -56,8 +61,8 @@ struct Stage {
     top: Option<OwnedFd>,
     /// Names that were used on it.
     names: u32,
-    /// Mounts that are on it.
-    mounts: u32,
+    /// The ids of the mounts that are on it.
+    mounts: Vec<u64>,
 }
 
 /// Finds out which of the newer calls are denied. What asks must be allowed to mount: else the kernel itself denies them.
@@ -174,8 +179,26 @@ pub(super) fn attach(
         } else {
             move_mount()?;
         }
-        stage.mounts = stage.mounts.saturating_sub(1);
-        if stage.mounts == 0 { stage.clear() } else { Ok(()) }
+        stage.forget(mount)
+    })
+}
+
+/// Whether the stage is there, and the container's root is below it.
+pub fn is_up() -> bool {
+    STAGE.with_borrow(|stage| stage.top.is_some())
+}
+
+/// Takes away the stage that a container side without a mount namespace left over `rootfs` when it was killed.
+pub fn sweep(rootfs: &Path) -> Result<()> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").call("open")?;
+    let is_stage = |line: &&str| {
+        let (place, kind) = line.split_once(" - ").unwrap_or_default();
+        let place = place.split(' ').nth(4).map(unescaped);
+        kind.split(' ').nth(1) == Some(NAME) && place.as_deref() == Some(rootfs.as_os_str().as_bytes())
+    };
+    mounts.lines().filter(is_stage).try_for_each(|_| {
+        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        rustix::mount::unmount(rootfs, flags).call("umount2")
     })
 }
 
@@ -196,8 +219,18 @@ impl Stage {
         mount_old::enter_proc()?;
         mount(&path_of(place.as_fd()))?;
         let made = rustix::fs::openat(top, &name, flags, Mode::empty()).call("openat")?;
-        self.mounts += 1;
+        self.mounts.push(mount::id(made.as_fd())?);
         Ok(made)
+    }
+
+    /// A mount has gone elsewhere; one that never was on the stage changes nothing.
+    fn forget(&mut self, mount: BorrowedFd<'_>) -> Result<()> {
+        if self.mounts.is_empty() {
+            return Ok(());
+        }
+        let gone = mount::id(mount)?;
+        self.mounts.retain(|id| *id != gone);
+        if self.mounts.is_empty() { self.clear() } else { Ok(()) }
     }
 
     fn open(&mut self) -> Result<BorrowedFd<'_>> {
@@ -205,7 +238,7 @@ impl Stage {
             let root = self.root.as_ref().ok_or(Failure { call: "mount", errno: Errno::NOSYS })?;
             rustix::process::fchdir(root).call("fchdir")?;
             let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-            rustix::mount::mount("tmpfs", ".", "tmpfs", flags, c"mode=700").call("mount")?;
+            rustix::mount::mount(NAME, ".", "tmpfs", flags, c"mode=700").call("mount")?;
             self.top = Some(over(root.as_fd())?);
         }
         self.top.as_ref().map(AsFd::as_fd).ok_or(Failure { call: "mount", errno: Errno::NOSYS })
@@ -220,7 +253,7 @@ impl Stage {
 
     fn clear(&mut self) -> Result<()> {
         let Some(top) = self.top.take() else { return Ok(()) };
-        self.mounts = 0;
+        self.mounts.clear();
         rustix::process::fchdir(&top).call("fchdir")?;
         rustix::mount::unmount(".", UnmountFlags::DETACH).call("umount2")
     }
@@ -241,6 +274,18 @@ fn over(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
     over
 }
 
+/// A path of the mount table, where white space and backslashes stand as three octal digits.
+fn unescaped(path: &str) -> Vec<u8> {
+    let mut parts = path.split('\\');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let code = part.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        bytes.push(code.unwrap_or(b'\\'));
+        bytes.extend_from_slice(part[if code.is_some() { 3 } else { 0 }..].as_bytes());
+    }
+    bytes
+}
+
 /// The path of a descriptor, from procfs as the working directory.
 fn path_of(fd: BorrowedFd<'_>) -> String {
     format!("self/fd/{}", fd.as_raw_fd())
@@ -253,6 +298,12 @@ fn is_directory(fd: BorrowedFd<'_>) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_of_the_mount_table_are_read() {
+        assert_eq!(unescaped(r"/a\040b\134\011c"), b"/a b\\\tc");
+        assert_eq!(unescaped(r"/a\x"), br"/a\x");
+    }
 
     #[test]
     fn options_become_a_text_and_flags() {
