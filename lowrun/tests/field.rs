@@ -7,6 +7,7 @@ use std::io::Read;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use serde_json::json;
 use stage::{Bound, Stage, eventually, stage};
@@ -295,4 +296,32 @@ fn a_program_that_cannot_be_executed_is_told_as_by_runc() {
         assert_eq!(outcome.err, "exec /script: no such file or directory\n");
     }
     stage.is_clean();
+}
+
+/// The whole time, in clock ticks, that a process has had a CPU.
+fn ticks(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = text.rsplit(')').next().unwrap().split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn a_terminal_whose_input_has_ended_waits_without_work() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("runc wants a terminal on stdin") {
+        return;
+    }
+    stage.config["process"]["terminal"] = json!(true);
+    stage.script("echo begun; sleep 2");
+    stage.write_config();
+    let mut command = stage.command();
+    let mut run = command.args(["run", stage.id()]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    drop(run.stdin.take());
+    let mut begun = [0; 5];
+    run.stdout.as_mut().unwrap().read_exact(&mut begun).unwrap();
+    let before = ticks(run.id());
+    std::thread::sleep(Duration::from_secs(1));
+    let spent = ticks(run.id()) - before;
+    assert!(run.wait().unwrap().success());
+    assert!(spent < 5, "{spent} ticks in a second of waiting");
 }

@@ -38,6 +38,8 @@ use crate::systemd::{self, Unit, properties};
 
 /// How long the removal of a cgroup waits for the last of its processes to be gone.
 const REMOVAL_PATIENCE: Duration = Duration::from_secs(5);
+/// How often the processes of a container that cannot be frozen are killed anew.
+const KILL_PASSES: usize = 64;
 /// How long freezing may take before it is given up.
 const FREEZE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -347,13 +349,27 @@ impl Cgroup {
             return Ok(());
         }
         // Before Linux 5.14: stop forks by freezing, signal each process, let them die.
-        let _ = self.freeze(true);
-        let pids = self.processes();
-        for pid in pids.iter().flatten().copied().filter_map(Pid::from_raw) {
+        let is_frozen = self.freeze(true).is_ok();
+        let listed = self.kill_listed();
+        self.thaw_quietly();
+        if is_frozen {
+            return listed.map(drop);
+        }
+        // What forks faster than it freezes also forks while it is listed: again, until none is left, but not for ever.
+        (1..KILL_PASSES)
+            .map(|_| self.kill_listed())
+            .find(|listed| !matches!(listed, Ok(1..)))
+            .unwrap_or(listed)
+            .map(drop)
+    }
+
+    /// Sends SIGKILL to each process that is seen; how many there were.
+    fn kill_listed(&self) -> Result<usize> {
+        let pids = self.processes()?;
+        for pid in pids.iter().copied().filter_map(Pid::from_raw) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
-        self.thaw_quietly();
-        pids.map(drop)
+        Ok(pids.len())
     }
 
     /// Removes the directories and those that the container made below; waits a little while processes are dying.
@@ -444,7 +460,7 @@ fn remove_dir(dir: &Path, deadline: Instant) -> crate::sys::Result<()> {
             Ok(()) | Err(Errno::NOENT | Errno::NODEV) => return Ok(()),
             Err(Errno::BUSY | Errno::NOTEMPTY) if Instant::now() < deadline => {
                 // What is still busy below is so for the same reason, and is tried again.
-                let _ = tree::remove_below(dir);
+                let _ = tree::remove_below(dir, deadline);
             }
             Err(Errno::INTR) => {}
             Err(errno) => return Err(Failure { call: "rmdir", errno }),

@@ -4,28 +4,35 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::sys::{self, Call, Failure};
 
+/// How long a look at all cgroups of a container may take: who makes them ahead of the walk would keep it for ever.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Visits a cgroup and all below, each before its children.
 pub(super) fn each(top: &Path, mut visit: impl FnMut(BorrowedFd<'_>) -> sys::Result<()>) -> sys::Result<()> {
-    walk(top, &mut visit, &mut |_, _| Ok(()))
+    walk(top, Instant::now() + PATIENCE, &mut visit, &mut |_, _| Ok(()))
 }
 
-/// Removes all below a cgroup, the deepest first.
-pub(super) fn remove_below(top: &Path) -> sys::Result<()> {
-    walk(top, &mut |_| Ok(()), &mut |parent, name| match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(errno) => Err(Failure { call: "unlinkat", errno }),
-    })
+/// Removes all below a cgroup, the deepest first, until the deadline.
+pub(super) fn remove_below(top: &Path, deadline: Instant) -> sys::Result<()> {
+    let mut remove =
+        |parent: BorrowedFd<'_>, name: &CString| match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(Failure { call: "unlinkat", errno }),
+        };
+    walk(top, deadline, &mut |_| Ok(()), &mut remove)
 }
 
 /// `enter` gets each directory when it is come to, `leave` its parent and name when all below are done.
 fn walk(
     top: &Path,
+    deadline: Instant,
     enter: &mut dyn FnMut(BorrowedFd<'_>) -> sys::Result<()>,
     leave: &mut dyn FnMut(BorrowedFd<'_>, &CString) -> sys::Result<()>,
 ) -> sys::Result<()> {
@@ -34,6 +41,9 @@ fn walk(
     // Of each directory on the way down, what is still to be done there; the last name of each is the way.
     let mut todo = vec![children(here.as_fd())?];
     while let Some(names) = todo.last_mut() {
+        if Instant::now() > deadline {
+            return Err(Failure { call: "getdents64", errno: Errno::TIMEDOUT });
+        }
         if let Some(name) = names.last() {
             let Some(child) = descend(here.as_fd(), name)? else {
                 names.pop();
@@ -98,9 +108,21 @@ mod tests {
         })
         .unwrap();
         assert_eq!(count, 6);
-        remove_below(top.path()).unwrap();
+        remove_below(top.path(), Instant::now() + PATIENCE).unwrap();
         assert!(top.path().is_dir() && top.path().read_dir().unwrap().next().is_none());
         each(&top.path().join("none"), |_| unreachable!()).unwrap();
+    }
+
+    #[test]
+    fn who_makes_them_ahead_of_the_walk_does_not_keep_it() {
+        let top = tempfile::tempdir().unwrap();
+        let mut grow = |dir: BorrowedFd<'_>| rustix::fs::mkdirat(dir, "d", Mode::from_raw_mode(0o700)).call("mkdirat");
+        let begun = Instant::now();
+        let deadline = begun + Duration::from_millis(50);
+        let failure = walk(top.path(), deadline, &mut grow, &mut |_, _| Ok(())).unwrap_err();
+        assert_eq!(failure.errno, Errno::TIMEDOUT);
+        assert!(begun.elapsed() < PATIENCE / 2);
+        remove_below(top.path(), Instant::now() + PATIENCE).unwrap();
     }
 
     #[test]
@@ -118,7 +140,7 @@ mod tests {
         })
         .unwrap();
         assert_eq!(count, 3001);
-        remove_below(top.path()).unwrap();
+        remove_below(top.path(), Instant::now() + PATIENCE).unwrap();
         assert!(top.path().read_dir().unwrap().next().is_none());
     }
 }

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall, ScmpVersion};
-use rustix::fs::{AtFlags, Dir as Listing, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir as Listing, Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -109,10 +109,18 @@ impl Cache {
 
     fn load(&self, key: &str) -> Option<Filter> {
         let (flags, program) = read(self.0.as_fd(), key).ok()??;
+        self.mark_used(key);
         Some(Filter { program, flags, listener: None })
     }
 
-    /// Removes the oldest filters, down to [`CACHE_MAX`]; containers have links of their own.
+    /// Its time is that of its last use. Where it cannot be set, the filter goes as if it were not used.
+    fn mark_used(&self, key: &str) {
+        let now = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+        let times = Timestamps { last_access: now, last_modification: now };
+        let _ = rustix::fs::utimensat(&self.0, key, &times, AtFlags::SYMLINK_NOFOLLOW);
+    }
+
+    /// Removes the filters that were not used for longest, down to [`CACHE_MAX`]; containers have links of their own.
     fn shrink(&self) -> sys::Result<()> {
         let mut kept = Vec::new();
         for entry in Listing::read_from(&self.0).call("getdents64")? {
@@ -410,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_has_a_bound_and_keeps_the_newest() {
+    fn the_cache_has_a_bound_and_keeps_what_was_used_last() {
         let (root, states) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let dir = Dir::create(states.path(), "c").unwrap();
         let section = |number: usize| {
@@ -423,8 +431,10 @@ mod tests {
         };
         for number in 1..CACHE_MAX + 10 {
             prepare(&section(number), root.path(), &dir).unwrap();
+            prepare(&section(2), root.path(), &dir).unwrap();
         }
         assert_eq!(names().len(), CACHE_MAX);
+        assert!(names().contains(&key(section(2).get())));
         assert!(names().contains(&key(section(CACHE_MAX + 9).get())));
         assert!(!names().contains(&key(section(1).get())));
     }

@@ -78,7 +78,7 @@ impl Terminal {
                 // again, or the end, a pause from looking.
                 pause(signals)?;
             }
-            if from_stdin.intersects(PollFlags::IN | PollFlags::HUP) {
+            if !from_stdin.is_empty() {
                 input.read();
             }
             if master.contains(PollFlags::OUT) {
@@ -91,11 +91,14 @@ impl Terminal {
         let stdin = rustix::stdio::stdin();
         let waiting = !input.bytes.is_empty();
         let reads = !input.ended && input.bytes.len() < BACKLOG_MAX;
-        let mut fds = [
-            PollFd::from_borrowed_fd(stdin, if reads { PollFlags::IN } else { PollFlags::empty() }),
+        let mut fds = vec![
             PollFd::new(&self.master, if waiting { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN }),
             PollFd::new(signals, PollFlags::IN),
         ];
+        // A stdin that has ended is ready for ever, whatever is asked of it: it is not looked at again.
+        if reads {
+            fds.push(PollFd::from_borrowed_fd(stdin, PollFlags::IN));
+        }
         match rustix::event::poll(&mut fds, None) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => {
@@ -103,9 +106,8 @@ impl Terminal {
                 return Err(Fault::of(Code::SystemError, "wait for the terminal", failure));
             }
         }
-        // A stdin that has ended is ready for ever: it is not looked at again.
-        let from_stdin = if reads { fds[0].revents() } else { PollFlags::empty() };
-        Ok([from_stdin, fds[1].revents(), fds[2].revents()])
+        let from_stdin = fds.get(2).map_or(PollFlags::empty(), PollFd::revents);
+        Ok([from_stdin, fds[0].revents(), fds[1].revents()])
     }
 
     fn take_signal(&self, pidfd: BorrowedFd<'_>, signals: &OwnedFd) -> Result<()> {

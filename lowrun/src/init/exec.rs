@@ -7,7 +7,7 @@ use super::process::{Program, become_program};
 use super::{console, enter_namespace_root};
 use crate::channel::{FromInit, InitEnd, ToInit};
 use crate::create::seccomp::Filter;
-use crate::fault::{Attempt, Code, Fault, Result, Step};
+use crate::fault::{Attempt, Code, Result, Step};
 use crate::log::Log;
 use crate::path::Root;
 use crate::plan::MemoryPolicy;
@@ -50,12 +50,7 @@ pub fn run(setup: &ExecSetup<'_>, channel: InitEnd) -> ! {
     trace::forget();
     drop(setup.program.take());
     sys::signal::reset_dispositions();
-    let work = std::panic::AssertUnwindSafe(|| join(setup, &channel));
-    let fault = match std::panic::catch_unwind(work) {
-        Ok(Ok(never)) => match never {},
-        Ok(Err(fault)) => fault,
-        Err(_) => Fault::new(Code::SystemError, "the container side panicked").at("exec"),
-    };
+    let fault = super::fault_of(|| join(setup, &channel), "exec");
     // The host side waits for the end of the channel in any case.
     let _ = channel.send(&FromInit::Fault(fault));
     sys::process::exit_now(255)

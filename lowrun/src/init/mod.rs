@@ -17,8 +17,11 @@ mod sources;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+
+use rustix::io::Errno;
 
 use crate::cgroup::Cgroup;
 use crate::channel::{FromInit, InitEnd, ToInit, send_descriptor};
@@ -89,12 +92,7 @@ pub fn run(setup: &Setup<'_>, channel: InitEnd) -> ! {
     sys::mount_old::remember_proc(setup.proc.as_fd());
     drop(setup.program.take());
     sys::signal::reset_dispositions();
-    let work = std::panic::AssertUnwindSafe(|| enter(setup, &channel));
-    let fault = match std::panic::catch_unwind(work) {
-        Ok(Ok(never)) => match never {},
-        Ok(Err(fault)) => fault,
-        Err(_) => Fault::new(Code::SystemError, "the container side panicked").at("create:init"),
-    };
+    let fault = fault_of(|| enter(setup, &channel), "create:init");
     // Without a mount namespace it would stay on the host.
     let _ = sys::stage::clear();
     // A created container's host side has gone when `start` comes: then the log is the only place to tell.
@@ -104,9 +102,18 @@ pub fn run(setup: &Setup<'_>, channel: InitEnd) -> ! {
     sys::process::exit_now(1)
 }
 
+/// What ended the work; a panic too is told by who still can.
+fn fault_of(work: impl FnOnce() -> Result<Infallible>, step: &str) -> Box<Fault> {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
+        Ok(Ok(never)) => match never {},
+        Ok(Err(fault)) => fault,
+        Err(_) => Fault::new(Code::SystemError, "the container side panicked").at(step),
+    }
+}
+
 /// With a user namespace and others to join, two processes are needed: others than the user namespace may have to be
 /// joined with the host's privilege, and the new namespaces are to belong to the user namespace.
-fn enter(setup: &Setup<'_>, channel: &InitEnd) -> Result<std::convert::Infallible> {
+fn enter(setup: &Setup<'_>, channel: &InitEnd) -> Result<Infallible> {
     sys::signal::SignalSet::empty().block().attempt(Code::SystemError, || "unblock signals")?;
     // The first words of the three stages are those of runc's debug log, which its users know.
     setup.log.debug("nsexec container setup: namespaces are joined");
@@ -155,7 +162,7 @@ fn join(setup: &Setup<'_>) -> Result<()> {
 }
 
 /// The order of a container's making.
-fn container(setup: &Setup<'_>, channel: &InitEnd) -> Result<std::convert::Infallible> {
+fn container(setup: &Setup<'_>, channel: &InitEnd) -> Result<Infallible> {
     let plan = setup.plan;
     setup.log.debug("child process in init(): the root is built");
     sys::stage::find_denied(setup.proc.as_fd());
@@ -258,7 +265,7 @@ fn run_hooks(setup: &Setup<'_>, channel: &InitEnd, root: &Rootfs) -> Result<()> 
 fn become_root() -> Result<()> {
     sys::process::set_ids(0, 0, None).or_else(|failure| match failure.errno {
         // 0 is not mapped: the container lives with what it has.
-        rustix::io::Errno::INVAL => Ok(()),
+        Errno::INVAL => Ok(()),
         _ => Err(Fault::of(Code::UserInvalid, "become root of the user namespace", failure)),
     })?;
     // A change of ids makes the process dumpable again if the kernel's setting says so.
@@ -274,13 +281,13 @@ fn join_session(id: &str, in_user_namespace: bool) -> Result<()> {
     let attempted = || "make a session keyring";
     let serial = match sys::process::join_session_keyring(&name) {
         // No keyrings in this kernel, or a seccomp filter around lowrun: they protect little.
-        Err(failure) if failure.errno == rustix::io::Errno::NOSYS => return Ok(()),
+        Err(failure) if failure.errno == Errno::NOSYS => return Ok(()),
         result => result.attempt(Code::SystemError, attempted)?,
     };
     let permissions = if in_user_namespace { OTHERS } else { USER };
     match sys::process::set_key_permissions(serial, permissions) {
         // A keyring that another user of the container made has its permissions already.
-        Err(failure) if failure.errno == rustix::io::Errno::ACCESS => Ok(()),
+        Err(failure) if failure.errno == Errno::ACCESS => Ok(()),
         result => result.attempt(Code::SystemError, attempted),
     }
 }
@@ -331,12 +338,20 @@ fn set_sysctl(setup: &Setup<'_>, own: Option<&OwnedFd>) -> Result<()> {
         // that one knows an entry of one name for every network namespace there is, and goes through them all.
         let own = own.filter(|_| path.starts_with("sys/net/"));
         let through = |proc: &OwnedFd| crate::path::write_in_proc(proc.as_fd(), path, value);
-        // The container's own may be read-only.
-        if own.is_none_or(|own| through(own).is_err()) {
-            through(&setup.proc).attempt(Code::SpecInvalid, || format!("set sysctl {path} to {value:?}"))?;
+        match own.map(through) {
+            Some(Err(failure)) if !is_in_the_way(failure.errno) => Err(failure),
+            Some(Ok(())) => Ok(()),
+            _ => through(&setup.proc),
         }
+        .attempt(Code::SpecInvalid, || format!("set sysctl {path} to {value:?}"))?;
     }
     Ok(())
+}
+
+/// Whether a failure is the container's own procfs's: read-only, without `sys`, covered, or not the writer's. The value
+/// itself is refused whichever way it comes.
+fn is_in_the_way(errno: Errno) -> bool {
+    matches!(errno, Errno::ROFS | Errno::NOENT | Errno::XDEV | Errno::LOOP | Errno::ACCESS | Errno::PERM)
 }
 
 fn send_pidfd(socket: &OwnedFd, words: &[u8]) -> Result<()> {
@@ -353,4 +368,21 @@ fn enter_namespace_root() -> Result<OwnedFd> {
     rustix::fs::open("/", flags, rustix::fs::Mode::empty())
         .call("open")
         .attempt(Code::NamespaceFailed, || "open the container's root")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_a_fault_of_its_step() {
+        let fault = fault_of(|| panic!("on purpose"), "create:process");
+        assert_eq!((fault.code, fault.step.as_str()), (Code::SystemError, "create:process"));
+        assert!(fault.message.contains("panicked"));
+    }
+
+    #[test]
+    fn only_what_is_in_the_way_is_gone_around() {
+        assert!(is_in_the_way(Errno::ROFS) && !is_in_the_way(Errno::INVAL) && !is_in_the_way(Errno::RANGE));
+    }
 }

@@ -54,10 +54,8 @@ pub fn become_program(program: &Program<'_>) -> Result<std::convert::Infallible>
     }
     // Before the filter, which may not know the call. What is opened from here on closes itself, as all of lowrun's.
     close_rest(program).step("create:process")?;
-    match take_last_steps(program) {
-        Ok(never) => match never {},
-        Err(fault) => fail(program, fault),
-    }
+    let fault = super::fault_of(|| take_last_steps(program), "create:process");
+    fail(program, fault)
 }
 
 /// Tells it here: nobody above may drop descriptors that are closed already.

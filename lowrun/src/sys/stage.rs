@@ -30,6 +30,9 @@ const NAME: &str = "lowrun-stage";
 /// Most bytes of options that `mount(2)` reads.
 const DATA_MAX: usize = 4095;
 
+/// Options whose values are labels, taken out of the text by SELinux before the file system sees it.
+const LABELS: [&str; 4] = ["context", "fscontext", "defcontext", "rootcontext"];
+
 /// Options of the superblock that `mount(2)` takes as flags.
 const SUPERBLOCK: [(&str, u64); 9] = [
     ("sync", libc::MS_SYNCHRONOUS),
@@ -153,8 +156,10 @@ fn data(options: &[FsOption<'_>]) -> Result<(CString, u32)> {
                 Some((_, flag)) => flags |= *flag as u32,
                 None => words.push((*name).to_owned()),
             },
-            // A label may have a comma of its own.
-            FsOption::Value(name, value) if value.contains(',') => words.push(format!("{name}=\"{value}\"")),
+            // A label may have a comma of its own; to other options a quotation mark is a part of the value.
+            FsOption::Value(name, value) if LABELS.contains(name) && value.contains(',') => {
+                words.push(format!("{name}=\"{value}\""));
+            }
             FsOption::Value(name, value) => words.push(format!("{name}={value}")),
         }
     }
@@ -281,7 +286,7 @@ fn unescaped(path: &str) -> Vec<u8> {
     for part in parts {
         let code = part.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok());
         bytes.push(code.unwrap_or(b'\\'));
-        bytes.extend_from_slice(part[if code.is_some() { 3 } else { 0 }..].as_bytes());
+        bytes.extend_from_slice(&part.as_bytes()[if code.is_some() { 3 } else { 0 }..]);
     }
     bytes
 }
@@ -317,6 +322,8 @@ mod tests {
         assert_eq!((text.to_str(), u64::from(flags)), (Ok("newinstance,mode=755"), libc::MS_SYNCHRONOUS));
         let label = [FsOption::Value("context", "a:b:c1,c2")];
         assert_eq!(data(&label).unwrap().0.to_str(), Ok("context=\"a:b:c1,c2\""));
+        let layers = [FsOption::Value("lowerdir", r"/a\,b:/c"), FsOption::Value("rootcontext", "a:b:c1,c2")];
+        assert_eq!(data(&layers).unwrap().0.to_str(), Ok("lowerdir=/a\\,b:/c,rootcontext=\"a:b:c1,c2\""));
         let long = "x".repeat(DATA_MAX);
         assert_eq!(data(&[FsOption::Flag(&long), FsOption::Flag("y")]).unwrap_err().errno, Errno::TOOBIG);
     }
