@@ -20,6 +20,8 @@
 //!   | <------------- Limits ---------------- |  only in a user namespace: rlimits need the host's privilege
 //!   | -------------- Continue -------------> |
 //!   | <------------- Listener { fd } ------- |  only with a seccomp listener
+//!   | -------------- Hand -----------------> |  only where the host side may not take it
+//!   | <--------- (the descriptor) ---------- |
 //!   | -------------- Continue -------------> |
 //!   | <------------- Ready ----------------- |  create: waits at the FIFO from here on
 //!   | <------------- Fault ----------------- |  at any time, and then the end
@@ -31,10 +33,10 @@
 use std::cell::{Cell, RefCell};
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -65,6 +67,8 @@ pub enum ToInit {
     Network = 4,
     /// With a copy of a mount.
     Source = 5,
+    /// The listener cannot be taken: it is to be sent.
+    Hand = 6,
 }
 
 /// What the container side says.
@@ -144,22 +148,36 @@ impl HostEnd {
     }
 }
 
+impl HostEnd {
+    /// Has the container side send what it has offered, where it cannot be taken.
+    pub fn receive_offer(&self, process: BorrowedFd<'_>) -> sys::Result<OwnedFd> {
+        self.send(ToInit::Hand);
+        let gone = Failure { call: "recvmsg", errno: Errno::PIPE };
+        if !is_heard(&self.socket, process, None)? {
+            return Err(gone);
+        }
+        receive_descriptor(self.socket.as_fd(), &mut [0])?.1.ok_or(gone)
+    }
+}
+
 /// Waits until the socket has a message or its end; false if the process has ended without, or patience has.
 fn is_heard(socket: &OwnedFd, process: BorrowedFd<'_>, patience: Option<Duration>) -> sys::Result<bool> {
-    let wait = |patience: Option<Duration>| {
-        let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
-        loop {
-            let mut polled = [PollFd::new(socket, PollFlags::IN), PollFd::new(&process, PollFlags::IN)];
-            match rustix::event::poll(&mut polled, patience.as_ref()) {
-                Err(Errno::INTR) => {}
-                result => return result.call("poll").map(|_| polled.map(|fd| !fd.revents().is_empty())),
-            }
+    let deadline = patience.map(|patience| Instant::now() + patience);
+    let others = [(socket.as_fd(), PollFlags::IN)];
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let (has_ended, seen) = sys::pidfd::poll(process, &others, left)?;
+        if !seen[0].is_empty() {
+            return Ok(true);
         }
-    };
-    match wait(patience)? {
-        // What it said just before its end may have come after the look at the socket.
-        [false, true] => wait(Some(Duration::ZERO)).map(|[heard, _]| heard),
-        [heard, _] => Ok(heard),
+        if has_ended {
+            // What it said just before its end may have come after the look at the socket.
+            let (_, seen) = sys::pidfd::poll(process, &others, Some(Duration::ZERO))?;
+            return Ok(!seen[0].is_empty());
+        }
+        if left.is_some_and(|left| left.is_zero()) {
+            return Ok(false);
+        }
     }
 }
 
@@ -217,6 +235,21 @@ impl InitEnd {
             self.with("read the channel", |socket| receive_descriptor(socket.as_fd(), &mut word))?;
         let gone = || Fault::new(Code::SystemError, "wait for the host side").cause("it is gone");
         descriptor.filter(|_| length == 1 && word[0] == message as u8).ok_or_else(gone)
+    }
+
+    /// Offers a descriptor that the host side takes out of this process, or is sent, before it lets it on.
+    pub fn offer(&self, descriptor: BorrowedFd<'_>) -> Result<()> {
+        self.send(&FromInit::Listener { fd: descriptor.as_raw_fd() })?;
+        let mut word = Vec::with_capacity(1);
+        self.with("read the channel", |socket| read(socket, &mut word))?;
+        match word.first() {
+            Some(word) if *word == ToInit::Continue as u8 => Ok(()),
+            Some(word) if *word == ToInit::Hand as u8 => {
+                self.with("send the listener", |socket| send_descriptor(socket.as_fd(), b"0", descriptor))?;
+                self.expect(ToInit::Continue)
+            }
+            _ => Err(Fault::new(Code::SystemError, "wait for the host side").cause("it is gone")),
+        }
     }
 
     /// Says something and waits to be let on.

@@ -4,6 +4,7 @@
 //! line is what a caller reads. One line is one `write(2)` to a file opened for appending, so that the host side and the
 //! container side of one lowrun may write to the same file.
 
+use std::cell::OnceCell;
 use std::ffi::OsString;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -40,6 +41,8 @@ pub struct Log {
     file: Option<OwnedFd>,
     format: Format,
     debug: bool,
+    /// The command, where lowrun stands in for runc and was called by that name.
+    of_runc: OnceCell<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -55,7 +58,13 @@ impl Log {
     /// Opens `path` for appending; without a path lines go to stderr.
     pub fn open(path: Option<&OsString>, format: Format, debug: bool) -> Result<Log> {
         let file = path.map(open_append).transpose()?;
-        Ok(Log { file, format, debug })
+        Ok(Log { file, format, debug, of_runc: OnceCell::new() })
+    }
+
+    /// From here on a person is told of faults in the frame of runc's sentences, which scripts look for.
+    pub fn speak_as_runc(&self, command: &'static str) {
+        // Said once, by the one command of an invocation.
+        let _ = self.of_runc.set(command);
     }
 
     /// Writes an error with all its fields, and in any case one line to stderr.
@@ -66,7 +75,7 @@ impl Log {
         }
         let hint = fault.hint.as_ref().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
         if self.file.is_some() || self.format == Format::Text {
-            put(None, &format!("{}{hint}\n", spoken(fault, &line)));
+            put(None, &format!("{}{hint}\n", spoken(fault, &line, self.of_runc.get().copied())));
         }
     }
 
@@ -124,11 +133,32 @@ fn text_line(level: Level, message: &str, time: &str) -> serde_json::Result<Stri
 
 /// What stderr is told. Of a program that the kernel refuses to execute, the same as from runc: there the container's
 /// own stderr gets the words, and people know them from the container's log.
-fn spoken(fault: &Fault, line: &str) -> String {
-    match fault.causes.last() {
-        Some(refusal) if fault.step == "start:exec" => refusal.clone(),
+fn spoken(fault: &Fault, line: &str, of_runc: Option<&str>) -> String {
+    match (fault.causes.last(), of_runc) {
+        (Some(refusal), _) if fault.step == "start:exec" => refusal.clone(),
+        (_, Some(command)) => framed(command, &fault.step, line),
         _ => format!("lowrun: {}: {line}", fault.step),
     }
+}
+
+/// As runc says which command failed, and whether on the container's side of it.
+fn framed(command: &str, step: &str, line: &str) -> String {
+    let (_, part) = step.split_once(':').unwrap_or_default();
+    let command = match command {
+        "create" | "run" | "restore" => format!("runc {command} failed: "),
+        "exec" => "exec failed: ".to_owned(),
+        _ => String::new(),
+    };
+    let side = match part {
+        _ if command.is_empty() => "",
+        "mounts" => "unable to start container process: error during container init: error mounting: ",
+        "program" | "exec" => "unable to start container process: ",
+        "init" | "devices" | "pivot" | "console" | "sysctl" | "masks" | "process" | "user" => {
+            "unable to start container process: error during container init: "
+        }
+        _ => "",
+    };
+    format!("{command}{side}{line}")
 }
 
 /// A log that cannot be written to has nowhere to be reported: the exit status still tells.
@@ -178,6 +208,21 @@ mod tests {
         assert_eq!(at(951_782_400), "2000-02-29T00:00:00Z");
         assert_eq!(at(1_795_467_967), "2026-11-23T21:06:07Z");
         assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_nanos(1_000_000_007), 9), "1970-01-01T00:00:01.000000007Z");
+    }
+
+    #[test]
+    fn under_the_name_of_runc_a_person_reads_its_sentences() {
+        let fault = Fault::new(Code::MountFailed, "bind a at b").cause("operation not permitted").at("create:mounts");
+        let line = fault.one_line();
+        let init = "runc run failed: unable to start container process: error during container init: ";
+        assert_eq!(spoken(&fault, &line, Some("run")), format!("{init}error mounting: {line}"));
+        assert_eq!(spoken(&fault, &line, Some("delete")), line);
+        assert_eq!(spoken(&fault, &line, None), format!("lowrun: create:mounts: {line}"));
+        let fault = Fault::new(Code::CommandNotFound, "exec: \"x\"").at("exec:program");
+        let said = spoken(&fault, &fault.one_line(), Some("exec"));
+        assert_eq!(said, "exec failed: unable to start container process: exec: \"x\"");
+        let refused = Fault::new(Code::CommandNotExecutable, "exec: \"x\"").cause("exec x: no").at("start:exec");
+        assert_eq!(spoken(&refused, &refused.one_line(), Some("create")), "exec x: no");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod stage;
 
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use libseccomp::{ScmpAction, ScmpFilterContext, ScmpSyscall};
@@ -9,11 +10,12 @@ use serde_json::json;
 use stage::{Outcome, Stage, stage};
 
 /// Calls that may be missing, together, and since when they are there.
-const CALLS: [(&str, &[&str]); 11] = [
+const CALLS: [(&str, &[&str]); 12] = [
     ("mount_setattr, 5.12", &["mount_setattr"]),
     ("close_range, 5.9", &["close_range"]),
     ("openat2, 5.6", &["openat2"]),
     ("clone3, 5.3", &["clone3"]),
+    ("the calls on pidfds", PIDFD),
     ("open_tree", &["open_tree"]),
     ("move_mount", &["move_mount"]),
     ("fsopen", &["fsopen"]),
@@ -34,6 +36,9 @@ const ALL: &[&str] = &[
     "clone3",
     "faccessat2",
 ];
+
+/// The calls that make a pidfd or use one.
+const PIDFD: &[&str] = &["pidfd_open", "pidfd_send_signal", "pidfd_getfd"];
 
 /// Runs something in a thread for which these calls fail; what it starts inherits that.
 fn without<T: Send>(calls: &'static [&'static str], errno: i32, act: impl FnOnce() -> T + Send) -> T {
@@ -339,5 +344,63 @@ fn what_only_the_newer_call_can_do_is_refused_by_name() {
     let mount = stage.config["mounts"].as_array_mut().unwrap().last_mut().unwrap();
     (mount["uidMappings"], mount["gidMappings"]) = (map.clone(), map);
     without(DETACHED, libc::EPERM, || stage.run()).fails(1, "id-mapped mounts need open_tree and move_mount");
+    stage.is_clean();
+}
+
+#[test]
+fn a_container_is_entered_and_killed_without_the_calls_on_pidfds() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("runc needs some of them") {
+        return;
+    }
+    stage.user_namespace(500_000);
+    stage.namespace("cgroup", Some(""));
+    stage.script("trap 'echo heard > /tmp/heard; exit 3' TERM; while :; do sleep 0.05; done");
+    for errno in [libc::ENOSYS, libc::EPERM] {
+        let _ = std::fs::remove_file(stage.rootfs().join("tmp/heard"));
+        without(PIDFD, errno, || {
+            stage.detached();
+            let outcome = stage.exec("for n in /proc/self/ns/*; do readlink $n; done > /tmp/exec; for n in /proc/1/ns/*; do readlink $n; done; exit 7");
+            assert_eq!(outcome.status, 7, "{outcome:?}");
+            assert_eq!(outcome.out, std::fs::read_to_string(stage.rootfs().join("tmp/exec")).unwrap());
+            stage.call(&["kill", stage.id(), "TERM"]).ok();
+            stage::eventually("stopped", || stage.status() == "stopped");
+            stage.call(&["kill", stage.id(), "0"]).fails(1, "not running");
+            stage.delete();
+        });
+        assert_eq!(std::fs::read_to_string(stage.rootfs().join("tmp/heard")).unwrap(), "heard\n");
+        stage.is_clean();
+    }
+}
+
+#[test]
+fn a_hook_has_its_time_and_a_listener_its_agent_without_the_calls_on_pidfds() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("runc needs some of them") {
+        return;
+    }
+    let hook = |script: &str| json!([{ "path": "/bin/sh", "args": ["sh", "-c", script], "timeout": 1 }]);
+    stage.config["hooks"] = json!({ "createRuntime": hook("sleep 20") });
+    let begun = std::time::Instant::now();
+    without(PIDFD, libc::ENOSYS, || stage.run()).fails(1, "timeout");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(10));
+    stage.config["hooks"] = json!({ "createRuntime": hook("true") });
+    let path = stage.dir.path().join("agent");
+    let agent = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    stage.config["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": path,
+        "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY" }],
+    });
+    stage.script("mkdir /tmp/x; echo $?");
+    let answers = std::thread::spawn(move || {
+        let (_, fd) = stage::take_listener(&agent.accept().unwrap().0);
+        let request = libseccomp::ScmpNotifReq::receive(fd.as_raw_fd()).unwrap();
+        let flags = libseccomp::ScmpNotifRespFlags::empty();
+        libseccomp::ScmpNotifResp::new_error(request.id, -libc::EXDEV, flags).respond(fd.as_raw_fd()).unwrap();
+    });
+    let outcome = without(PIDFD, libc::EPERM, || stage.run()).ok();
+    answers.join().unwrap();
+    assert_eq!(outcome.out, "1\n");
+    assert!(outcome.err.contains("Invalid cross-device link"), "{outcome:?}");
     stage.is_clean();
 }

@@ -2,16 +2,13 @@
 
 mod stage;
 
-use std::io::IoSliceMut;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 
 use libseccomp::{ScmpNotifReq, ScmpNotifResp, ScmpNotifRespFlags};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use serde_json::{Value, json};
-use stage::{Stage, stage};
+use stage::{Stage, stage, take_listener};
 
 /// Everything is allowed but these calls.
 fn deny(stage: &mut Stage, rule: Value) {
@@ -84,21 +81,6 @@ fn flags_are_taken_and_those_that_mean_nothing_here_are_harmless() {
     }
     stage.config["linux"]["seccomp"]["flags"] = json!(["SECCOMP_FILTER_FLAG_MOON"]);
     stage.run().fails(1, "SECCOMP_FILTER_FLAG_MOON");
-}
-
-/// Receives the listener and what comes with it.
-fn take_listener(stream: &UnixStream) -> (Value, OwnedFd) {
-    let mut words = vec![0; 8192];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received =
-        rustix::net::recvmsg(stream, &mut [IoSliceMut::new(&mut words)], &mut control, RecvFlags::CMSG_CLOEXEC)
-            .unwrap();
-    let fd = control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-        _ => None,
-    });
-    (serde_json::from_slice(&words[..received.bytes]).unwrap(), fd.expect("a descriptor"))
 }
 
 #[test]

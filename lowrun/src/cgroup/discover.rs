@@ -1,6 +1,6 @@
 //! Which hierarchies there are, where they are mounted, and where in them lowrun itself is.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
@@ -70,9 +70,8 @@ fn place((controllers, path): (&str, &str), unified: bool) -> Option<Own> {
 /// The v2 cgroup of another process, as a path of this mount namespace.
 pub fn unified_of(pidfd: BorrowedFd<'_>) -> sys::Result<PathBuf> {
     let missing = sys::Failure { call: "read(cgroup)", errno: Errno::NOENT };
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).call("open")?;
-    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).ok_or(missing)?.trim();
-    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).call("open")?;
+    let pid = sys::pidfd::number(pidfd)?;
+    let text = std::fs::read_to_string(format!("/proc/{}/cgroup", pid.as_raw_nonzero())).call("open")?;
     let path = text.lines().filter_map(parse).find(|(controllers, _)| controllers.is_empty()).ok_or(missing)?.1;
     let mount = if is_unified() { PathBuf::from(MOUNTS) } else { Path::new(MOUNTS).join("unified") };
     Ok(mount.join(path.trim_start_matches('/')))

@@ -63,7 +63,7 @@ pub(super) const RUN: Command = Command {
 };
 
 pub(super) fn create(global: &Global, typed: &Typed) -> Result<i32> {
-    let program = protect()?;
+    let program = protect(global)?;
     let input = Input::read(global, typed)?.notifying(global);
     let console = console_socket(typed, input.plan.process.terminal, true)?;
     let created = create::create(input.request(global, typed, (program, console), false)?)?;
@@ -71,7 +71,7 @@ pub(super) fn create(global: &Global, typed: &Typed) -> Result<i32> {
 }
 
 pub(super) fn run(global: &Global, typed: &Typed) -> Result<i32> {
-    let program = protect()?;
+    let program = protect(global)?;
     let input = Input::read(global, typed)?.notifying(global);
     let detached = typed.is_on("detach");
     let terminal = input.plan.process.terminal;
@@ -107,10 +107,18 @@ pub(super) fn run(global: &Global, typed: &Typed) -> Result<i32> {
 
 /// Before anything of a container is touched: what enters it must not be readable from inside, and must not lead to a
 /// writable program file.
-pub(super) fn protect() -> Result<Option<OwnedFd>> {
+pub(super) fn protect(global: &Global) -> Result<Option<OwnedFd>> {
+    // Who looks for the words of runc's debug log, wants to know that the program is sealed.
+    const SEALED: &str = "the program file is sealed by a read-only mount, in place of \
+                          \"runc exeseal: using /proc/self/exe clone\" and \
+                          \"runc exeseal: using overlayfs for sealed /proc/self/exe\"";
     let attempted = || "protect lowrun from the container";
     sys::process::set_dumpable(false).attempt(Code::SystemError, attempted).step("create:protect")?;
-    span("protect", sys::exe::protect).attempt(Code::SystemError, attempted).step("create:protect")
+    let program = span("protect", sys::exe::protect).attempt(Code::SystemError, attempted).step("create:protect")?;
+    if program.is_some() {
+        global.log.debug(SEALED);
+    }
+    Ok(program)
 }
 
 /// What create and run are given.
@@ -284,6 +292,6 @@ pub(super) fn abandon<T>(global: &Global, created: &Created, fault: Box<Fault>) 
 
 /// Kills and reaps a child.
 pub(super) fn end(pidfd: BorrowedFd<'_>) {
-    let _ = sys::signal::send(pidfd, libc::SIGKILL);
+    let _ = sys::pidfd::send(pidfd, libc::SIGKILL);
     let _ = wait::reap(pidfd);
 }

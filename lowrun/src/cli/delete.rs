@@ -90,7 +90,7 @@ pub(super) fn kill(container: &Container) -> Result<()> {
 fn kill_all(id: &str, first: Option<&Identity>, cgroup: &Cgroup) -> Result<()> {
     let init = first.and_then(Identity::open);
     if let Some(pidfd) = &init {
-        let _ = crate::sys::signal::send(std::os::fd::AsFd::as_fd(pidfd), libc::SIGKILL);
+        let _ = crate::sys::pidfd::send(std::os::fd::AsFd::as_fd(pidfd), libc::SIGKILL);
     }
     if cgroup.exists() {
         cgroup.kill().step("delete:kill")?;

@@ -1,9 +1,8 @@
 //! `lowrun events`: what a container uses, and what happens to its memory, a line of JSON for each.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 
 use super::args::{Command, Typed, option, switch};
@@ -12,7 +11,7 @@ use crate::cgroup::notify::{Level, Notice};
 use crate::cgroup::stats::{self, Stats};
 use crate::fault::{Attempt, Code, Fault, Result};
 use crate::state::{Container, Identity, Status};
-use crate::sys::Call;
+use crate::sys;
 
 pub(super) const EVENTS: Command = Command {
     name: "events",
@@ -108,22 +107,15 @@ impl<'a> Watch<'a> {
     }
 
     fn wait(&self, patience: Duration) -> Result<Ready> {
-        let mut fds = vec![PollFd::new(&self.init, PollFlags::IN)];
         let notices = [self.oom.as_ref(), self.pressure.as_ref().map(|(_, notice)| notice)];
-        for notice in notices.into_iter().flatten() {
-            let (fd, flags) = notice.poll();
-            fds.push(PollFd::from_borrowed_fd(fd, flags));
-        }
-        let timeout = Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: patience.subsec_nanos().into() };
-        match poll(&mut fds, Some(&timeout)) {
-            Err(rustix::io::Errno::INTR) => return Ok(Ready::default()),
-            result => result.call("poll").attempt(Code::SystemError, || "wait for events")?,
-        };
-        let is_ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
-        let after_oom = 1 + usize::from(self.oom.is_some());
+        let others: Vec<_> = notices.into_iter().flatten().map(Notice::poll).collect();
+        let (end, seen) = sys::pidfd::poll(self.init.as_fd(), &others, Some(patience))
+            .attempt(Code::SystemError, || "wait for events")?;
+        let is_ready = |index: usize| seen.get(index).is_some_and(|flags| !flags.is_empty());
+        let after_oom = usize::from(self.oom.is_some());
         Ok(Ready {
-            end: is_ready(0),
-            oom: self.oom.is_some() && is_ready(1),
+            end,
+            oom: self.oom.is_some() && is_ready(0),
             pressure: self.pressure.is_some() && is_ready(after_oom),
         })
     }

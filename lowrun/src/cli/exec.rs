@@ -48,7 +48,7 @@ pub(super) const EXEC: Command = Command {
 };
 
 pub(super) fn exec(global: &Global, typed: &Typed) -> Result<i32> {
-    let program = protect()?;
+    let program = protect(global)?;
     let container = Container::load(&global.root, typed.word(0)?)?;
     check_status(&container, typed)?;
     let process = process(&container, typed)?;

@@ -42,7 +42,7 @@ fn send(container: &Container, signal: i32) -> Result<()> {
         return container.state.cgroup.own().kill();
     }
     let pidfd = container.running_init()?.open().ok_or_else(|| container.not_running())?;
-    sys::signal::send(pidfd.as_fd(), signal).map_err(|failure| match failure.errno {
+    sys::pidfd::send(pidfd.as_fd(), signal).map_err(|failure| match failure.errno {
         rustix::io::Errno::SRCH => container.not_running(),
         _ => Fault::of(Code::SystemError, format!("send signal {signal} to container {}", container.state.id), failure),
     })?;

@@ -216,6 +216,9 @@ fn dispatch(typed: &Typed, global: &Global, mut line: Vec<OsString>) -> Result<i
     }
     let name = line.remove(0);
     let entry = find(&name.to_string_lossy())?;
+    if global.program == "runc" {
+        global.log.speak_as_runc(entry.command.name);
+    }
     let typed = args::parse(entry.command, &mut line, false)?;
     if typed.wants_help {
         return print(&help::of_command(&global.program, entry.command)).map(|()| 0);

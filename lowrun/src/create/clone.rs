@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::Pid;
 
 use super::{id_map, net_devices, wait};
 use crate::channel::{self, FromInit, HostEnd, ToInit};
@@ -201,7 +201,5 @@ pub(super) fn receive_sibling(host: &HostEnd, helper: BorrowedFd<'_>) -> Result<
 }
 
 pub(super) fn open_pid(pid: Pid) -> Result<OwnedFd> {
-    rustix::process::pidfd_open(pid, PidfdFlags::empty())
-        .call("pidfd_open")
-        .attempt(Code::SystemError, || "keep the container's process")
+    sys::pidfd::open(pid).attempt(Code::SystemError, || "keep the container's process")
 }

@@ -79,7 +79,7 @@ pub fn exec(request: ExecRequest<'_>) -> Result<(Pid, OwnedFd)> {
         .and_then(|()| set_oom_score(&setup, pid, container))
         .and_then(|()| converse(&host, &setup, pid, &pidfd, container));
     if result.is_err() {
-        let _ = sys::signal::send(pidfd.as_fd(), libc::SIGKILL);
+        let _ = sys::pidfd::send(pidfd.as_fd(), libc::SIGKILL);
         let _ = wait::reap(pidfd.as_fd());
     }
     result.map(|()| (pid, pidfd))
@@ -89,7 +89,7 @@ fn clone(setup: &ExecSetup<'_>, cgroup: &Cgroup, in_pid_namespace: bool) -> Resu
     let (host, init) = channel::pair()?;
     if in_pid_namespace && !setup.staged {
         // Counts for children only; this process, which has nothing more to clone, stays where it is.
-        sys::process::setns(setup.init.as_fd(), Kind::Pid.flag())
+        sys::pidfd::join_namespaces(setup.init.as_fd(), Kind::Pid.flag())
             .attempt(Code::NamespaceFailed, || format!("join the pid namespace of container {}", setup.id))?;
     }
     let own_way = cgroup.unified().filter(|_| !setup.waits_for_cgroup);
@@ -186,7 +186,7 @@ fn converse(host: &HostEnd, setup: &ExecSetup<'_>, pid: Pid, pidfd: &OwnedFd, co
             Some(FromInit::Listener { fd }) if !ready => {
                 let listener = container.state.seccomp_listener.as_ref();
                 let listener = listener.ok_or_else(|| Fault::new(Code::SeccompFailed, "an unexpected listener"))?;
-                pass_listener(pidfd.as_fd(), fd, listener, &container.state, pid).step("exec:seccomp")?;
+                pass_listener(host, (pid, pidfd.as_fd()), fd, listener, &container.state).step("exec:seccomp")?;
             }
             Some(FromInit::Ready) if !ready => {
                 ready = true;

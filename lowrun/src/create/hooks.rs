@@ -1,21 +1,21 @@
 //! Runs hooks: a program with the container's state on stdin, bounded in time.
 
 use std::io::{Seek, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::PollFlags;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::Pid;
 
 use crate::fault::{Attempt, Code, Fault, Result};
 use crate::spec::Hook;
-use crate::sys::{Call, Failure};
+use crate::sys::{self, Call, Failure};
 
 /// Most bytes of a hook's stderr that an error repeats.
 const OUTPUT_MAX: usize = 4096;
@@ -105,7 +105,7 @@ fn stdin(state: &[u8]) -> Result<Stdio> {
 
 /// The end to read of a pipe with the state in it; `None` if it does not fit. Written before there is a hook: one that
 /// ends without reading would make the writer's signal of it.
-fn filled_pipe(state: &[u8]) -> crate::sys::Result<Option<OwnedFd>> {
+fn filled_pipe(state: &[u8]) -> sys::Result<Option<OwnedFd>> {
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).call("pipe2")?;
     rustix::fs::fcntl_setfl(&writer, OFlags::NONBLOCK).call("fcntl")?;
     match rustix::io::write(&writer, state) {
@@ -138,24 +138,18 @@ fn wait(child: &mut Child, timeout_s: Option<i64>, said: &mut Vec<u8>) -> Result
 
 /// Whether the hook has ended, or could not be watched. What it says is read meanwhile: a full pipe would hold it up.
 /// Children that it left and that hold its stderr open are not waited for.
-fn ended_before(child: &mut Child, deadline: Option<Instant>, said: &mut Vec<u8>) -> crate::sys::Result<bool> {
+fn ended_before(child: &mut Child, deadline: Option<Instant>, said: &mut Vec<u8>) -> sys::Result<bool> {
     let Some(pid) = Pid::from_raw(child.id() as i32) else { return Ok(true) };
-    let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
-        // startContainer hooks run under the container's filter, which may not know the call.
+    let pidfd = match sys::pidfd::open(pid) {
+        // startContainer hooks run under the container's filter, which may not know the call, and with its procfs.
         Err(_) if deadline.is_none() => return Ok(true),
-        result => result.call("pidfd_open")?,
+        result => result?,
     };
     let mut stderr = child.stderr.take();
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let timeout = left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
-        let mut polled = vec![PollFd::new(&pidfd, PollFlags::IN)];
-        polled.extend(stderr.iter().map(|stderr| PollFd::new(stderr, PollFlags::IN)));
-        match rustix::event::poll(&mut polled, timeout.as_ref()) {
-            Err(Errno::INTR) => continue,
-            result => result.call("poll")?,
-        };
-        let has_ended = !polled[0].revents().is_empty();
+        let others: Vec<_> = stderr.iter().map(|stderr| (stderr.as_fd(), PollFlags::IN)).collect();
+        let (has_ended, _) = sys::pidfd::poll(pidfd.as_fd(), &others, left)?;
         stderr = stderr.filter(|stderr| hear(stderr, said));
         if has_ended || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Ok(has_ended);

@@ -1,9 +1,10 @@
 //! Host side and container side of one creation, from the clone until the container waits for `start` or runs.
 
 use std::cell::Cell;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use rustix::io::Errno;
 use rustix::process::Pid;
 
 use super::seccomp::Listener;
@@ -124,7 +125,7 @@ impl Meeting<'_> {
     fn pass_listener(&self, fd: i32, state: &State) -> Result<()> {
         let listener = state.seccomp_listener.as_ref();
         let listener = listener.ok_or_else(|| Fault::new(Code::SeccompFailed, "a listener that nobody asked for"))?;
-        pass_listener(self.pidfd, fd, listener, state, self.pid)
+        pass_listener(self.host, (self.pid, self.pidfd), fd, listener, state)
     }
 
     fn died(&self) -> Box<Fault> {
@@ -139,11 +140,24 @@ impl Meeting<'_> {
     }
 }
 
+/// Taken, because the container's filter may deny or watch the calls that send it; where the taking is denied, sent.
+fn take_listener(host: &HostEnd, pidfd: BorrowedFd<'_>, fd: i32) -> crate::sys::Result<OwnedFd> {
+    match rustix::process::pidfd_getfd(pidfd, fd, rustix::process::PidfdGetfdFlags::empty()) {
+        Err(Errno::NOSYS | Errno::PERM | Errno::BADF) => host.receive_offer(pidfd),
+        result => result.call("pidfd_getfd"),
+    }
+}
+
 /// Takes the listener of a filter out of the process and sends it to who asked for it.
-pub fn pass_listener(pidfd: BorrowedFd<'_>, fd: i32, listener: &Listener, state: &State, pid: Pid) -> Result<()> {
-    let taken = rustix::process::pidfd_getfd(pidfd, fd, rustix::process::PidfdGetfdFlags::empty())
-        .call("pidfd_getfd")
-        .attempt(Code::SeccompFailed, || "take the seccomp listener")?;
+pub fn pass_listener(
+    host: &HostEnd,
+    process: (Pid, BorrowedFd<'_>),
+    fd: i32,
+    listener: &Listener,
+    state: &State,
+) -> Result<()> {
+    let (pid, pidfd) = process;
+    let taken = take_listener(host, pidfd, fd).attempt(Code::SeccompFailed, || "take the seccomp listener")?;
     let inner: serde_json::Value =
         serde_json::from_slice(&hook_state(state, Status::Creating, pid.as_raw_nonzero().get())).unwrap_or_default();
     let document = serde_json::json!({

@@ -103,7 +103,7 @@ impl Made {
     /// finds what is left by the state file, which goes only when the cgroup has gone.
     pub(crate) fn unmake(self, dir: &Dir, code: Code) {
         if let Some((_, pidfd)) = &self.process {
-            let _ = sys::signal::send(pidfd.as_fd(), libc::SIGKILL);
+            let _ = sys::pidfd::send(pidfd.as_fd(), libc::SIGKILL);
             let _ = wait::reap(pidfd.as_fd());
         }
         if let Some(rootfs) = self.host_rootfs {

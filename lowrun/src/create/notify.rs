@@ -12,9 +12,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::PollFlags;
 use rustix::fs::Mode;
-use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::Pid;
 
@@ -88,21 +87,19 @@ pub fn hand_on(socket: &OwnedFd, process: (Pid, BorrowedFd<'_>), signals: Option
     let Some(caller) = of_caller() else { return Ok(()) };
     let (pid, pidfd) = process;
     loop {
-        let mut fds = vec![PollFd::from_borrowed_fd(pidfd, PollFlags::IN), PollFd::new(socket, PollFlags::IN)];
-        fds.extend(signals.map(|signals| PollFd::new(signals, PollFlags::IN)));
-        match rustix::event::poll(&mut fds, None) {
-            Err(Errno::INTR) => continue,
-            result => result.call("poll").attempt(Code::SystemError, || "wait for readiness")?,
-        };
-        let is_ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-        if is_ready[1] && says_ready(socket) {
+        let mut others = vec![(socket.as_fd(), PollFlags::IN)];
+        others.extend(signals.map(|signals| (signals.as_fd(), PollFlags::IN)));
+        let (has_ended, seen) =
+            sys::pidfd::poll(pidfd, &others, None).attempt(Code::SystemError, || "wait for readiness")?;
+        let is_ready = |index: usize| seen.get(index).is_some_and(|flags| !flags.is_empty());
+        if is_ready(0) && says_ready(socket) {
             return tell(&caller, pid).attempt(Code::InvalidArgument, || format!("notify {caller}"));
         }
-        if let Some(signals) = signals.filter(|_| is_ready.get(2) == Some(&true)) {
+        if let Some(signals) = signals.filter(|_| is_ready(1)) {
             let signal = sys::signal::next(signals.as_fd()).attempt(Code::SystemError, || "wait for readiness")?;
             wait::hand_on(pidfd, signal);
         }
-        if is_ready[0] {
+        if has_ended {
             return Ok(());
         }
     }

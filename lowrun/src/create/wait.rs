@@ -4,7 +4,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use std::os::fd::AsFd;
 
-use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus};
+use rustix::process::{WaitIdOptions, WaitIdStatus};
 
 use super::terminal::Terminal;
 use crate::fault::{Attempt, Code, Result};
@@ -32,14 +32,14 @@ pub fn foreground(pidfd: BorrowedFd<'_>, signals: &OwnedFd, terminal: Option<&mu
 pub fn hand_on(pidfd: BorrowedFd<'_>, signal: i32) {
     if !OWN.contains(&signal) {
         // A program that has ended will be reaped in the next round.
-        let _ = sys::signal::send(pidfd, signal);
+        let _ = sys::pidfd::send(pidfd, signal);
     }
 }
 
 /// The exit status, if the process has ended; it is reaped then.
 pub fn try_reap(pidfd: BorrowedFd<'_>) -> Result<Option<i32>> {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-    let status = rustix::process::waitid(WaitId::PidFd(pidfd), options)
+    let status = rustix::process::waitid(sys::pidfd::wait_id(pidfd), options)
         .call("waitid")
         .attempt(Code::SystemError, || "wait for the program")?;
     Ok(status.map(exit_status))
@@ -47,14 +47,14 @@ pub fn try_reap(pidfd: BorrowedFd<'_>) -> Result<Option<i32>> {
 
 /// Waits for the end.
 pub fn reap(pidfd: BorrowedFd<'_>) -> sys::Result<i32> {
-    let status = rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED).call("waitid")?;
+    let status = rustix::process::waitid(sys::pidfd::wait_id(pidfd), WaitIdOptions::EXITED).call("waitid")?;
     Ok(status.map_or(255, exit_status))
 }
 
 /// The exit status of a process that has ended, without reaping it.
 pub fn status(pidfd: BorrowedFd<'_>) -> Option<i32> {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-    rustix::process::waitid(WaitId::PidFd(pidfd), options).ok().flatten().map(exit_status)
+    rustix::process::waitid(sys::pidfd::wait_id(pidfd), options).ok().flatten().map(exit_status)
 }
 
 fn exit_status(status: WaitIdStatus) -> i32 {

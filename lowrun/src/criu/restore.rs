@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::Pid;
 
 use super::client::{Ask, Client, Notification};
 use super::wire::Message;
@@ -205,9 +205,7 @@ fn follow(
 fn open(pid: i32) -> Result<(Pid, OwnedFd)> {
     let attempted = || "keep the container's process";
     let pid = Pid::from_raw(pid).ok_or_else(|| Fault::new(Code::SystemError, attempted()).cause("it has no pid"))?;
-    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
-        .call("pidfd_open")
-        .attempt(Code::SystemError, attempted)?;
+    let pidfd = sys::pidfd::open(pid).attempt(Code::SystemError, attempted)?;
     Ok((pid, pidfd))
 }
 

@@ -78,8 +78,7 @@ fn join(setup: &ExecSetup<'_>, channel: &InitEnd) -> Result<std::convert::Infall
         sys::process::reset_affinity();
     }
     set_affinity(affinity.last.as_deref())?;
-    // All at once (Linux 5.8): the kernel takes the user namespace first and checks the others with both privileges.
-    span("namespaces", || sys::process::setns(setup.init.as_fd(), setup.namespaces))
+    span("namespaces", || sys::pidfd::join_namespaces(setup.init.as_fd(), setup.namespaces))
         .attempt(Code::NamespaceFailed, || format!("join the namespaces of container {}", setup.id))
         .step("exec:namespaces")?;
     if setup.staged {

@@ -236,7 +236,7 @@ fn install_filter(program: &Program<'_>, filter: &Filter) -> Result<()> {
     let listener = sys::seccomp::install(&filter.program, filter.flags)
         .attempt(Code::SeccompFailed, || "install the seccomp filter")?;
     match listener {
-        Some(listener) => program.channel.ask(&FromInit::Listener { fd: listener.as_raw_fd() }),
+        Some(listener) => program.channel.offer(listener.as_fd()),
         None => Ok(()),
     }
 }

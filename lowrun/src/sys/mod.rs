@@ -11,6 +11,7 @@ pub mod last_word;
 pub mod mount;
 pub mod mount_old;
 pub mod net;
+pub mod pidfd;
 pub mod process;
 pub mod rtnetlink;
 pub mod seccomp;

@@ -106,13 +106,3 @@ pub fn description(signal: i32) -> String {
     let text = unsafe { std::ffi::CStr::from_ptr(libc::strsignal(signal)) };
     text.to_string_lossy().to_lowercase()
 }
-
-/// Sends a signal (also 0, which only asks whether it could be sent) to the process of a pidfd.
-pub fn send(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
-    let info = std::ptr::null::<libc::siginfo_t>();
-    // SAFETY: a null siginfo asks for what kill(2) would send.
-    check("pidfd_send_signal", unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, info, 0)
-    })
-    .map(drop)
-}

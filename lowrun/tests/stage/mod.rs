@@ -8,12 +8,17 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file is a program of its own and uses a part of this")]
 
 use std::ffi::OsStr;
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use serde_json::{Value, json};
 
 /// Where Debian's busybox-static puts its program.
@@ -445,6 +450,21 @@ impl From<Output> for Outcome {
             err: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
     }
+}
+
+/// Receives the listener of a filter and what comes with it.
+pub fn take_listener(stream: &UnixStream) -> (Value, OwnedFd) {
+    let mut words = vec![0; 8192];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received =
+        rustix::net::recvmsg(stream, &mut [IoSliceMut::new(&mut words)], &mut control, RecvFlags::CMSG_CLOEXEC)
+            .unwrap();
+    let fd = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    (serde_json::from_slice(&words[..received.bytes]).unwrap(), fd.expect("a descriptor"))
 }
 
 /// Waits until something holds.
