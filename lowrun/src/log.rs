@@ -75,7 +75,23 @@ impl Log {
         }
         let hint = fault.hint.as_ref().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
         if self.file.is_some() || self.format == Format::Text {
-            put(None, &format!("{}{hint}\n", spoken(fault, &line, self.of_runc.get().copied())));
+            put(None, &format!("{}{hint}\n", self.spoken(fault, &line)));
+        }
+    }
+
+    /// What stderr is told. Of a program that the kernel refuses to execute, the same as from runc: there the container's
+    /// own stderr gets the words, and people know them from the container's log.
+    fn spoken(&self, fault: &Fault, line: &str) -> String {
+        match (fault.causes.last(), self.of_runc.get()) {
+            (Some(refusal), _) if fault.step == "start:exec" => refusal.clone(),
+            // The word "error" is what scripts go by.
+            (_, None) => format!("lowrun: error: {}: {line}", fault.step),
+            (_, Some(command)) if self.file.is_some() => framed(command, &fault.step, line),
+            // Without a log, runc's stderr is the log.
+            (_, Some(command)) => {
+                let line = framed(command, &fault.step, line);
+                text_line(Level::Error, &line, &rfc3339(SystemTime::now(), 0)).unwrap_or(line)
+            }
         }
     }
 
@@ -129,16 +145,6 @@ fn open_append(path: &OsString) -> Result<OwnedFd> {
 fn text_line(level: Level, message: &str, time: &str) -> serde_json::Result<String> {
     let level = serde_json::to_string(&level)?;
     Ok(format!("time={time:?} level={} msg={}", level.trim_matches('"'), serde_json::to_string(message)?))
-}
-
-/// What stderr is told. Of a program that the kernel refuses to execute, the same as from runc: there the container's
-/// own stderr gets the words, and people know them from the container's log.
-fn spoken(fault: &Fault, line: &str, of_runc: Option<&str>) -> String {
-    match (fault.causes.last(), of_runc) {
-        (Some(refusal), _) if fault.step == "start:exec" => refusal.clone(),
-        (_, Some(command)) => framed(command, &fault.step, line),
-        _ => format!("lowrun: {}: {line}", fault.step),
-    }
 }
 
 /// As runc says which command failed, and whether on the container's side of it.
@@ -212,17 +218,22 @@ mod tests {
 
     #[test]
     fn under_the_name_of_runc_a_person_reads_its_sentences() {
+        let said = |command: Option<&'static str>, fault: &Fault| {
+            let log = Log::default();
+            command.into_iter().for_each(|command| log.speak_as_runc(command));
+            log.spoken(fault, &fault.one_line())
+        };
         let fault = Fault::new(Code::MountFailed, "bind a at b").cause("operation not permitted").at("create:mounts");
-        let line = fault.one_line();
-        let init = "runc run failed: unable to start container process: error during container init: ";
-        assert_eq!(spoken(&fault, &line, Some("run")), format!("{init}error mounting: {line}"));
-        assert_eq!(spoken(&fault, &line, Some("delete")), line);
-        assert_eq!(spoken(&fault, &line, None), format!("lowrun: create:mounts: {line}"));
+        let frame = "level=error msg=\"runc run failed: unable to start container process: error during container init: \
+                     error mounting: bind a at b: operation not permitted\"";
+        assert!(said(Some("run"), &fault).ends_with(frame), "{}", said(Some("run"), &fault));
+        assert!(said(Some("delete"), &fault).ends_with("msg=\"bind a at b: operation not permitted\""));
+        assert_eq!(said(None, &fault), "lowrun: error: create:mounts: bind a at b: operation not permitted");
         let fault = Fault::new(Code::CommandNotFound, "exec: \"x\"").at("exec:program");
-        let said = spoken(&fault, &fault.one_line(), Some("exec"));
-        assert_eq!(said, "exec failed: unable to start container process: exec: \"x\"");
+        let expected = "exec failed: unable to start container process: exec: \"x\"";
+        assert_eq!(framed("exec", &fault.step, &fault.one_line()), expected);
         let refused = Fault::new(Code::CommandNotExecutable, "exec: \"x\"").cause("exec x: no").at("start:exec");
-        assert_eq!(spoken(&refused, &refused.one_line(), Some("create")), "exec x: no");
+        assert_eq!(said(Some("create"), &refused), "exec x: no");
     }
 
     #[test]

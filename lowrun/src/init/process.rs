@@ -330,8 +330,8 @@ fn set_capabilities(wanted: &Capabilities, log: &Log) -> Result<()> {
     let have = caps::capget().attempt(Code::SystemError, attempted)?.permitted;
     let missing = wanted.permitted & !have;
     if missing != 0 {
-        let names: Vec<_> = numbers(missing).filter_map(|number| NAMES.get(number as usize)).collect();
-        log.warn(&format!("ignoring unknown or unavailable capabilities: {names:?}"));
+        let names: Vec<&str> = numbers(missing).filter_map(|number| NAMES.get(number as usize).copied()).collect();
+        log.warn(&format!("ignoring unknown or unavailable capabilities: [{}]", names.join(" ")));
     }
     let permitted = wanted.permitted & have;
     let sets = Sets { permitted, effective: wanted.effective & permitted, inheritable: wanted.inheritable };

@@ -102,7 +102,7 @@ impl ProcessPlan {
         let (capabilities, unknown) = Capabilities::parse(section.capabilities.as_ref());
         let mut warnings = Vec::new();
         if !unknown.is_empty() {
-            warnings.push(format!("ignoring unknown or unavailable capabilities: {unknown:?}"));
+            warnings.push(format!("ignoring unknown or unavailable capabilities: [{}]", unknown.join(" ")));
         }
         Ok(ProcessPlan {
             args: section.args.clone(),
