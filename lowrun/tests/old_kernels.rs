@@ -10,12 +10,13 @@ use serde_json::json;
 use stage::{Outcome, Stage, stage};
 
 /// Calls that may be missing, together, and since when they are there.
-const CALLS: [(&str, &[&str]); 12] = [
+const CALLS: [(&str, &[&str]); 13] = [
     ("mount_setattr, 5.12", &["mount_setattr"]),
     ("close_range, 5.9", &["close_range"]),
     ("openat2, 5.6", &["openat2"]),
     ("clone3, 5.3", &["clone3"]),
     ("the calls on pidfds", PIDFD),
+    ("the list of robust futexes", &["set_robust_list"]),
     ("open_tree", &["open_tree"]),
     ("move_mount", &["move_mount"]),
     ("fsopen", &["fsopen"]),
