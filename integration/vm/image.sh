@@ -9,9 +9,9 @@ here=$(cd "$(dirname "$0")" && pwd)
 cache=$(mkdir -p "$1" && cd "$1" && pwd)
 # dbus for rootless: a user's manager has no other door that everybody may know. util-linux and uidmap become users and
 # join namespaces, for the tests.
-packages=(systemd dbus dbus-user-session bash dash coreutils procps grep sed libseccomp2 util-linux uidmap criu iproute2)
+packages=(systemd dbus dbus-user-session bash dash coreutils procps grep sed libseccomp2 util-linux uidmap criu iproute2 iptables tar)
 # Dependencies of package management and of things that the guest does not do: criu's Python reads images for people.
-unwanted='^(python|libpython|media-types|perl|libperl|perl-modules|usrmerge|adduser|debconf|dpkg|passwd|tar|libdb|lib.*-perl|libgdbm)'
+unwanted='^(python|libpython|media-types|perl|libperl|perl-modules|usrmerge|adduser|debconf|dpkg|passwd|libdb[0-9]|lib.*-perl|libgdbm)'
 
 die() { echo "vm: $*" >&2; exit 1; }
 kernel=$(apt-cache depends linux-image-amd64 | awk '/Depends:/ { print $2; exit }')
@@ -73,6 +73,7 @@ configure_root() {
     printf '%s\n' 'root:x:0:0:root:/root:/bin/sh' 'messagebus:x:100:100::/nonexistent:/bin/false' \
         'user:x:1000:1000::/home/user:/bin/sh' 'nobody:x:65534:65534::/nonexistent:/bin/false' >"$root/etc/passwd"
     printf '%s\n' 'root:x:0:' 'tty:x:5:' 'messagebus:x:100:' 'user:x:1000:' 'nogroup:x:65534:' >"$root/etc/group"
+    for applet in ip{,6}tables{,-save,-restore}; do ln -sf xtables-legacy-multi "$root/usr/sbin/$applet"; done
     printf 'user:100000:65536\n' | tee "$root/etc/subuid" >"$root/etc/subgid"
     printf 'passwd: files\ngroup: files\n' >"$root/etc/nsswitch.conf"
     echo 0123456789abcdef0123456789abcdef >"$root/etc/machine-id"
