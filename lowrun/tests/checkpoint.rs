@@ -296,6 +296,12 @@ fn a_dumped_container_is_gone_and_a_restored_one_is_there() {
     assert!(root.starts_with(stage.root()) && !root.exists(), "{}", root.display());
     let roots = fake.pairs(RESTORE, field::CG_ROOT);
     assert!(!roots.is_empty() && roots.iter().all(|(_, path)| path.contains(stage.id())), "{roots:?}");
+    if stage::by_systemd() {
+        // The unit was made around criu, which has ended.
+        let unit = format!("test-{}.scope", stage.id());
+        let show = Command::new("systemctl").args(["show", "--value", "-p", "ActiveState", &unit]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&show.stdout).trim(), "active");
+    }
     let processes: Vec<i32> =
         serde_json::from_str(&stage.call(&["ps", "--format", "json", stage.id()]).ok().out).unwrap();
     assert!(processes.contains(&stage.state()["pid"].as_i64().unwrap().try_into().unwrap()), "{processes:?}");

@@ -93,7 +93,7 @@ pub(crate) struct Made {
     /// Whether nobody has looked yet whether the directories of the cgroup are another's.
     only_permitted: bool,
     /// Whether systemd has made the cgroup's unit: until then, one of that name is somebody else's.
-    unit_is_made: Cell<bool>,
+    pub(crate) unit_is_made: Cell<bool>,
     /// Open until the process is killed: one that finds it closed reports that, as if it were the fault.
     host: Option<HostEnd>,
 }

@@ -3,6 +3,7 @@
 //! Like a creation, but CRIU makes the processes: lowrun makes state and cgroup, puts CRIU into the cgroup, and gives
 //! the container's mounts names that CRIU finds. The first process comes back as a child of lowrun (`rst_sibling`).
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -73,10 +74,6 @@ fn make(request: &Restore<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid
     if request.options.texts.iter().any(|_| version < VERSION_LSM) {
         return Err(Fault::new(Code::Unsupported, "--lsm-profile requires at least CRIU 3.16"));
     }
-    if plan.cgroup.unit.is_some() {
-        // A unit is made around a process, and criu has none yet when it wants to know its cgroup.
-        return Err(Fault::new(Code::Unsupported, "restore with --systemd-cgroup"));
-    }
     let cgroup = Cgroup::locate(&plan.cgroup).step("restore:cgroup")?;
     let mut state = State::new(request.id, request.bundle, request.spec, plan, cgroup);
     prepare_filter(plan, request.root, dir, &mut state).step("restore:seccomp")?;
@@ -90,7 +87,9 @@ fn make(request: &Restore<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid
         notify::make_dir(dir.path()).step("restore:state")?;
     }
     made.cgroup = Some(state.cgroup.clone());
-    state.cgroup.create(&plan.cgroup).step("restore:cgroup")?;
+    if state.cgroup.unit.is_none() {
+        state.cgroup.create(&plan.cgroup).step("restore:cgroup")?;
+    }
     let place = Place::enter(dir, &plan.rootfs).step("restore:mounts")?;
     let restored = ask(request, &state, &place, made);
     place.leave().step("restore:mounts")?;
@@ -165,7 +164,7 @@ fn ask(request: &Restore<'_>, state: &State, place: &Place, made: &mut Made) -> 
         .flag(field::EVASIVE_DEVICES, true)
         .flag(field::RST_SIBLING, true);
     let client = Client::start(true, &inherited)?;
-    enter_cgroup(&mut draft, &client, request.plan, state)?;
+    enter_cgroup(&mut draft, &client, request.plan, state, &made.unit_is_made)?;
     let mut notified = |notification: &Notification, descriptor| follow(request, state, notification, descriptor, made);
     let answer = client.ask(Ask::Restore, &draft.request(), &mut notified);
     let result = answer.and_then(|_| client.end(Ask::Restore));
@@ -209,9 +208,23 @@ fn open(pid: i32) -> Result<(Pid, OwnedFd)> {
     Ok((pid, pidfd))
 }
 
-/// CRIU enters the cgroup itself, and what it restores is born there.
-fn enter_cgroup(draft: &mut Draft, client: &Client, plan: &Plan, state: &State) -> Result<()> {
-    state.cgroup.add(client.pid()?)?;
+/// CRIU enters the cgroup itself, and what it restores is born there. With the systemd driver the unit is made around
+/// CRIU, and stays for those that are in it when CRIU ends.
+fn enter_cgroup(
+    draft: &mut Draft,
+    client: &Client,
+    plan: &Plan,
+    state: &State,
+    unit_is_made: &Cell<bool>,
+) -> Result<()> {
+    let pid = client.pid()?;
+    if state.cgroup.unit.is_some() {
+        state.cgroup.start_unit(&plan.cgroup, pid, unit_is_made)?;
+        state.cgroup.create_v1(&plan.cgroup)?;
+    }
+    if !state.cgroup.is_entered_by_systemd() {
+        state.cgroup.add(pid)?;
+    }
     state.cgroup.limit(&plan.cgroup)?;
     for hierarchy in &state.cgroup.hierarchies {
         let mut root = Message::default();
