@@ -237,8 +237,8 @@ mod tests {
     #[test]
     fn without_one_it_is_the_places_or_lowruns() {
         let none: &[String] = &[];
-        run("prestart", &[shell("test -n \"$CARGO_MANIFEST_DIR\"", None)], b"", &Place::default()).unwrap();
-        let hook = shell("test -z \"$CARGO_MANIFEST_DIR\"", None);
+        run("prestart", &[shell("env | grep -q ^HOME=", None)], b"", &Place::default()).unwrap();
+        let hook = shell("! env | grep -q ^HOME=", None);
         run("createContainer", &[hook], b"", &Place { environment: Some(none), dir: None }).unwrap();
     }
 }

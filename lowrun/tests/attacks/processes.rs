@@ -9,11 +9,13 @@ use crate::canary::Canary;
 use crate::stage::{Stage, eventually, stage};
 
 /// Looks at each new process for a descriptor behind stdio that can be followed (their numbers are no secret), notes it
-/// and reads through it. A socket cannot be followed. Only words of the shell: a program for each look would be too slow.
+/// and reads through it. A socket cannot be followed, and is told by what it is not: one that is closed between two looks
+/// must not pass for something else. Only words of the shell: a program for each look would be too slow.
 const WATCH: &str = "echo > /tmp/hits; echo > /tmp/watching; while :; do for p in /proc/[0-9]*; do \
     case $p in /proc/1|/proc/self|/proc/$$) continue;; esac; \
     for f in $p/fd/[3-9] $p/fd/[1-9][0-9]; do \
-        [ -e $f ] && [ ! -S $f ] && echo $f >> /tmp/hits && read -r word < $f/file && echo $word >> /tmp/hits; \
+        [ -e \"$f\" ] && { [ -d \"$f\" ] || [ -f \"$f\" ] || [ -c \"$f\" ] || [ -p \"$f\" ] || [ -b \"$f\" ]; } && \
+            echo \"$f\" >> /tmp/hits && read -r word < \"$f/file\" && echo $word >> /tmp/hits; \
     done; done; done 2>/dev/null";
 
 fn watched(stage: &Stage) -> String {
