@@ -72,10 +72,11 @@ pub fn exec(request: ExecRequest<'_>) -> Result<(Pid, OwnedFd)> {
         extra_fds: request.extra_fds,
     };
     inherit_oom_score(&setup, container).step("exec:limits")?;
-    let in_pid_namespace = container.state.namespaces.has(Kind::Pid);
-    let (host, pid, pidfd) = span("clone", || clone(&setup, &cgroup, in_pid_namespace)).step("exec:clone")?;
+    let (host, pid, pidfd) = span("clone", || clone(&setup, &cgroup, container)).step("exec:clone")?;
     drop(setup.program.take());
-    let result = let_in(&host, &setup, pid, &cgroup, container)
+    // A helper was let in, and what it has made was born there.
+    let entered = if staged { Ok(()) } else { let_in(&host, &setup, pid, &cgroup, container) };
+    let result = entered
         .and_then(|()| set_oom_score(&setup, pid, container))
         .and_then(|()| converse(&host, &setup, pid, &pidfd, container));
     if result.is_err() {
@@ -85,9 +86,9 @@ pub fn exec(request: ExecRequest<'_>) -> Result<(Pid, OwnedFd)> {
     result.map(|()| (pid, pidfd))
 }
 
-fn clone(setup: &ExecSetup<'_>, cgroup: &Cgroup, in_pid_namespace: bool) -> Result<(HostEnd, Pid, OwnedFd)> {
+fn clone(setup: &ExecSetup<'_>, cgroup: &Cgroup, container: &Container) -> Result<(HostEnd, Pid, OwnedFd)> {
     let (host, init) = channel::pair()?;
-    if in_pid_namespace && !setup.staged {
+    if container.state.namespaces.has(Kind::Pid) && !setup.staged {
         // Counts for children only; this process, which has nothing more to clone, stays where it is.
         sys::pidfd::join_namespaces(setup.init.as_fd(), Kind::Pid.flag())
             .attempt(Code::NamespaceFailed, || format!("join the pid namespace of container {}", setup.id))?;
@@ -116,7 +117,9 @@ fn clone(setup: &ExecSetup<'_>, cgroup: &Cgroup, in_pid_namespace: bool) -> Resu
             drop(host);
             init::exec::run(setup, init)
         }
-        Forked::Parent { pidfd, .. } if setup.staged => {
+        Forked::Parent { pid, pidfd } if setup.staged => {
+            // Before it speaks: it joins the cgroup, then the namespaces, then makes the process.
+            let_in(&host, setup, pid, cgroup, container)?;
             // As long as this copy is open, a helper that dies is no end of the channel.
             drop(init);
             let pid = receive_sibling(&host, pidfd.as_fd())?;

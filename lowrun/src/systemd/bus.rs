@@ -1,7 +1,7 @@
 //! A connection to systemd: a socket, a greeting, calls and their answers, the signal that a job is done.
 //!
-//! Three doors, in this order: root takes systemd's own socket, as systemctl does, which needs no broker and is there
-//! before one; where that is missing, the system bus. Everybody else takes the bus of the user's own manager.
+//! Two doors, in this order, as systemctl has them: systemd's own socket, which needs no broker and is there before one;
+//! where that is missing or closed, the bus. Root's are the machine's, everybody else's are those of the user's own manager.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -67,11 +67,9 @@ pub type Answer = std::result::Result<Vec<String>, Refusal>;
 impl Bus {
     /// Connects to the system's manager, or to the user's own.
     pub fn connect(of_user: bool) -> Result<Bus> {
-        if of_user {
-            return Bus::open(&user_bus()?, true);
-        }
-        match Bus::open(Path::new(PRIVATE_SOCKET), false) {
-            Err(_) if Path::new(SYSTEM_BUS).exists() => Bus::open(Path::new(SYSTEM_BUS), true),
+        let (own, broker) = if of_user { user_doors()? } else { (PRIVATE_SOCKET.into(), SYSTEM_BUS.into()) };
+        match Bus::open(&own, false) {
+            Err(_) if broker.exists() => Bus::open(&broker, true),
             result => result,
         }
     }
@@ -235,14 +233,15 @@ impl Bus {
     }
 }
 
-/// Where a user's bus is: pam_systemd and the user manager agree on it.
-fn user_bus() -> Result<PathBuf> {
+/// Where a user's manager has its own socket and where its bus is: pam_systemd and the manager agree on it.
+fn user_doors() -> Result<(PathBuf, PathBuf)> {
     let dir = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()).ok_or_else(|| {
         Fault::new(Code::CgroupFailed, "connect to the user's systemd")
             .cause("XDG_RUNTIME_DIR is not set")
-            .hint("log in as the user, or run `loginctl enable-linger`, and see that dbus-user-session is installed")
+            .hint("log in as the user, or run `loginctl enable-linger`")
     })?;
-    Ok(Path::new(&dir).join("bus"))
+    let dir = Path::new(&dir);
+    Ok((dir.join("systemd/private"), dir.join("bus")))
 }
 
 #[cfg(test)]
