@@ -259,7 +259,8 @@ fn prepare<'a>(
 /// Where the cgroup will be.
 fn locate_cgroup(request: &Request<'_>, tolerant: bool) -> Result<Cgroup> {
     match Cgroup::locate(&request.plan.cgroup) {
-        Err(_) if tolerant => Ok(Cgroup::default()),
+        // Who names the driver counts on it.
+        Err(_) if tolerant && request.plan.cgroup.unit.is_none() => Ok(Cgroup::default()),
         result => result,
     }
 }
