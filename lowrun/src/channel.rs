@@ -139,7 +139,10 @@ impl HostEnd {
         if length == 0 {
             match self.last.is_armed().then(|| self.last.wait(READY_PATIENCE)).flatten() {
                 Some(text) => buffer = text,
-                None => return Ok(None),
+                None => {
+                    sys::pidfd::await_program(process);
+                    return Ok(None);
+                }
             }
         }
         let message = decode(&buffer);

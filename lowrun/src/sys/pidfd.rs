@@ -18,6 +18,10 @@ use super::{Call, Failure, Result, check, process, read_kernel_file, read_kernel
 /// How often the end of a process is looked for that cannot be waited for.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// How long, and how often, a new program is looked for: a program of the very words of lowrun is never told from it.
+const EXEC_PATIENCE: Duration = Duration::from_millis(20);
+const EXEC_PAUSE: Duration = Duration::from_micros(20);
+
 /// The namespaces of a process by their files below `ns`.
 const NAMESPACES: [(libc::c_int, &str); 8] = [
     (libc::CLONE_NEWNS, "mnt"),
@@ -186,6 +190,24 @@ pub fn poll(
         if has_ended || count > 0 || left.is_some_and(|left| left <= round.unwrap_or_default()) {
             return Ok((has_ended, seen));
         }
+    }
+}
+
+/// Waits, not long, until a copy of this process that is in the middle of `execve(2)` is the program to others too. It has
+/// let go of its old memory by then; that it has the new one, with the program's words in it, is a matter of moments.
+pub fn await_program(handle: BorrowedFd<'_>) {
+    let words = |pid: &str| read_kernel_file(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let Ok(pid) = number(handle) else { return };
+    let (pid, own) = (pid.as_raw_nonzero().to_string(), words("self"));
+    let deadline = Instant::now() + EXEC_PATIENCE;
+    loop {
+        let now = words(&pid);
+        // Without words it is between the two, or has ended.
+        let is_between = now.is_empty() && matches!(poll(handle, &[], Some(Duration::ZERO)), Ok((false, _)));
+        if !is_between && now != own || Instant::now() > deadline {
+            return;
+        }
+        std::thread::sleep(EXEC_PAUSE);
     }
 }
 
