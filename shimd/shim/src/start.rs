@@ -28,11 +28,13 @@ use crate::sys::process::{Forked, close_inherited, exit_now, fork};
 const SHORT_DIRECTORY: &str = "/run/containerd/s";
 /// The extension of the file beside the directory of sockets by which the starts of one group are put in order.
 const LOCK: &str = "lock";
+/// Where the bundles of sandboxes are in the state of containerd from 2.0 on.
+const SANDBOXES: &str = "io.containerd.sandbox.controller.v1.shim";
 /// Hexadecimal digits of a socket's name.
 const NAME_LEN: usize = 32;
 /// What containerd from 2.3 on writes to a shim's standard input is less than this.
 const PARAMS_MAX: u64 = 1 << 20;
-/// The task service that containerd 2.3 and later are told to use; earlier ones use version 2 unasked.
+/// The task service that containerd 2.0 and later are told to use; earlier ones use version 2 unasked.
 const TASK_VERSION: i32 = 3;
 /// The highest score that the kernel takes.
 const OOM_SCORE_MAX: i32 = 1000;
@@ -41,15 +43,16 @@ const OOM_SCORE_MAX: i32 = 1000;
 pub(crate) fn start(flags: &Flags) -> Result<(), Error> {
     close_inherited();
     let params = params(flags);
+    let form = Form::of(env::var("MAX_SHIM_VERSION").ok().as_deref(), params.is_some(), &working_directory()?);
     let group = group::of(Path::new("."));
     let socket = socket_path(flags, params.as_ref(), group.as_deref());
     let address = format!("unix://{}", socket.display());
     // Before the socket is there, and in the bundle of each container of a group: whoever cleans up after this process
     // finds the socket by it.
     write("address", &address)?;
-    let Some(listener) = new_socket(&socket, group.is_some())? else { return answer(&address, params.is_some()) };
+    let Some(listener) = new_socket(&socket, group.is_some())? else { return answer(&address, form) };
     let serving = leave_serving(flags, params.as_ref(), listener, socket.clone());
-    let told = serving.and_then(|pid| answer(&address, params.is_some()).inspect_err(|_| end(pid)));
+    let told = serving.and_then(|pid| answer(&address, form).inspect_err(|_| end(pid)));
     // Nobody serves on it.
     told.inspect_err(|_| drop(fs::remove_file(&socket)))
 }
@@ -212,22 +215,55 @@ fn raise_oom_score() {
     }
 }
 
-/// Says where the shim serves, in the words that the caller understands.
-fn answer(address: &str, in_protobuf: bool) -> Result<(), Error> {
-    let bytes = if in_protobuf {
-        let result = BootstrapResult {
-            version: TASK_VERSION,
-            address: address.to_owned(),
-            protocol: "ttrpc".to_owned(),
-            ..BootstrapResult::default()
-        };
-        result.encode_to_vec()
-    } else {
-        address.as_bytes().to_vec()
-    };
+fn working_directory() -> Result<PathBuf, Error> {
+    env::current_dir().map_err(|source| Error::System { what: "find the working directory".to_owned(), source })
+}
+
+/// In which words the caller understands where the shim serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// The address alone, which stands for version 2.
+    Plain,
+    /// containerd from 2.0 on, for sandboxes: it gives a shim of version 2 none of the containers of its sandbox.
+    Json,
+    /// containerd from 2.3 on.
+    Protobuf,
+}
+
+impl Form {
+    /// By the highest version that the caller says it speaks, whether it gave parameters, and the bundle. containerd 2.0 to
+    /// 2.2 speak version 3 and say 2, as 1.7 does, which refuses 3; but no 1.7 has a sandbox in that place.
+    fn of(highest: Option<&str>, has_params: bool, bundle: &Path) -> Form {
+        let highest = highest.and_then(|version| version.parse::<i32>().ok()).unwrap_or_default();
+        let is_sandbox = bundle.components().any(|part| part.as_os_str() == SANDBOXES);
+        match has_params {
+            true => Form::Protobuf,
+            false if highest >= TASK_VERSION || is_sandbox => Form::Json,
+            false => Form::Plain,
+        }
+    }
+
+    fn words(self, address: &str) -> Vec<u8> {
+        let (address, protocol) = (address.to_owned(), "ttrpc".to_owned());
+        match self {
+            Form::Plain => address.into_bytes(),
+            Form::Json => {
+                let result = serde_json::json!({ "version": TASK_VERSION, "address": address, "protocol": protocol });
+                result.to_string().into_bytes()
+            }
+            Form::Protobuf => {
+                let result = BootstrapResult { version: TASK_VERSION, address, protocol, ..BootstrapResult::default() };
+                result.encode_to_vec()
+            }
+        }
+    }
+}
+
+/// Says where the shim serves.
+fn answer(address: &str, form: Form) -> Result<(), Error> {
     let mut stdout = io::stdout().lock();
     stdout
-        .write_all(&bytes)
+        .write_all(&form.words(address))
         .and_then(|()| stdout.flush())
         .map_err(|source| Error::System { what: "print the address".to_owned(), source })
 }
@@ -253,6 +289,21 @@ mod tests {
         assert_eq!(socket_path(&flags(&long, "a"), None, None).parent(), Some(Path::new(SHORT_DIRECTORY)));
         let params = BootstrapParams { socket_dir: Some("/t".to_owned()), ..BootstrapParams::default() };
         assert_eq!(socket_path(&flags("/run/x/c.sock", "a"), Some(&params), None).parent(), Some(Path::new("/t")));
+    }
+
+    #[test]
+    fn each_caller_is_answered_in_its_words() {
+        let (task, sandbox) =
+            (Path::new("/run/c/io.containerd.runtime.v2.task/n/a"), Path::new("/run/c").join(SANDBOXES));
+        for (highest, form) in [(None, Form::Plain), (Some("2"), Form::Plain), (Some("3"), Form::Json)] {
+            assert_eq!(Form::of(highest, false, task), form, "{highest:?}");
+        }
+        assert_eq!(Form::of(Some("2"), false, &sandbox.join("n/pod")), Form::Json);
+        assert_eq!(Form::of(Some("4"), true, task), Form::Protobuf);
+        assert_eq!(Form::Plain.words("unix:///s"), b"unix:///s");
+        let json: serde_json::Value = serde_json::from_slice(&Form::Json.words("unix:///s")).unwrap();
+        assert_eq!((json["version"].as_i64(), json["address"].as_str()), (Some(3), Some("unix:///s")));
+        assert_eq!(BootstrapResult::decode(Form::Protobuf.words("unix:///s").as_slice()).unwrap().version, 3);
     }
 
     #[test]
