@@ -124,6 +124,8 @@ pub(crate) struct Registry {
     pub(crate) mirrors: Vec<String>,
     /// PEM files of further certificate authorities.
     pub(crate) ca_files: Vec<PathBuf>,
+    /// A directory with a hosts.toml per registry, as containerd has them.
+    pub(crate) hosts_dir: Option<PathBuf>,
 }
 
 /// The logs of containers.

@@ -34,6 +34,9 @@ pub(crate) struct Flags {
     /// Talk to registries with this program [default: shimd-registry beside shimd].
     #[arg(long, value_name = "FILE")]
     pub(crate) registry_helper: Option<PathBuf>,
+    /// Look in this directory for a hosts.toml per registry, with mirrors and certificates, as containerd has them.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) registry_hosts: Option<PathBuf>,
     /// Form of the log on stderr.
     #[arg(long, value_enum, default_value_t)]
     pub(crate) log_format: LogFormat,
@@ -58,6 +61,7 @@ struct File {
     address: Option<PathBuf>,
     shim_path: Option<PathBuf>,
     registry_helper: Option<PathBuf>,
+    registry_hosts: Option<PathBuf>,
     /// Group whose members may use the socket, by number.
     group: Option<u32>,
 }
@@ -70,6 +74,7 @@ pub(crate) struct Config {
     pub(crate) address: PathBuf,
     pub(crate) shim_path: Option<PathBuf>,
     pub(crate) registry_helper: PathBuf,
+    pub(crate) registry_hosts: Option<PathBuf>,
     pub(crate) group: Option<u32>,
 }
 
@@ -91,6 +96,7 @@ impl Config {
                 Some(path) => absolute(path)?,
                 None => beside_shimd(REGISTRY_HELPER)?,
             },
+            registry_hosts: flags.registry_hosts.clone().or(file.registry_hosts).map(absolute).transpose()?,
             group: file.group,
         })
     }

@@ -86,6 +86,7 @@ impl Daemon {
             upkeep: upkeep.clone(),
             streams: Arc::default(),
             courier: config.registry_helper.clone(),
+            registry_hosts: config.registry_hosts.clone(),
             unpacking: std::sync::Mutex::default(),
             slots: transfer::Slots::default(),
         };

@@ -14,6 +14,7 @@ mod word {
     pub(super) const ALREADY_EXISTS: &str = "ALREADY_EXISTS";
     pub(super) const FAILED_PRECONDITION: &str = "FAILED_PRECONDITION";
     pub(super) const UNAVAILABLE: &str = "UNAVAILABLE";
+    pub(super) const TOO_MANY: &str = "TOO_MANY";
     pub(super) const OUT_OF_RANGE: &str = "OUT_OF_RANGE";
     pub(super) const UNIMPLEMENTED: &str = "UNIMPLEMENTED";
     pub(super) const LAYER_INVALID: &str = "LAYER_INVALID";
@@ -35,6 +36,8 @@ pub(crate) enum Error {
     Refused { what: String, why: String },
     /// Another request is at it; trying again later may help.
     Busy { what: String },
+    /// There are so many of something under way, and so many that wait, that no more are taken.
+    TooMany { what: String },
     /// A position past the end, or not the one that is due.
     OutOfRange { what: String },
     /// A part of containerd's API that is not here.
@@ -131,6 +134,7 @@ impl Error {
             Error::Invalid { .. } => (code::INVALID_ARGUMENT, GrpcCode::InvalidArgument),
             Error::Refused { .. } => (word::FAILED_PRECONDITION, GrpcCode::FailedPrecondition),
             Error::Busy { .. } => (word::UNAVAILABLE, GrpcCode::Unavailable),
+            Error::TooMany { .. } => (word::TOO_MANY, GrpcCode::ResourceExhausted),
             Error::OutOfRange { .. } => (word::OUT_OF_RANGE, GrpcCode::OutOfRange),
             Error::Unimplemented { .. } => (word::UNIMPLEMENTED, GrpcCode::Unimplemented),
             // containerd's code for content that is not what was promised.
@@ -164,6 +168,7 @@ impl fmt::Display for Error {
             Error::Invalid { what, why } => write!(f, "{what}: {why}"),
             Error::Refused { what, why } => write!(f, "{what}: {why}"),
             Error::Busy { what } => write!(f, "{what}: locked by another request"),
+            Error::TooMany { what } => write!(f, "{what}: too many are under way"),
             Error::OutOfRange { what } => f.write_str(what),
             Error::Unimplemented { what } => write!(f, "{what}: not implemented"),
             Error::DigestMismatch { what, expected, actual } => {

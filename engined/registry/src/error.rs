@@ -26,7 +26,8 @@ pub struct Error {
 }
 
 impl Error {
-    pub(crate) fn new(attempt: impl Into<String>, problem: Problem) -> Error {
+    /// What was attempted on what, and what came of it.
+    pub fn new(attempt: impl Into<String>, problem: Problem) -> Error {
         Error { attempt: attempt.into(), problem }
     }
 

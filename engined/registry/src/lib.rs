@@ -12,6 +12,7 @@
 //! | --- | --- |
 //! | `reference` | names as Docker writes them |
 //! | `digest`, `platform`, `document` | what registries' documents are made of; pure |
+//! | `hosts` | where an operator says that images are had, in containerd's form |
 //! | `transport` | connections, TLS, redirects, statuses |
 //! | `auth` | challenges, credentials, tokens |
 //! | `repository` | one repository at one host: requests with authorization and retries |
@@ -29,6 +30,7 @@ mod blob;
 mod digest;
 mod document;
 mod error;
+mod hosts;
 mod platform;
 mod push;
 mod reference;
@@ -36,6 +38,7 @@ mod repository;
 mod resolve;
 mod retry;
 mod session;
+mod sys;
 mod transport;
 
 use std::path::PathBuf;
@@ -50,14 +53,16 @@ pub use document::{
     Manifest, media_type,
 };
 pub use error::{Cause, Error, PLATFORM_NOT_FOUND, Problem, REGISTRY_FAILED, REGISTRY_RATE_LIMITED};
+pub use hosts::{HostFiles, Hosts, HostsError, directory_of, read_files};
 pub use platform::{Platform, PlatformError};
 pub use push::Upload;
 pub use reference::{DEFAULT_TAG, HUB, HUB_HOST, Reference, ReferenceError, ReferenceProblem};
 pub use resolve::Image;
 pub use session::Session;
 
+use hosts::{Host, Trust};
 use repository::Repository;
-use transport::Transport;
+use transport::{Certificates, Transport};
 
 /// What an operator decides about registries.
 #[derive(Clone, Debug)]
@@ -69,13 +74,25 @@ pub struct Config {
     pub mirrors: Vec<String>,
     /// PEM files of further certificate authorities.
     pub ca_files: Vec<PathBuf>,
+    /// A directory with a directory for each registry that says where its images are had: see [`Hosts`]. What stands there
+    /// goes before `mirrors`.
+    pub hosts_dir: Option<PathBuf>,
+    /// The same where somebody else has read it; for all registries.
+    pub hosts: Option<Hosts>,
     /// Longest wait for the next bytes before a connection counts as broken.
     pub stall: Duration,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { insecure: Vec::new(), mirrors: Vec::new(), ca_files: Vec::new(), stall: Duration::from_secs(30) }
+        Config {
+            insecure: Vec::new(),
+            mirrors: Vec::new(),
+            ca_files: Vec::new(),
+            hosts_dir: None,
+            hosts: None,
+            stall: Duration::from_secs(30),
+        }
     }
 }
 
@@ -83,31 +100,71 @@ impl Default for Config {
 #[derive(Clone)]
 pub struct Client {
     transport: Arc<Transport>,
-    mirrors: Arc<[String]>,
+    config: Arc<Config>,
 }
 
 impl Client {
     /// A client that has not connected yet.
     pub fn new(config: Config) -> Client {
-        let transport = Transport::new(config.insecure, config.ca_files, config.stall);
-        let bare = |mirror: &String| mirror.trim_start_matches("https://").trim_end_matches('/').to_owned();
-        Client { transport: Arc::new(transport), mirrors: config.mirrors.iter().map(bare).collect() }
+        let certificates = Certificates { ca_files: config.ca_files.clone(), ..Certificates::default() };
+        let transport = Transport::new(config.insecure.clone(), certificates, config.stall);
+        Client { transport: Arc::new(transport), config: Arc::new(config) }
     }
 
     /// Where `reference` may be found: mirrors first, its own registry last.
-    fn sources(&self, reference: &Reference, credentials: &Credentials) -> Vec<Repository> {
+    fn sources(&self, reference: &Reference, credentials: &Credentials) -> Result<Vec<Repository>, Problem> {
+        if let Some(hosts) = self.hosts(reference)? {
+            return Ok(hosts.0.iter().map(|host| self.at(host, reference, credentials)).collect());
+        }
         let repository = |host: &str, credentials: Credentials| {
             Repository::new(Arc::clone(&self.transport), host, reference.path(), credentials)
         };
-        let mirrors = self.mirrors.iter().filter(|_| reference.domain() == HUB);
-        let mut sources: Vec<Repository> = mirrors.map(|host| repository(host, Credentials::Anonymous)).collect();
-        sources.push(self.own(reference, credentials));
-        sources
+        let bare = |mirror: &String| mirror.trim_start_matches("https://").trim_end_matches('/').to_owned();
+        let mirrors = self.config.mirrors.iter().filter(|_| reference.domain() == HUB).map(bare);
+        let mut sources: Vec<Repository> = mirrors.map(|host| repository(&host, Credentials::Anonymous)).collect();
+        sources.push(repository(reference.host(), credentials.clone()));
+        Ok(sources)
     }
 
-    /// The registry of the reference itself.
-    fn own(&self, reference: &Reference, credentials: &Credentials) -> Repository {
-        Repository::new(Arc::clone(&self.transport), reference.host(), reference.path(), credentials.clone())
+    fn hosts(&self, reference: &Reference) -> Result<Option<Hosts>, Problem> {
+        let config = &self.config;
+        match (&config.hosts, &config.hosts_dir) {
+            (Some(hosts), _) => Ok(Some(hosts.clone())),
+            (None, Some(directory)) => Hosts::read(directory, reference.domain(), reference.host())
+                .map_err(|error| Problem::Setup(Box::new(error))),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// The repository at a host that the operator named. Credentials are for the registry itself.
+    fn at(&self, host: &Host, reference: &Reference, credentials: &Credentials) -> Repository {
+        let is_own = host.authority.eq_ignore_ascii_case(reference.host());
+        let credentials = if is_own { credentials.clone() } else { Credentials::Anonymous };
+        let repository = Repository::at(self.transport_for(host), host, reference.path(), credentials);
+        if is_own { repository } else { repository.in_place_of(reference.domain()) }
+    }
+
+    /// One of its own for a host with certificates, headers or plain HTTP of its own.
+    fn transport_for(&self, host: &Host) -> Arc<Transport> {
+        let is_plain = host.tls == Some(false);
+        if !is_plain && host.trust == Trust::default() && host.headers.is_empty() {
+            return Arc::clone(&self.transport);
+        }
+        let name = host.authority.rsplit_once(':').map_or(host.authority.as_str(), |(name, _)| name);
+        let certificates = Certificates {
+            ca_files: self.config.ca_files.clone(),
+            trust: host.trust.clone(),
+            host: name.trim_matches(['[', ']']).to_owned(),
+        };
+        let plain = is_plain.then(|| host.authority.clone());
+        let insecure = self.config.insecure.iter().cloned().chain(plain);
+        let transport = Transport::new(insecure, certificates, self.config.stall);
+        let scheme = if is_plain { "http" } else { "https" };
+        let transport = match format!("{scheme}://{}/", host.authority).parse() {
+            Ok(uri) => transport.with_headers(uri, host.headers.clone()),
+            Err(_) => transport,
+        };
+        Arc::new(transport)
     }
 
     /// Finds the image that `reference` means for `platform` and fetches its documents, but no blob yet.
@@ -120,6 +177,8 @@ impl Client {
         credentials: &Credentials,
         platform: &Platform,
     ) -> Result<Image, Error> {
-        resolve::resolve(self.sources(reference, credentials), reference, platform).await
+        let sources = self.sources(reference, credentials);
+        let sources = sources.map_err(|problem| Error::new(format!("find the hosts of {reference}"), problem))?;
+        resolve::resolve(sources, reference, platform).await
     }
 }

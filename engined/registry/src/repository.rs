@@ -13,6 +13,7 @@ use crate::auth::{self, Credentials};
 use crate::digest::Digest;
 use crate::document::{ACCEPTED, DOCUMENT_MAX};
 use crate::error::Problem;
+use crate::hosts::{Capabilities, Host};
 use crate::retry::{Attempts, DOCUMENT_ATTEMPTS, RETRY_AFTER_MAX};
 use crate::transport::{Answer, Transport};
 
@@ -25,7 +26,12 @@ const CONTENT_DIGEST: &str = "docker-content-digest";
 pub(crate) struct Repository {
     transport: Arc<Transport>,
     host: String,
+    /// What goes before the repository in a URL.
+    prefix: String,
     path: String,
+    /// Which registry a mirror is asked in place of.
+    namespace: Option<String>,
+    capabilities: Capabilities,
     /// TLS is spoken. On loopback it begins without, and this is set when the other side turns out to want it; it is
     /// never unset.
     tls: AtomicBool,
@@ -53,8 +59,39 @@ pub(crate) struct RawDocument {
 impl Repository {
     pub(crate) fn new(transport: Arc<Transport>, host: &str, path: &str, credentials: Credentials) -> Repository {
         let tls = AtomicBool::new(!transport.may_be_plain(host));
-        let (host, path) = (host.to_owned(), path.to_owned());
-        Repository { transport, host, path, tls, credentials, right: Right::Pull, authorization: Mutex::new(None) }
+        Repository {
+            transport,
+            host: host.to_owned(),
+            prefix: "/v2".to_owned(),
+            path: path.to_owned(),
+            namespace: None,
+            capabilities: Capabilities::default(),
+            tls,
+            credentials,
+            right: Right::Pull,
+            authorization: Mutex::new(None),
+        }
+    }
+
+    /// The repository at a host that the operator named for it.
+    pub(crate) fn at(transport: Arc<Transport>, host: &Host, path: &str, credentials: Credentials) -> Repository {
+        let repository = Repository::new(transport, &host.authority, path, credentials);
+        repository.tls.fetch_or(host.tls == Some(true), Ordering::Relaxed);
+        Repository { prefix: host.prefix.clone(), capabilities: host.capabilities, ..repository }
+    }
+
+    /// Asked in place of the registry `namespace`.
+    pub(crate) fn in_place_of(self, namespace: &str) -> Repository {
+        Repository { namespace: Some(namespace.to_owned()), ..self }
+    }
+
+    pub(crate) fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// What it is asked for.
+    pub(crate) fn capabilities(&self) -> Capabilities {
+        self.capabilities
     }
 
     pub(crate) fn with(self, right: Right) -> Repository {
@@ -123,7 +160,9 @@ impl Repository {
     }
 
     fn uri(&self, tail: &str, tls: bool) -> Result<Uri, Problem> {
-        let text = format!("{}://{}/v2/{}/{tail}", if tls { "https" } else { "http" }, self.host, self.path);
+        let scheme = if tls { "https" } else { "http" };
+        let query = self.namespace.iter().map(|namespace| format!("?ns={namespace}")).collect::<String>();
+        let text = format!("{scheme}://{}{}/{}/{tail}{query}", self.host, self.prefix, self.path);
         text.parse().map_err(|_| Problem::Protocol(format!("{text} is no URL")))
     }
 

@@ -27,7 +27,7 @@ pub struct Image {
 /// Where blobs are fetched from, in this order.
 #[derive(Clone)]
 pub(crate) struct Sources {
-    pub(crate) repositories: Arc<[Repository]>,
+    pub(crate) repositories: Arc<[Arc<Repository>]>,
     /// For errors: as the person named it.
     pub(crate) name: Arc<str>,
 }
@@ -57,6 +57,17 @@ impl Image {
 }
 
 impl Sources {
+    /// Those that blobs are fetched from; all where there would be none, so that one says why not.
+    pub(crate) fn to_pull(&self) -> Sources {
+        let pulled = self.such_as(|source| source.capabilities().pull);
+        let repositories = if pulled.is_empty() { self.repositories.clone() } else { pulled.into() };
+        Sources { repositories, name: self.name.clone() }
+    }
+
+    pub(crate) fn such_as(&self, is_wanted: impl Fn(&Repository) -> bool) -> Vec<Arc<Repository>> {
+        self.repositories.iter().filter(|source| is_wanted(source)).cloned().collect()
+    }
+
     async fn small_blob(&self, descriptor: &Descriptor) -> Result<Bytes, Problem> {
         let mut sources = self.repositories.iter();
         loop {
@@ -78,22 +89,35 @@ pub(crate) async fn resolve(
     reference: &Reference,
     platform: &Platform,
 ) -> Result<Image, Error> {
-    let mut sources = sources;
-    loop {
-        match resolve_at(&sources[0], reference, platform).await {
+    let failed = |problem| Error::new(format!("fetch the manifest of {reference}"), problem);
+    let mut sources: Vec<Arc<Repository>> = sources.into_iter().map(Arc::new).collect();
+    while let Some(at) = sources.iter().position(|source| may_resolve(source, reference)) {
+        match resolve_at(&sources[at], reference, platform).await {
             Ok((indexes, manifest)) => {
                 let sources = Sources { repositories: sources.into(), name: reference.to_string().into() };
-                return Ok(Image { indexes, manifest, sources });
-            }
-            Err(problem) if sources.len() == 1 => {
-                return Err(Error::new(format!("fetch the manifest of {reference}"), problem));
+                return Ok(Image { indexes, manifest, sources: sources.to_pull() });
             }
             Err(problem) => {
-                tracing::info!(%problem, image = %reference, "a mirror does not serve an image");
-                sources.remove(0);
+                let source = sources.remove(at);
+                if !sources.iter().any(|source| may_resolve(source, reference)) {
+                    return Err(failed(problem));
+                }
+                tracing::info!(%problem, host = source.host(), image = %reference, "a mirror does not serve an image");
             }
         }
     }
+    Err(failed(no_host()))
+}
+
+/// Whether a host is asked what a reference stands for. A digest stands for itself.
+pub(crate) fn may_resolve(source: &Repository, reference: &Reference) -> bool {
+    let capabilities = source.capabilities();
+    if reference.digest().is_some() { capabilities.pull } else { capabilities.resolve }
+}
+
+/// No host is there for what is wanted.
+pub(crate) fn no_host() -> Problem {
+    Problem::Protocol("none of the registry's hosts has the capability for it".into())
 }
 
 async fn resolve_at(

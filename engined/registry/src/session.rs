@@ -1,5 +1,7 @@
 //! One repository, piece by piece: for who decides for himself what of an image he wants.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::Client;
@@ -10,7 +12,7 @@ use crate::error::{Error, Problem};
 use crate::push::Upload;
 use crate::reference::Reference;
 use crate::repository::{Repository, Right};
-use crate::resolve::{Sources, fetch_described, fetch_named};
+use crate::resolve::{Sources, fetch_described, fetch_named, may_resolve, no_host};
 
 /// A repository at its own registry, with credentials. Made by [`Client::session`].
 pub struct Session {
@@ -20,13 +22,24 @@ pub struct Session {
 
 impl Client {
     /// Talks to the repository of `reference`, to read it or (`to_push`) to write it, too.
-    pub fn session(&self, reference: &Reference, credentials: &Credentials, to_push: bool) -> Session {
-        let mut repositories = if to_push { Vec::new() } else { self.sources(reference, credentials) };
+    ///
+    /// # Errors
+    /// What the operator says of the registry's hosts cannot be followed.
+    pub fn session(&self, reference: &Reference, credentials: &Credentials, to_push: bool) -> Result<Session, Error> {
+        let failed = |problem| Error::new(format!("find the hosts of {reference}"), problem);
+        let mut sources = self.sources(reference, credentials).map_err(failed)?;
         if to_push {
-            repositories.push(self.own(reference, credentials).with(Right::Push));
+            // The first that takes it, and no other: an image is not spread over several.
+            let none = || failed(Problem::Protocol("none of them is there to be pushed to".into()));
+            let at = sources.iter().position(|source| source.capabilities().push).ok_or_else(none)?;
+            sources = vec![sources.swap_remove(at).with(Right::Push)];
         }
-        let sources = Sources { repositories: repositories.into(), name: reference.to_string().into() };
-        Session { sources, reference: reference.clone() }
+        if sources.is_empty() {
+            return Err(failed(Problem::Protocol("there are none".into())));
+        }
+        let repositories = sources.into_iter().map(Arc::new).collect();
+        let sources = Sources { repositories, name: reference.to_string().into() };
+        Ok(Session { sources, reference: reference.clone() })
     }
 }
 
@@ -36,8 +49,17 @@ impl Session {
     /// # Errors
     /// See [`Problem`].
     pub async fn resolve(&self) -> Result<Fetched<Document>, Error> {
-        let found = fetch_named(self.own(), &self.reference).await;
-        found.map_err(|problem| Error::new(format!("fetch the manifest of {}", self.reference), problem))
+        let failed = |problem| Error::new(format!("fetch the manifest of {}", self.reference), problem);
+        let sources = self.sources.such_as(|source| may_resolve(source, &self.reference));
+        for (at, source) in sources.iter().enumerate() {
+            match fetch_named(source, &self.reference).await {
+                Err(problem) if at + 1 < sources.len() => {
+                    tracing::info!(%problem, image = %self.reference, "a mirror does not serve an image");
+                }
+                found => return found.map_err(failed),
+            }
+        }
+        Err(failed(no_host()))
     }
 
     /// The document of a descriptor, verified.
@@ -45,16 +67,23 @@ impl Session {
     /// # Errors
     /// See [`Problem`].
     pub async fn document(&self, descriptor: &Descriptor) -> Result<Bytes, Error> {
-        let found = fetch_described(self.own(), descriptor).await;
-        let found = found.map_err(|problem| {
-            Error::new(format!("fetch manifest {} of {}", descriptor.digest, self.reference), problem)
-        });
-        Ok(found?.bytes)
+        let failed =
+            |problem| Error::new(format!("fetch manifest {} of {}", descriptor.digest, self.reference), problem);
+        let sources = self.sources.such_as(|source| source.capabilities().pull);
+        for (at, source) in sources.iter().enumerate() {
+            match fetch_described(source, descriptor).await {
+                Err(problem) if at + 1 < sources.len() => {
+                    tracing::info!(%problem, digest = %descriptor.digest, "a mirror does not serve a manifest");
+                }
+                found => return found.map(|found| found.bytes).map_err(failed),
+            }
+        }
+        Err(failed(no_host()))
     }
 
     /// A stream of a blob, from `offset` on. Nothing is asked for before the first [`Blob::next`].
     pub fn blob(&self, descriptor: &Descriptor, offset: u64) -> Blob {
-        Blob::new(self.sources.clone(), descriptor.clone(), offset)
+        Blob::new(self.sources.to_pull(), descriptor.clone(), offset)
     }
 
     /// Whether the repository has a blob.
@@ -91,7 +120,7 @@ impl Session {
         Error::new(format!("{attempt} {} to {}", descriptor.digest, self.reference), problem)
     }
 
-    /// The registry itself, behind its mirrors.
+    /// The one that is pushed to; of those that are read, the registry itself, behind its mirrors.
     fn own(&self) -> &Repository {
         self.sources.repositories.last().expect("a session has a repository")
     }

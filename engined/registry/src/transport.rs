@@ -11,11 +11,11 @@
 //! HTTP/1.1 is enough: blobs come over several connections at a time, each with a window of its own.
 
 mod connect;
+mod verify;
 
 use std::collections::HashSet;
 use std::error::Error as StdError;
 use std::fmt;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,6 +29,7 @@ use serde::Deserialize;
 use tokio::time::timeout;
 
 use crate::error::Problem;
+pub(crate) use connect::Certificates;
 use connect::{Connector, TlsError};
 
 /// Most time to resolve a name, connect and agree on TLS.
@@ -54,6 +55,8 @@ pub(crate) struct Transport {
     insecure: HashSet<String>,
     /// Longest wait for the next bytes.
     pub(crate) stall: Duration,
+    /// What one host is sent with each request, and nobody else.
+    extra: Option<(Uri, HeaderMap)>,
 }
 
 /// An answer with a status of success, or 401 for the caller to deal with.
@@ -70,7 +73,7 @@ pub(crate) struct Answer {
 impl Transport {
     pub(crate) fn new(
         insecure: impl IntoIterator<Item = String>,
-        ca_files: Vec<PathBuf>,
+        certificates: Certificates,
         stall: Duration,
     ) -> Transport {
         let client = legacy::Client::builder(TokioExecutor::new())
@@ -78,8 +81,14 @@ impl Transport {
             .pool_max_idle_per_host(IDLE_MAX)
             .pool_idle_timeout(IDLE_TIME)
             .http1_max_buf_size(READ_MAX)
-            .build(Connector::new(CONNECT_TIMEOUT, ca_files));
-        Transport { client, insecure: insecure.into_iter().map(|host| host.to_ascii_lowercase()).collect(), stall }
+            .build(Connector::new(CONNECT_TIMEOUT, certificates));
+        let insecure = insecure.into_iter().map(|host| host.to_ascii_lowercase()).collect();
+        Transport { client, insecure, stall, extra: None }
+    }
+
+    /// Sends headers with each request to the origin of `uri`.
+    pub(crate) fn with_headers(self, uri: Uri, headers: HeaderMap) -> Transport {
+        Transport { extra: Some((uri, headers)), ..self }
     }
 
     /// Whether plain HTTP is allowed there.
@@ -144,6 +153,8 @@ impl Transport {
         let mut request = Request::builder().method(method).uri(uri).header(USER_AGENT, AGENT);
         if let Some(all) = request.headers_mut() {
             all.extend(headers.clone());
+            let extra = self.extra.iter().filter(|(of, _)| Origin::of(of) == Origin::of(uri));
+            extra.for_each(|(_, headers)| all.extend(headers.clone()));
             all.extend(authorization.map(|value| (AUTHORIZATION, value.clone())));
         }
         let request = request
@@ -387,7 +398,7 @@ mod tests {
     use super::*;
 
     fn transport(insecure: &[&str]) -> Transport {
-        Transport::new(insecure.iter().map(|host| (*host).to_owned()), Vec::new(), Duration::from_secs(1))
+        Transport::new(insecure.iter().map(|host| (*host).to_owned()), Certificates::default(), Duration::from_secs(1))
     }
 
     #[test]

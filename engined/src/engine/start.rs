@@ -131,6 +131,7 @@ fn means(config: &Config, store: Store, network: Network) -> Result<Arc<Means>, 
         insecure: config.registry.insecure.clone(),
         mirrors: config.registry.mirrors.clone(),
         ca_files: config.registry.ca_files.clone(),
+        hosts_dir: config.registry.hosts_dir.clone(),
         ..strata_registry::Config::default()
     });
     Ok(Arc::new(Means {

@@ -13,8 +13,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Most bytes of a frame: a document, and what is around it.
 pub const FRAME_MAX: u32 = 9 << 20;
-/// Bytes of a blob in one frame.
-pub const PIECE: usize = 256 << 10;
+/// Bytes of a blob in one frame. Some are on their way at any moment, and are fetched again after a kill.
+pub const PIECE: usize = 128 << 10;
 
 /// Names a blob.
 #[derive(Clone, PartialEq, Message)]
@@ -56,6 +56,9 @@ pub struct Open {
     pub is_plain: bool,
     #[prost(bool, tag = "4")]
     pub to_push: bool,
+    /// Sent with each request to the registry or to a host that is asked in its place.
+    #[prost(btree_map = "string, string", tag = "5")]
+    pub headers: std::collections::BTreeMap<String, String>,
 }
 
 /// A blob from an offset on.

@@ -1,6 +1,6 @@
 //! The orders of one repository: each on a stream of its own, all side by side.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
 
@@ -10,21 +10,23 @@ use proto_registry::{
 };
 use proto_registry::{Document as WireDocument, Fetch, PIECE, PushDocument, receive, send};
 use strata_fault::{Fault, GrpcCode, Layer, code};
-use strata_registry::{Client, Config, Credentials, Descriptor, Reference, ReferenceError, Session};
+use strata_registry::{
+    Client, Config, Credentials, Descriptor, HostFiles, Hosts, Problem, Reference, ReferenceError, Session,
+};
 use tokio::sync::mpsc;
 
-/// Answers that wait to be written, and pieces of one blob that wait to be pushed.
-const QUEUE: usize = 4;
+/// Answers that wait to be written, and pieces of one blob that wait to be pushed. What waits is fetched again after a kill.
+const QUEUE: usize = 2;
 
 type Answers = mpsc::Sender<Answer>;
 type Outcome = Result<answer::Kind, Box<Fault>>;
 
 /// Serves until the input ends: shimd is done, or killed, and wants no answer that is still to come.
-pub(crate) async fn serve() -> io::Result<()> {
+pub(crate) async fn serve(hosts: Option<HostFiles>) -> io::Result<()> {
     let mut input = tokio::io::stdin();
     let (answers, waiting) = mpsc::channel(QUEUE);
     tokio::spawn(write_answers(waiting));
-    let mut helper = Helper { session: None, pushes: HashMap::new(), answers };
+    let mut helper = Helper { hosts, session: None, pushes: HashMap::new(), answers };
     while let Some(order) = receive::<Order>(&mut input).await? {
         helper.obey(order).await;
     }
@@ -43,6 +45,8 @@ async fn write_answers(mut waiting: mpsc::Receiver<Answer>) -> io::Result<()> {
 }
 
 struct Helper {
+    /// What was read before the privileges were given up.
+    hosts: Option<HostFiles>,
     session: Option<Arc<Session>>,
     /// Blobs that are being pushed, by stream.
     pushes: HashMap<u32, mpsc::Sender<Bytes>>,
@@ -68,10 +72,28 @@ impl Helper {
             Box::new(fault.caused_by(error.problem()).grpc(GrpcCode::InvalidArgument))
         })?;
         let insecure = if open.is_plain { vec![reference.host().to_owned()] } else { Vec::new() };
-        let client = Client::new(Config { insecure, ..Config::default() });
+        let hosts = self.hosts(&reference, &open.headers).map_err(fault)?;
+        let client = Client::new(Config { insecure, hosts, ..Config::default() });
         let credentials = open.credentials.clone().map_or(Credentials::Anonymous, credentials);
-        self.session = Some(Arc::new(client.session(&reference, &credentials, open.to_push)));
+        let session = client.session(&reference, &credentials, open.to_push).map_err(fault)?;
+        self.session = Some(Arc::new(session));
         Ok(answer::Kind::Done(true))
+    }
+
+    /// Where the registry's images are had, if that was told.
+    fn hosts(
+        &self,
+        reference: &Reference,
+        headers: &BTreeMap<String, String>,
+    ) -> Result<Option<Hosts>, strata_registry::Error> {
+        if self.hosts.is_none() && headers.is_empty() {
+            return Ok(None);
+        }
+        let files = self.hosts.clone().unwrap_or_default();
+        let hosts = Hosts::of_files(&files, reference.host()).and_then(|hosts| hosts.with_headers(headers));
+        hosts.map(Some).map_err(|error| {
+            strata_registry::Error::new(format!("find the hosts of {reference}"), Problem::Setup(Box::new(error)))
+        })
     }
 
     /// A piece of a blob; one whose push has failed goes nowhere.

@@ -32,8 +32,8 @@ use crate::filter::Fields;
 use crate::name::{Digest, Namespace, check_labels, check_name};
 use crate::{clock, lease, sys};
 
-/// Commands on their way to the worker; a write holds as much as one message.
-const QUEUE: usize = 4;
+/// Commands on their way to the worker; a write holds as much as one message, and after a kill it is sent again.
+const QUEUE: usize = 2;
 /// The kernel is asked to write out each time that so many bytes have come.
 const WRITE_OUT: u64 = 8 << 20;
 /// Bytes read at once when what is there is hashed again.

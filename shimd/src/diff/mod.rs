@@ -11,6 +11,7 @@ pub(crate) mod tar;
 mod target;
 pub(crate) mod unpack;
 
+use std::any::Any;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -39,13 +40,13 @@ pub(crate) struct Applied {
 /// Applies layers.
 pub(crate) struct Differ {
     pub(crate) provisional: Arc<Provisional>,
-    slots: Semaphore,
+    slots: Arc<Semaphore>,
 }
 
 impl Differ {
     pub(crate) fn new(provisional: Arc<Provisional>) -> Differ {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        Differ { provisional, slots: Semaphore::new(cores.max(2)) }
+        Differ { provisional, slots: Arc::new(Semaphore::new(cores.max(2))) }
     }
 
     /// Applies the blob `digest`, open as `blob`, to `target`.
@@ -57,14 +58,34 @@ impl Differ {
                 return Ok(applied);
             }
         }
-        // The semaphore is never closed.
-        let _slot = self.slots.acquire().await;
-        run_blocking(move || apply_blob(blob, &target)).await
+        // The semaphore is never closed. The slot goes with the work, which goes on where the request does not.
+        let slot = self.slots.clone().acquire_owned().await;
+        run_blocking(move || {
+            let applied = apply_blob(blob, &target);
+            drop(slot);
+            applied
+        })
+        .await
     }
 }
 
-/// Runs file work off the threads that serve requests.
+tokio::task_local! {
+    static HELD: Arc<dyn Any + Send + Sync>;
+}
+
+/// Does `work` and holds something meanwhile, also for the file work that it began and did not wait for.
+pub(crate) async fn holding<F: Future>(held: Arc<dyn Any + Send + Sync>, work: F) -> F::Output {
+    HELD.scope(held, work).await
+}
+
+/// Runs file work off the threads that serve requests. It is done to its end, whoever waits for it.
 pub(crate) async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let held = HELD.try_with(Arc::clone).ok();
+    let work = move || {
+        let outcome = work();
+        drop(held);
+        outcome
+    };
     match tokio::task::spawn_blocking(work).await {
         Ok(outcome) => outcome,
         Err(failure) => std::panic::resume_unwind(failure.into_panic()),

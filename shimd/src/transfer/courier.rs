@@ -21,8 +21,8 @@ use super::document::Descriptor;
 use crate::error::{Error, Result};
 use crate::name::Digest;
 
-/// Answers of one order that wait to be taken.
-const QUEUE: usize = 8;
+/// Answers of one order that wait to be taken. What waits is fetched again after a kill.
+const QUEUE: usize = 2;
 /// What the courier gets of shimd's environment: which proxies to use, and which authorities to trust.
 const PASSED_ON: [&str; 9] = [
     "HTTP_PROXY",
@@ -56,11 +56,14 @@ pub(super) struct Answers<'a> {
 }
 
 impl Courier {
-    /// Starts `program` for a repository.
-    pub(super) async fn start(program: &Path, open: Open) -> Result<Courier> {
+    /// Starts `program` for a repository, whose hosts a directory tells of.
+    pub(super) async fn start(program: &Path, hosts: Option<&Path>, open: Open) -> Result<Courier> {
         let failed = |source| Error::io(format!("start the registry courier {}", program.display()), source);
         let mut command = Command::new(program);
         command.env_clear().envs(PASSED_ON.iter().filter_map(|name| Some((*name, std::env::var_os(name)?))));
+        if let Some(hosts) = hosts {
+            command.arg(hosts).arg(&open.reference);
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         command.current_dir("/").process_group(0).kill_on_drop(true);
         let mut child = command.spawn().map_err(failed)?;

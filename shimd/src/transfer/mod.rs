@@ -18,6 +18,7 @@ mod names;
 mod platform;
 mod progress;
 mod registry;
+mod slots;
 pub(crate) mod stream;
 mod unpack;
 
@@ -28,7 +29,6 @@ use std::sync::{Arc, Mutex};
 use prost_types::Any;
 use proto_containerd::services::images as events;
 use proto_containerd::types::transfer::{ImageExportStream, ImageImportStream, ImageStore, OciRegistry};
-use tokio::sync::Semaphore;
 
 use crate::content::Content;
 use crate::db::Store;
@@ -46,13 +46,12 @@ use export::Export;
 use gather::Wanted;
 pub(crate) use platform::architecture;
 use progress::Progress;
+pub(crate) use slots::Slots;
 use stream::{StreamReader, StreamWriter, Streams};
 use unpack::Unpacking;
 
 /// How long what a killed shimd left of a transfer is kept from the garbage collector, in seconds.
 const LEASE_SECONDS: i64 = 24 * 60 * 60;
-/// Transfers at once; more wait. Each has some threads of those for file work, which others need too.
-const AT_ONCE: usize = 32;
 
 /// The transfers of all namespaces, and what they work on.
 pub(crate) struct Transfers {
@@ -66,18 +65,11 @@ pub(crate) struct Transfers {
     pub(crate) streams: Arc<Streams>,
     /// The program that talks to registries.
     pub(crate) courier: PathBuf,
+    /// A directory that says where registries' images are had, where a client names none.
+    pub(crate) registry_hosts: Option<PathBuf>,
     /// Chain ids that are being unpacked: the second who wants one waits, and finds it.
     pub(crate) unpacking: Mutex<Unpacking>,
     pub(crate) slots: Slots,
-}
-
-/// The right to be one of the transfers under way.
-pub(crate) struct Slots(Semaphore);
-
-impl Default for Slots {
-    fn default() -> Slots {
-        Slots(Semaphore::new(AT_ONCE))
-    }
 }
 
 /// What is asked for.
@@ -124,8 +116,10 @@ impl Transfers {
     /// Does what `request` asks for.
     pub(crate) async fn transfer(self: &Arc<Self>, request: Request) -> Result<()> {
         let (source, destination) = (End::of(&request.source)?, End::of(&request.destination)?);
-        // The semaphore is never closed.
-        let _slot = self.slots.0.acquire().await;
+        self.slots.within(self.transfer_now(request, source, destination)).await
+    }
+
+    async fn transfer_now(self: &Arc<Self>, request: Request, source: End, destination: End) -> Result<()> {
         let progress = match request.progress.as_str() {
             "" => Progress::silent(),
             id => Progress::on(self.streams.take(&request.namespace, id)?),

@@ -2,6 +2,7 @@
 //! the content store.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,19 +77,16 @@ impl Job {
 
     async fn courier(&self, registry: &OciRegistry, to_push: bool) -> Result<Courier> {
         let resolver = registry.resolver.clone().unwrap_or_default();
-        for (field, is_set) in [("host_dir", !resolver.host_dir.is_empty()), ("headers", !resolver.headers.is_empty())]
-        {
-            if is_set {
-                return Err(Error::Unimplemented { what: format!("{field} of a registry") });
-            }
-        }
         let open = Open {
             reference: registry.reference.clone(),
             credentials: self.credentials(&registry.reference, &resolver.auth_stream).await?,
             is_plain: resolver.default_scheme == "http",
             to_push,
+            headers: resolver.headers.into_iter().collect(),
         };
-        Courier::start(&self.of.courier, open).await
+        let asked = Some(PathBuf::from(resolver.host_dir)).filter(|directory| !directory.as_os_str().is_empty());
+        let hosts = asked.as_deref().or(self.of.registry_hosts.as_deref());
+        Courier::start(&self.of.courier, hosts, open).await
     }
 
     /// Asks the client who it is.

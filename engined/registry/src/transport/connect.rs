@@ -18,8 +18,9 @@ use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::TokioIo;
 use rustls::RootCertStore;
+use rustls::client::WebPkiServerVerifier;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
@@ -27,7 +28,14 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
+use super::verify::Unverified;
 use crate::error::Cause;
+use crate::hosts::Trust;
+use crate::sys;
+
+/// Most bytes that lie unread in the kernel: a reader that is slow, and then killed, has them sent again. With what is on its
+/// way through the programs above it is less than 4 MiB of a stream.
+const WINDOW: i32 = 1 << 20;
 
 /// Makes connections.
 #[derive(Clone)]
@@ -38,19 +46,28 @@ pub(super) struct Connector {
 
 struct Shared {
     timeout: Duration,
-    ca_files: Vec<PathBuf>,
+    certificates: Certificates,
     /// `HTTPS_PROXY`, `NO_PROXY`: as everybody reads them.
     proxies: Matcher,
     tls: OnceCell<TlsConnector>,
 }
 
+/// Whom TLS trusts beside the system's authorities, and who it is.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Certificates {
+    pub(crate) ca_files: Vec<PathBuf>,
+    pub(crate) trust: Trust,
+    /// Whose the trust is.
+    pub(crate) host: String,
+}
+
 impl Connector {
-    pub(super) fn new(timeout: Duration, ca_files: Vec<PathBuf>) -> Connector {
+    pub(super) fn new(timeout: Duration, certificates: Certificates) -> Connector {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(timeout));
-        let shared = Shared { timeout, ca_files, proxies: Matcher::from_env(), tls: OnceCell::new() };
+        let shared = Shared { timeout, certificates, proxies: Matcher::from_env(), tls: OnceCell::new() };
         Connector { tcp, shared: Arc::new(shared) }
     }
 
@@ -61,10 +78,10 @@ impl Connector {
 
     async fn connect_unbounded(&self, uri: &Uri) -> Result<Stream, Cause> {
         if uri.scheme_str() != Some("https") {
-            return Ok(Stream::Plain(self.tcp.clone().call(uri.clone()).await?.into_inner()));
+            return Ok(Stream::Plain(bounded(self.tcp.clone().call(uri.clone()).await?.into_inner())));
         }
-        let tcp = self.tcp_for_tls(uri).await?;
-        let tls = self.shared.tls.get_or_try_init(|| tls_connector(self.shared.ca_files.clone())).await?;
+        let tcp = bounded(self.tcp_for_tls(uri).await?);
+        let tls = self.shared.tls.get_or_try_init(|| tls_connector(self.shared.certificates.clone())).await?;
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let name = ServerName::try_from(host).map_err(|error| TlsError(io::Error::other(error)))?;
         let stream = tls.connect(name, tcp).await.map_err(TlsError::or_plain)?;
@@ -82,6 +99,14 @@ impl Connector {
         }
         Ok(tunnel.call(uri.clone()).await?.into_inner())
     }
+}
+
+fn bounded(tcp: TcpStream) -> TcpStream {
+    // A kernel that does not know it sends more again, and that is all.
+    if let Err(error) = sys::bound_window(&tcp, WINDOW) {
+        tracing::debug!(%error, "bound the window of a connection");
+    }
+    tcp
 }
 
 impl Service<Uri> for Connector {
@@ -147,27 +172,43 @@ impl std::error::Error for CaFileError {
     }
 }
 
-async fn tls_connector(ca_files: Vec<PathBuf>) -> Result<TlsConnector, Cause> {
+async fn tls_connector(certificates: Certificates) -> Result<TlsConnector, Cause> {
     // Some hundred files are read: not on a thread that serves requests.
-    let roots = tokio::task::spawn_blocking(move || roots(&ca_files)).await.map_err(Cause::from)??;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| TlsError(io::Error::other(error)))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let config = tokio::task::spawn_blocking(move || tls_config(&certificates)).await.map_err(Cause::from)??;
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
-fn roots(ca_files: &[PathBuf]) -> Result<RootCertStore, Cause> {
+fn tls_config(certificates: &Certificates) -> Result<rustls::ClientConfig, Cause> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let roots = Arc::new(roots(certificates)?);
+    let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| TlsError(io::Error::other(error)))?;
+    let builder = if certificates.trust.skip_verify {
+        let others = WebPkiServerVerifier::builder_with_provider(roots, provider).build()?;
+        let host = certificates.host.clone();
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified { host, others }))
+    } else {
+        builder.with_root_certificates(roots)
+    };
+    let Some((certificate, key)) = &certificates.trust.client else { return Ok(builder.with_no_client_auth()) };
+    let chain = CertificateDer::pem_slice_iter(certificate).collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_slice(if key.is_empty() { certificate } else { key })?;
+    Ok(builder.with_client_auth_cert(chain, key)?)
+}
+
+fn roots(wanted: &Certificates) -> Result<RootCertStore, Cause> {
     let mut roots = RootCertStore::empty();
     let system = rustls_native_certs::load_native_certs();
     for error in &system.errors {
         tracing::warn!(%error, "a certificate of the system was not read");
     }
     roots.add_parsable_certificates(system.certs);
-    for path in ca_files {
+    for path in &wanted.ca_files {
         roots.add_parsable_certificates(certificates(path)?);
+    }
+    for pem in &wanted.trust.authorities {
+        roots.add_parsable_certificates(CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>()?);
     }
     Ok(roots)
 }
