@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use prost::Message;
 use prost_types::Any;
-use proto_containerd::services::content::ReadContentRequest;
+use proto_containerd::services::content::{ListContentRequest, ReadContentRequest};
 use proto_containerd::services::tasks::{
     CheckpointTaskRequest, CreateTaskRequest, DeleteTaskRequest, StartRequest, WaitRequest,
 };
@@ -119,6 +119,37 @@ async fn images_in_a_directory_of_the_clients() {
 }
 
 #[tokio::test]
+async fn what_is_saved_is_kept_whole_also_where_the_client_goes_away() {
+    let Some(lab) = lab().await else { return };
+    create(&lab, "one", None, options(&lab, |_| {})).await.unwrap();
+    start(&lab, "one").await;
+    let blobs = async || {
+        let mut stream = lab.content().await.list(ListContentRequest::default()).await.unwrap().into_inner();
+        let mut count = 0;
+        while let Some(part) = stream.message().await.unwrap() {
+            count += part.info.len();
+        }
+        count
+    };
+    let before = blobs().await;
+    std::fs::write(lab.path("hold"), "").unwrap();
+    let mut tasks = lab.tasks().await;
+    let request = CheckpointTaskRequest { container_id: "one".to_owned(), ..Default::default() };
+    let client = tokio::spawn(async move { tasks.checkpoint(request).await });
+    rig::eventually("the runtime saves", || lab.path("calls").exists()).await;
+    client.abort();
+    assert!(client.await.unwrap_err().is_cancelled());
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    std::fs::remove_file(lab.path("hold")).unwrap();
+    rig::eventually("the images were kept", || std::fs::read_dir(lab.path("lib/checkpoints")).unwrap().count() == 0)
+        .await;
+    assert_eq!(blobs().await, before + 2, "the images and the spec");
+    save(&lab, "one", CheckpointOptions { exit: true, ..Default::default() }).await;
+    end(&lab, "one").await;
+    lab.assert_nothing_left().await;
+}
+
+#[tokio::test]
 async fn what_is_no_checkpoint_is_refused() {
     let Some(lab) = lab().await else { return };
     let descriptor = |media_type: &str| Descriptor {
@@ -129,6 +160,17 @@ async fn what_is_no_checkpoint_is_refused() {
     };
     let refused = create(&lab, "one", Some(descriptor("text/plain")), options(&lab, |_| {})).await;
     assert_eq!(refused.unwrap_err().code(), Code::InvalidArgument);
+    let parent = CheckpointTaskRequest {
+        container_id: "three".to_owned(),
+        parent_checkpoint: rig::digest(b"none"),
+        ..Default::default()
+    };
+    create(&lab, "three", None, options(&lab, |_| {})).await.unwrap();
+    start(&lab, "three").await;
+    let refused = lab.tasks().await.checkpoint(parent).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unimplemented, "{refused:?}");
+    save(&lab, "three", CheckpointOptions { exit: true, ..Default::default() }).await;
+    end(&lab, "three").await;
     let absent = create(&lab, "two", Some(descriptor(IMAGES)), options(&lab, |_| {})).await;
     assert_eq!(absent.unwrap_err().code(), Code::NotFound);
     lab.assert_nothing_left().await;

@@ -147,10 +147,10 @@ impl Controller for Api {
         &self,
         request: Request<wire::ControllerShutdownRequest>,
     ) -> Result<Response<wire::ControllerShutdownResponse>, Status> {
-        let scope = Scope::of(&request).or_status("report")?;
+        let scope = Scope::of(&request).or_status("delete")?;
         let wire::ControllerShutdownRequest { sandbox_id, sandboxer } = request.into_inner();
-        let sandbox = find(self, &scope, &sandboxer, &sandbox_id).or_status("report")?;
-        self.controller.shut_down(sandbox).await.or_status("report")?;
+        let sandbox = find(self, &scope, &sandboxer, &sandbox_id).or_status("delete")?;
+        self.controller.shut_down(sandbox).await.or_status("delete")?;
         Ok(Response::new(wire::ControllerShutdownResponse {}))
     }
 

@@ -27,6 +27,7 @@ use crate::error::{Error, Result as OurResult};
 use crate::filter::{Fields, Filters};
 use crate::name::{Digest, check_identifier};
 use crate::task::{Checkpoint, Creation, Exec, Exit, State, Task};
+use crate::trace;
 
 /// Metadata of an answer about an end that the shim did not live to tell: the fault, as in a failed call.
 const FAULT_HEADER: &str = "strata-fault-bin";
@@ -61,9 +62,9 @@ impl Tasks for Api {
         &self,
         request: Request<wire::DeleteTaskRequest>,
     ) -> Result<Response<wire::DeleteResponse>, Status> {
-        let scope = Scope::of(&request).or_status("report")?;
+        let scope = Scope::of(&request).or_status("delete")?;
         let id = request.into_inner().container_id;
-        let exit = self.tasks.delete(&scope.namespace, &id).await.or_status("report")?;
+        let exit = self.tasks.delete(&scope.namespace, &id).await.or_status("delete")?;
         Ok(with_fault(deleted(String::new(), &exit), &exit, &id))
     }
 
@@ -71,10 +72,10 @@ impl Tasks for Api {
         &self,
         request: Request<wire::DeleteProcessRequest>,
     ) -> Result<Response<wire::DeleteResponse>, Status> {
-        let task = task(self, &request, |request| &request.container_id, "report")?;
+        let task = task(self, &request, |request| &request.container_id, "delete")?;
         let exec_id = request.into_inner().exec_id;
-        check_identifier("exec", &exec_id).or_status("report")?;
-        let exit = task.delete_process(&exec_id).await.or_status("report")?;
+        check_identifier("exec", &exec_id).or_status("delete")?;
+        let exit = task.delete_process(&exec_id).await.or_status("delete")?;
         Ok(Response::new(deleted(exec_id, &exit)))
     }
 
@@ -172,7 +173,15 @@ impl Tasks for Api {
     ) -> Result<Response<wire::CheckpointTaskResponse>, Status> {
         let scope = Scope::of(&request).or_status("checkpoint")?;
         let task = task(self, &request, |request| &request.container_id, "checkpoint")?;
-        save(self, scope, &task, request.into_inner().options).await.or_status("checkpoint").map(Response::new)
+        let wire::CheckpointTaskRequest { parent_checkpoint, options, .. } = request.into_inner();
+        if !parent_checkpoint.is_empty() {
+            let what = format!("checkpoint on top of {parent_checkpoint}");
+            return Err(Error::Unimplemented { what }.status("checkpoint"));
+        }
+        let daemon = self.0.clone();
+        // What the shim was told to save it saves: it is kept or removed as a whole, whether the client stays or not.
+        let saved = trace::detached(async move { save(&daemon, scope, &task, options).await });
+        saved.await.or_status("checkpoint").map(Response::new)
     }
 
     async fn update(&self, request: Request<wire::UpdateTaskRequest>) -> Result<Response<()>, Status> {
@@ -265,7 +274,12 @@ fn checkpoint(api: &Api, descriptor: Option<Descriptor>, options: Option<&Any>) 
 }
 
 /// Saves a task: into the directory that the options name, or else into the content store.
-async fn save(api: &Api, scope: Scope, task: &Task, options: Option<Any>) -> OurResult<wire::CheckpointTaskResponse> {
+async fn save(
+    daemon: &Daemon,
+    scope: Scope,
+    task: &Task,
+    options: Option<Any>,
+) -> OurResult<wire::CheckpointTaskResponse> {
     let named = match options.as_ref().filter(|any| !any.type_url.is_empty()) {
         None => String::new(),
         Some(any) => {
@@ -278,9 +292,9 @@ async fn save(api: &Api, scope: Scope, task: &Task, options: Option<Any>) -> Our
         task.checkpoint(&named, options).await?;
         return Ok(wire::CheckpointTaskResponse::default());
     }
-    let images = api.checkpoints.prepare()?;
+    let spec = daemon.containers.get(&scope.namespace, &task.id)?.record.spec;
+    let images = daemon.checkpoints.prepare()?;
     task.checkpoint(&images.path.display().to_string(), options).await?;
-    let spec = api.containers.get(&scope.namespace, &task.id)?.record.spec;
     let owner = checkpoint::Owner { namespace: scope.namespace, lease: scope.lease };
     let parts = images.store(&owner, spec).await?;
     let descriptors = parts.iter().map(|part| descriptor(part.media_type, &part.digest, part.size)).collect();

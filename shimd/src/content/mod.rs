@@ -236,6 +236,12 @@ impl Content {
         Ok(Claim { content: self, entry })
     }
 
+    /// Whether an ingest has a writer.
+    #[cfg(test)]
+    pub(crate) fn is_written(&self, namespace: &Namespace, reference: &str) -> bool {
+        self.claims().contains(&(namespace.clone(), reference.to_owned()))
+    }
+
     fn claims(&self) -> MutexGuard<'_, HashSet<(Namespace, String)>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -156,3 +156,5 @@ fn remove_records(
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod whole;

@@ -74,6 +74,8 @@ pub(crate) struct Sandbox {
     _log: Option<LogCopy>,
     /// Set while it is being removed: then the end of the shim is no accident.
     leaving: AtomicBool,
+    /// Held by who asks the shim to end: where one is refused, the end that another brings about is still no accident.
+    ending: tokio::sync::Mutex<()>,
 }
 
 impl Controller {
@@ -161,9 +163,13 @@ impl Controller {
     /// Cleans up when the shim of a sandbox dies. Its containers' tasks notice by themselves.
     async fn watch(self: Arc<Self>, sandbox: Arc<Sandbox>) {
         sandbox.shim.closed().await;
-        let Some(claim) = self.take(&sandbox) else { return };
+        self.bury(&sandbox).await;
+    }
+
+    async fn bury(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
+        let Some(claim) = self.take(sandbox) else { return };
         tracing::warn!(namespace = %sandbox.subject.namespace, id = %sandbox.subject.id, "the shim of a sandbox died");
-        self.remove(&sandbox).await;
+        self.remove(sandbox).await;
         drop(claim);
     }
 
@@ -193,12 +199,13 @@ impl Controller {
     pub(crate) async fn shut_down(self: &Arc<Self>, sandbox: Arc<Sandbox>) -> Result<()> {
         let controller = self.clone();
         trace::detached(async move {
+            let _ending = sandbox.ending.lock().await;
             // From before the shim ends.
             sandbox.leaving.store(true, Ordering::Release);
             match sandbox.end(None).await {
                 Ok(()) | Err(Error::ShimDied { .. }) => {}
                 Err(error) => {
-                    sandbox.leaving.store(false, Ordering::Release);
+                    controller.keep(&sandbox).await;
                     return Err(error);
                 }
             }
@@ -209,6 +216,15 @@ impl Controller {
             Ok(())
         })
         .await
+    }
+
+    /// A sandbox that was to go stays. Its watcher may have seen the end of the shim meanwhile and taken it for the one that
+    /// was asked for: then nobody watches it any more.
+    async fn keep(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
+        sandbox.leaving.store(false, Ordering::Release);
+        if sandbox.shim.is_closed() {
+            self.bury(sandbox).await;
+        }
     }
 
     /// Takes a sandbox off the list, to remove it; `None` where somebody else does.
@@ -312,6 +328,7 @@ impl Sandbox {
             shim: connection.shim.sandbox_service(),
             _log: connection.log,
             leaving: AtomicBool::new(false),
+            ending: tokio::sync::Mutex::default(),
         }
     }
 
@@ -348,7 +365,7 @@ impl Sandbox {
     async fn end(&self, limit: Option<Duration>) -> Result<()> {
         let request = wire::ShutdownSandboxRequest { sandbox_id: self.subject.id.clone() };
         let told =
-            self.shim.call_within::<_, wire::ShutdownSandboxResponse>(limit, "report", "ShutdownSandbox", &request);
+            self.shim.call_within::<_, wire::ShutdownSandboxResponse>(limit, "delete", "ShutdownSandbox", &request);
         told.await.map(drop)
     }
 }
@@ -380,4 +397,63 @@ impl Drop for Claim {
 /// Waits for the end of a channel that never says anything.
 async fn closed(mut channel: channel::Receiver<()>) {
     let _ = channel.changed().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shim::shims::tests::shims;
+
+    /// A controller with one sandbox, and the shim's end of the connection to it.
+    async fn controlled(directory: &Path) -> (Arc<Controller>, Arc<Sandbox>, tokio::net::UnixStream) {
+        let store = Arc::new(Store::open(directory).unwrap());
+        let controller = Arc::new(Controller::new(store, Arc::new(shims(directory))));
+        let namespace = Namespace::parse("n").unwrap();
+        let socket = directory.join("socket");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let address = format!("unix://{}", socket.display());
+        let endpoint = Endpoint { version: 3, address, protocol: "ttrpc".to_owned() };
+        let shim = Shim::connect(&endpoint, "pod").await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let bundle = controller.shims.make_bundle(Kind::Sandbox, &namespace, "pod", None).unwrap().disarm();
+        let subject = OwnedSubject { namespace: namespace.clone(), id: "pod".to_owned(), program: "/bin/true".into() };
+        let claim = controller.claim(&namespace, "pod").await.unwrap();
+        controller
+            .adopt(Sandbox::new(subject, bundle, Connection { endpoint, shim, log: None, is_of_sandbox: true }), claim);
+        let sandbox = controller.find(&namespace, "pod").unwrap();
+        (controller, sandbox, stream)
+    }
+
+    #[tokio::test]
+    async fn one_whose_shim_dies_while_it_refuses_to_end_is_not_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let (controller, sandbox, shim) = controlled(directory.path()).await;
+        // As while it is asked to end.
+        sandbox.leaving.store(true, Ordering::Release);
+        drop(shim);
+        sandbox.shim.closed().await;
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert!(controller.find(&sandbox.subject.namespace, "pod").is_ok(), "its watcher leaves it to who asked");
+        controller.keep(&sandbox).await;
+        assert!(controller.find(&sandbox.subject.namespace, "pod").is_err_and(|error| error.is_not_found()));
+        assert!(!sandbox.bundle.exists());
+    }
+
+    #[tokio::test]
+    async fn one_that_refuses_to_end_is_watched_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let (controller, sandbox, shim) = controlled(directory.path()).await;
+        sandbox.leaving.store(true, Ordering::Release);
+        controller.keep(&sandbox).await;
+        assert!(controller.find(&sandbox.subject.namespace, "pod").is_ok());
+        drop(shim);
+        let gone = async {
+            while controller.find(&sandbox.subject.namespace, "pod").is_ok() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), gone).await.expect("it goes with its shim");
+    }
 }

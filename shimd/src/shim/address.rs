@@ -47,16 +47,6 @@ impl Endpoint {
         path.is_absolute().then(|| path.to_owned())
     }
 
-    /// Removes the socket of a shim that is gone; most have done so themselves.
-    pub(crate) fn remove_socket(&self) {
-        use std::os::unix::fs::FileTypeExt;
-        let Some(path) = self.path() else { return };
-        if std::fs::symlink_metadata(&path).is_ok_and(|meta| meta.file_type().is_socket()) {
-            // Somebody else may have been quicker; and a shim that is started there replaces what it finds.
-            let _ = std::fs::remove_file(path);
-        }
-    }
-
     /// Whether somebody listens there.
     pub(crate) async fn is_served(&self) -> bool {
         use std::io::ErrorKind::{ConnectionRefused, NotFound};
@@ -68,12 +58,24 @@ impl Endpoint {
         }
     }
 
-    /// Removes the socket, unless it is of a shim that lives: one that has other containers of its group.
+    /// Removes the socket of a shim that is gone; most have done so themselves. One that is served stays: it is of a shim
+    /// that has other containers of its group, or of that one's successor.
     pub(crate) async fn remove_unserved_socket(&self) {
-        if !self.is_served().await {
-            self.remove_socket();
+        let Some(path) = self.path() else { return };
+        let Some(seen) = socket_at(&path) else { return };
+        // What came meanwhile is another file. Between the last look and the removal there is a moment left; a successor
+        // that comes just then is alone with its own container, as nobody else finds its socket.
+        if !self.is_served().await && socket_at(&path) == Some(seen) {
+            let _ = std::fs::remove_file(path);
         }
     }
+}
+
+/// Which file the socket at `path` is.
+fn socket_at(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let meta = std::fs::symlink_metadata(path).ok()?;
+    meta.file_type().is_socket().then(|| (meta.dev(), meta.ino()))
 }
 
 fn from_protobuf(output: &[u8]) -> Option<Endpoint> {

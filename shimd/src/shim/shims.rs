@@ -202,10 +202,11 @@ impl Drop for Undo<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn shims(state: &std::path::Path) -> Shims {
+    /// With no program to be found.
+    pub(crate) fn shims(state: &std::path::Path) -> Shims {
         let launcher = Launcher {
             address: state.join("shimd.sock"),
             events_address: state.join("events.sock"),

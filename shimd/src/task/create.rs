@@ -2,6 +2,7 @@
 //! created in it. The last phase hands the task to its watcher and disarms the undo.
 
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,6 +18,7 @@ use crate::db::record::Container;
 use crate::db::{Access, key};
 use crate::error::{Chain, Error, Result};
 use crate::name::Namespace;
+use crate::sandbox::controller::Sandbox;
 use crate::shim::bundle::{Bundle, Kind};
 use crate::shim::shims::SHUTDOWN_TIMEOUT;
 use crate::shim::{Connection, OwnedSubject, Shim, runtime};
@@ -68,14 +70,8 @@ impl Tasks {
         if container.sandbox != creation.id && of_that_name.exists() {
             return Err(Error::exists("a sandbox of the name of container", &creation.id));
         }
-        let program = match &sandbox {
-            Some(sandbox) => sandbox.program().to_owned(),
-            None => {
-                let asked = &creation.runtime_path;
-                let runtime = if asked.is_empty() { &container.runtime } else { asked };
-                runtime::find(runtime, &self.shims.launcher.search_path)?
-            }
-        };
+        let asked = &creation.runtime_path;
+        let program = self.program(if asked.is_empty() { &container.runtime } else { asked }, sandbox.as_deref())?;
         let bundle = self.shims.make_bundle(Kind::Task, &creation.namespace, &creation.id, container.spec.as_ref())?;
         let images = creation.checkpoint.directory(&creation.namespace, &bundle.bundle).await?;
         let options = creation.options.clone().or(container.runtime_options);
@@ -101,6 +97,18 @@ impl Tasks {
                 self.abandon(&subject, &bundle.bundle, &connection).await;
                 Err(error)
             }
+        }
+    }
+
+    /// The shim's program for a runtime. In a sandbox it must be the sandbox's own, whose process it will be.
+    fn program(&self, runtime: &str, sandbox: Option<&Sandbox>) -> Result<PathBuf> {
+        let program = runtime::find(runtime, &self.shims.launcher.search_path)?;
+        match sandbox {
+            Some(sandbox) if !is_same_file(sandbox.program(), &program) => {
+                let why = format!("its sandbox is held by {}, not {}", sandbox.program().display(), program.display());
+                Err(Error::invalid(format!("runtime {runtime:?}"), why))
+            }
+            _ => Ok(program),
         }
     }
 
@@ -153,6 +161,10 @@ impl Tasks {
         let _ = self.shims.clean_up(subject, bundle).await;
         endpoint.remove_unserved_socket().await;
     }
+}
+
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    one == other || matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 
 impl Checkpoint {

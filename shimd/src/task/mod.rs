@@ -276,7 +276,7 @@ impl Task {
         }
         if !self.shim.is_closed() {
             let request = proto_shim::task::ShutdownRequest { id: self.id.clone(), now: false };
-            let told = self.shim.call_within::<_, ()>(Some(SHUTDOWN_TIMEOUT), "report", "Shutdown", &request).await;
+            let told = self.shim.call_within::<_, ()>(Some(SHUTDOWN_TIMEOUT), "delete", "Shutdown", &request).await;
             match told {
                 // A shim may end before it has answered.
                 Ok(()) | Err(Error::ShimDied { .. }) => {}
@@ -285,7 +285,8 @@ impl Task {
         }
         // A shim of several containers answers and stays.
         if tokio::time::timeout(END_TIMEOUT, self.shim.closed()).await.is_ok() {
-            self.endpoint.remove_socket();
+            // Another shim of its group may have come in its place.
+            self.endpoint.remove_unserved_socket().await;
         }
     }
 }

@@ -102,7 +102,7 @@ impl Task {
     pub(crate) async fn delete_process(&self, exec_id: &str) -> Result<Exit> {
         self.not_dead()?;
         let request = shim::DeleteRequest { id: self.id.clone(), exec_id: exec_id.to_owned() };
-        let response: shim::DeleteResponse = self.shim.call("report", "Delete", &request).await?;
+        let response: shim::DeleteResponse = self.shim.call("delete", "Delete", &request).await?;
         Ok(Exit {
             pid: response.pid,
             status: response.exit_status,
