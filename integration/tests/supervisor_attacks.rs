@@ -97,10 +97,25 @@ fn shim_of(s: &Supervised, name: &str) -> i32 {
     parent.trim().parse().expect("a pid")
 }
 
+/// Of a process that lives.
 fn resident_kib(pid: i32) -> usize {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
-    line.split_whitespace().next().and_then(|kib| kib.parse().ok()).unwrap_or_default()
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it is no zombie");
+    line.split_whitespace().next().and_then(|kib| kib.parse().ok()).expect("a number")
+}
+
+/// The bytes that a process has written.
+fn written(pid: i32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/io")).expect("the process lives");
+    let line = text.lines().find_map(|line| line.strip_prefix("wchar:")).expect("a count");
+    line.trim().parse().expect("a number")
+}
+
+/// The process of a container's exec that has a name.
+fn process_named(parent: i32, name: &str) -> Option<i32> {
+    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
+    let mut pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+    pids.find(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name))
 }
 
 fn descriptors(pid: i32) -> usize {
@@ -120,9 +135,24 @@ fn output_that_nobody_reads_fills_no_memory() {
         // The reader takes one line and then nothing more.
         let reading = s.shell(&format!("{} | (read one; echo got $one; exec sleep 6)", words.join(" "))).start();
         reading.expect("got y");
-        std::thread::sleep(Duration::from_secs(3));
+        // It has written what the pipes and the FIFO hold, and is held back since.
+        let yes = wait::until("the program runs", || process_named(shim, "yes"));
+        let mut last = 0;
+        wait::until_true("the program is held back", || {
+            std::thread::sleep(Duration::from_millis(500));
+            let (now, before) = (written(yes), last);
+            last = now;
+            now == before
+        });
+        assert!((64 << 10..64 << 20).contains(&last), "it has written {last} bytes");
         let after = (resident_kib(shim), resident_kib(daemon));
         assert!(after.0 < before.0 + (4 << 10) && after.1 < before.1 + (16 << 10), "{before:?} {after:?}");
+        // The look sees memory that is taken.
+        let taken = vec![1u8; 32 << 20];
+        let own = i32::try_from(std::process::id()).expect("a pid");
+        let with = resident_kib(own);
+        drop(taken);
+        assert!(with > resident_kib(own) + (16 << 10), "memory that was taken is not seen");
         // What stands between still answers.
         assert_eq!(s.run(&["tasks", "exec", "--exec-id", "f", "loud", "echo", "here"]).ok().text(), "here");
         reading.end();
@@ -186,4 +216,62 @@ fn the_shim_does_not_share_the_containers_memory() {
         assert_eq!(s.task_status("hog").as_deref(), Some("RUNNING"));
         remove(s, "hog");
     });
+}
+
+/// What an image may say of itself that supervisors take for their own word: that its container is to be restarted, and
+/// with which program for its output.
+fn hostile_labels(canary: &str) -> serde_json::Value {
+    serde_json::json!({
+        "containerd.io/restart.status": "running",
+        "containerd.io/restart.policy": "always",
+        "containerd.io/restart.explicitly-stopped": "false",
+        "containerd.io/restart.loguri": format!("binary://{canary}"),
+        "containerd.io/restart.logpath": format!("{canary}.log"),
+        "io.cri-containerd.kind": "sandbox",
+        "nerdctl/log-uri": format!("binary://{canary}"),
+        "strata.log": format!("binary://{canary}"),
+    })
+}
+
+/// CVE-2026-53488: labels of an image become those of a container, and a supervisor runs what they name.
+#[test]
+fn labels_of_an_image_are_nobodys_orders() {
+    supervisor(|s| {
+        let (canary, ran) = (s.path("tmp/canary").display().to_string(), s.path("tmp/canary-ran"));
+        let script =
+            format!("#!/bin/sh\n: >{}\nexec 5>&-\ncat <&4 >/dev/null &\nexec cat <&3 >/dev/null\n", ran.display());
+        fs::write(&canary, script).expect("a program");
+        fs::set_permissions(&canary, fs::Permissions::from_mode(0o755)).expect("a mode");
+        let registry = s.registry();
+        let layout = integration::programs::images().join("busybox");
+        registry.add_labelled(&layout, "hostile", &hostile_labels(&canary)).expect("an image with labels");
+        let image = format!("{}/hostile:latest", registry.host());
+        s.run(&["images", "pull", "--plain-http", &image]).ok();
+        // The program is one that would be run: a client that names it has it run.
+        let uri = format!("binary://{canary}");
+        s.run(&["run", "-d", "--runtime", OURS, "--log-uri", &uri, s.busybox(), "asked", "true"]).ok();
+        wait::until_true("the canary runs", || ran.exists());
+        s.wait_for_status("asked", "STOPPED");
+        remove_stopped(s, "asked");
+        fs::remove_file(&ran).expect("it ran");
+        s.run(&["run", "-d", "--runtime", OURS, &image, "victim", "true"]).ok();
+        s.wait_for_status("victim", "STOPPED");
+        let record = s.text(&["containers", "info", "victim"]);
+        assert!(
+            record.contains("containerd.io/restart.loguri"),
+            "ctr gave the container the labels of its image: {record}"
+        );
+        // What watches containers looks at a start, and every ten seconds.
+        s.kill_and_restart();
+        std::thread::sleep(Duration::from_secs(if s.is_ours() { 3 } else { 15 }));
+        assert!(!ran.exists(), "what a label names was run");
+        assert_eq!(s.task_status("victim").as_deref(), Some("STOPPED"));
+        remove_stopped(s, "victim");
+        s.run(&["images", "rm", &image]).ok();
+    });
+}
+
+fn remove_stopped(s: &Supervised, name: &str) {
+    s.run(&["tasks", "delete", name]);
+    s.run(&["containers", "delete", name]).ok();
 }

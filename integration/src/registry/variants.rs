@@ -59,6 +59,19 @@ impl Registry {
         self.add_manifest(repository, manifest.to_string().as_bytes())
     }
 
+    /// Places the image of an OCI layout under `repository:latest`, with labels in its config.
+    ///
+    /// # Errors
+    /// When the layout is not whole.
+    pub fn add_labelled(&self, layout: &Path, repository: &str, labels: &Value) -> Result<(), String> {
+        self.add(layout, repository, "original")?;
+        let mut manifest = read_json(&blob_of(layout, &only_manifest(layout)?))?;
+        let mut config = read_json(&blob_of(layout, digest_of(&manifest["config"])?))?;
+        config["config"]["Labels"] = labels.clone();
+        self.replace_config(repository, &mut manifest, &config)?;
+        self.add_manifest(repository, manifest.to_string().as_bytes())
+    }
+
     fn add_index(&self, repository: &str, digest: &str, manifest: &Value, architecture: &str) -> Result<(), String> {
         let size = manifest.to_string().len();
         let entry = |digest: &str, architecture: &str| json!({"mediaType": OCI_MANIFEST, "digest": digest, "size": size, "platform": {"os": "linux", "architecture": architecture}});
@@ -89,6 +102,10 @@ impl Registry {
         for diff_id in config["rootfs"]["diff_ids"].as_array_mut().ok_or("no diff ids")? {
             *diff_id = json!(digest_text(b"another layer"));
         }
+        self.replace_config(repository, manifest, &config)
+    }
+
+    fn replace_config(&self, repository: &str, manifest: &mut Value, config: &Value) -> Result<(), String> {
         let bytes = config.to_string().into_bytes();
         manifest["config"]["digest"] = json!(self.add_bytes(repository, &bytes)?);
         manifest["config"]["size"] = json!(bytes.len());
