@@ -2,7 +2,7 @@
 //!
 //! The test's own thread enters the namespaces, so that all it starts is in them: bridges, tables, mounts and ports of
 //! parallel tests never meet, a dockerd may set its FORWARD to drop, and what remains in them afterwards is a leak of this
-//! test. `/run` is empty there. Cgroups and processes are the machine's: cgroups carry the lab's name, and orphans come to
+//! test. `/run` is empty there, and the site's own `run` is a tmpfs as it is. Cgroups and processes are the machine's: cgroups carry the lab's name, and orphans come to
 //! the harness, which is the subreaper of all that it starts.
 //!
 //! A lab whose process was killed is swept away by the next one that is made.
@@ -133,7 +133,12 @@ fn enter_namespaces(site: &Site) {
     // The machine's mounts must not hear of ours (systemd makes them shared).
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("make the mounts private");
     show_own_network_in_sys(site);
-    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=755")).expect("mount an empty /run");
+    // What lives only as long as the machine runs lies in memory on a machine too. (ext4 takes milliseconds to find an inode
+    // for a new file where thousands were freed within the last minute.)
+    for place in [Path::new("/run"), &site.path("run")] {
+        let mounted = mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), Some("mode=755"));
+        mounted.unwrap_or_else(|errno| panic!("mount a tmpfs on {}: {errno}", place.display()));
+    }
     let status = Command::new("ip").args(["link", "set", "lo", "up"]).status().expect("run ip");
     assert!(status.success(), "ip link set lo up: {status}");
 }

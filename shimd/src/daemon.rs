@@ -20,7 +20,7 @@ use crate::namespace::Namespaces;
 use crate::sandbox::Sandboxes;
 use crate::sandbox::controller::Controller;
 use crate::shim::bundle::Kind;
-use crate::shim::{Launcher, Shims, runtime};
+use crate::shim::{Launcher, Shims, Spawner, runtime};
 use crate::snapshot::Snapshots;
 use crate::task::Tasks;
 use crate::transfer::Transfers;
@@ -125,6 +125,7 @@ fn open_shims(config: &Config, boot_id: &str) -> Result<Shims> {
         publish_binary: std::env::current_exe().map_err(failed)?,
         search_path: runtime::search_path(config.shim_path.as_deref()),
         forms: std::sync::Mutex::default(),
+        spawner: Spawner::start().map_err(|error| Error::io("start a thread that starts programs", error))?,
     };
     Ok(Shims::new(launcher, config.state.clone(), trash))
 }

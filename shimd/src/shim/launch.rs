@@ -4,8 +4,9 @@
 //! The child is spawned with vfork semantics and gets nothing of shimd's environment but `PATH` and a home.
 
 use std::collections::HashMap;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::{Command, Output};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,10 +14,8 @@ use prost::Message;
 use prost_types::Any;
 use proto_shim::bootstrap::{BootstrapParams, Extension};
 use proto_shim::task::DeleteResponse;
-use tokio::io::AsyncWriteExt;
-use tokio::process::{Child, Command};
 
-use super::Endpoint;
+use super::{Endpoint, Spawner};
 use crate::error::{Error, Result};
 use crate::name::Namespace;
 
@@ -44,6 +43,8 @@ pub(crate) struct Launcher {
     pub(crate) search_path: Vec<PathBuf>,
     /// What each program wants on its standard input.
     pub(crate) forms: Mutex<HashMap<PathBuf, Form>>,
+    /// What starts them.
+    pub(crate) spawner: Spawner,
 }
 
 /// What a shim reads from its standard input at `start`.
@@ -126,14 +127,11 @@ impl Launcher {
             source,
         };
         let mut command = Command::new(program);
-        command.arg("-info").env_clear().process_group(0).kill_on_drop(true);
+        command.arg("-info").env_clear().process_group(0);
         command.envs(PASSED_ON.iter().filter_map(|name| Some((*name, std::env::var_os(name)?))));
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().map_err(|source| failed("it cannot be executed".to_owned(), Some(source)))?;
         let input = options.map(Message::encode_to_vec).unwrap_or_default();
-        let output = tokio::time::timeout(INFO_TIMEOUT, converse(&mut child, &input)).await;
-        let output = output.map_err(|_| failed("it does not end".to_owned(), None))?;
-        let output = output.map_err(|source| failed("it cannot be read".to_owned(), Some(source)))?;
+        let output = self.converse(command, &input, INFO_TIMEOUT).await;
+        let output = output.map_err(|source| failed("it cannot be executed".to_owned(), Some(source)))?;
         if !output.status.success() {
             return Err(failed(format!("{}: {}", output.status, words(&output)), None));
         }
@@ -160,19 +158,20 @@ impl Launcher {
             why: "it cannot be executed".to_owned(),
             source: Some(source),
         };
-        let mut child = self.command(subject, action, !input.is_empty()).spawn().map_err(failed)?;
-        let finished = tokio::time::timeout(limit, converse(&mut child, input)).await;
-        match finished {
-            Ok(output) => output.map_err(failed),
-            Err(_) => {
-                // It is reaped in the background; what it started is found by the next recovery.
-                let _ = child.start_kill();
-                Err(failed(std::io::Error::from(std::io::ErrorKind::TimedOut)))
-            }
-        }
+        self.converse(self.command(subject, action), input, limit).await.map_err(failed)
     }
 
-    fn command(&self, subject: &Subject<'_>, action: &[&str], has_input: bool) -> Command {
+    /// Runs a program to its end and says what it said.
+    async fn converse(&self, command: Command, input: &[u8], limit: Duration) -> std::io::Result<Output> {
+        let mut child = self.spawner.spawn(command)?;
+        tokio::time::timeout(limit, child.converse(input, OUTPUT_MAX)).await.unwrap_or_else(|_| {
+            // What it started is found by the next recovery.
+            child.kill();
+            Err(std::io::ErrorKind::TimedOut.into())
+        })
+    }
+
+    fn command(&self, subject: &Subject<'_>, action: &[&str]) -> Command {
         let mut command = Command::new(subject.program);
         command.args(["-namespace", subject.namespace.as_str()]);
         command.arg("-address").arg(&self.address);
@@ -183,33 +182,10 @@ impl Launcher {
         command.env("TTRPC_ADDRESS", &self.events_address).env("GRPC_ADDRESS", &self.address);
         command.env("NAMESPACE", subject.namespace.as_str());
         command.envs([("MAX_SHIM_VERSION", "3"), ("GOMAXPROCS", "2")]);
-        command.stdin(if has_input { Stdio::piped() } else { Stdio::null() });
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         // Not in shimd's group: a signal for shimd's terminal is not for containers.
         command.process_group(0);
         command
     }
-}
-
-async fn converse(child: &mut Child, input: &[u8]) -> std::io::Result<Output> {
-    if let Some(mut stdin) = child.stdin.take() {
-        // Shims of older versions do not read it.
-        let _ = stdin.write_all(input).await;
-    }
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let (stdout, stderr) = tokio::try_join!(read_bounded(stdout), read_bounded(stderr))?;
-    let status = child.wait().await?;
-    Ok(Output { status, stdout, stderr })
-}
-
-async fn read_bounded(from: Option<impl tokio::io::AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
-    use tokio::io::AsyncReadExt;
-    let Some(mut from) = from else { return Ok(Vec::new()) };
-    let mut bytes = Vec::with_capacity(256);
-    (&mut from).take(OUTPUT_MAX as u64).read_to_end(&mut bytes).await?;
-    // What is beyond the bound is read and forgotten: a full pipe would stop the child.
-    tokio::io::copy(&mut from, &mut tokio::io::sink()).await?;
-    Ok(bytes)
 }
 
 /// What a failed program said.

@@ -214,6 +214,7 @@ pub(crate) mod tests {
             publish_binary: "/bin/true".into(),
             search_path: Vec::new(),
             forms: Mutex::default(),
+            spawner: crate::shim::Spawner::start().unwrap(),
         };
         let trash = Arc::new(Trash::open(state.join("trash")).unwrap());
         Shims::new(launcher, state.to_owned(), trash)

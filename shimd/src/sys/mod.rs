@@ -1,7 +1,17 @@
 //! System calls that the crates in use do not have. The only unsafe code of shimd.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Lets the runtime watch when a descriptor becomes readable.
+pub(crate) fn readable(owner: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` keeps its number open until it is dropped, which the registration outlives in no way: it owns it.
+    let registered = unsafe { AsyncFd::register_with_interest(owner, Interest::READABLE) };
+    registered.map_err(|error| error.into_parts().1)
+}
 
 /// Asks the kernel to begin writing out `length` bytes from `offset`, and does not wait for it.
 pub(crate) fn begin_write_out(file: BorrowedFd<'_>, offset: u64, length: u64) -> io::Result<()> {
@@ -39,6 +49,25 @@ pub(crate) fn private_umask() -> io::Result<()> {
     }
     // SAFETY: umask cannot fail and takes no pointers.
     unsafe { libc::umask(0) };
+    Ok(())
+}
+
+/// Gives the calling thread a table of descriptors of its own with the standard streams and `kept` alone.
+///
+/// The thread must not use any other descriptor of the process from then on: in its table the number is free, or something else.
+pub(crate) fn keep_descriptor_alone(kept: BorrowedFd<'_>) -> io::Result<()> {
+    let kept = kept.as_raw_fd().cast_unsigned();
+    // SAFETY: unsharing the table touches no memory, and the table of the other threads stays as it is.
+    if unsafe { libc::unshare(libc::CLONE_FILES) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let ranges = [(3, kept.saturating_sub(1)), (kept.max(2) + 1, libc::c_uint::MAX)];
+    for (first, last) in ranges.into_iter().filter(|(first, last)| first <= last) {
+        // SAFETY: only this thread's table is closed, and nothing that lives on this thread owns a number in it but `kept`.
+        if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use crate::measure::{ms, pss_kib, timed};
 type Task = fn(&mut Stack) -> f64;
 
 /// What a contestant can be told. The word is what goes over the pipe.
-pub(crate) const TASKS: [(&str, Task); 11] = [
+pub(crate) const TASKS: [(&str, Task); 12] = [
     ("run-bridge", |stack| run_true(stack, "bridge")),
     ("run-none", |stack| run_true(stack, "none")),
     ("detached", |stack| command_ms(stack, &["run", "-d", "--rm", &busybox(stack), "true"])),
@@ -28,6 +28,7 @@ pub(crate) const TASKS: [(&str, Task); 11] = [
     ("daemons-pss", daemons_pss),
     ("start-bench", start_long_running),
     ("add-fifty", add_fifty),
+    ("remove-more", remove_more),
 ];
 
 fn busybox(stack: &Stack) -> String {
@@ -113,6 +114,14 @@ fn add_fifty(stack: &mut Stack) -> f64 {
     );
     stack.shell(&script).limit(Duration::from_secs(600)).output().ok();
     stack.text(&["ps", "-q", "--filter", "label=bench=more"]).lines().count() as f64
+}
+
+/// Milliseconds until those are gone.
+fn remove_more(stack: &mut Stack) -> f64 {
+    let script = "$CLI rm -f $($CLI ps -q --filter label=bench=more)";
+    let start = Instant::now();
+    stack.shell(script).limit(Duration::from_secs(600)).output().ok();
+    ms(start.elapsed())
 }
 
 /// KiB of the shim of a container after one exec and 10 MB of output, 10 s idle.
