@@ -26,7 +26,7 @@ use super::tar::Archive;
 use super::unpack::{self, Lower, Report, Whiteouts};
 use crate::error::{Chain, Error, Result};
 use crate::name::Digest;
-use crate::{sys, tree};
+use crate::{layout, sys, tree};
 
 /// A content write whose first message has this label is unpacked as it arrives; the value is the layer's diff id.
 pub(crate) const DIFF_ID_LABEL: &str = "strata.io/unpack.diff-id";
@@ -93,7 +93,8 @@ impl Provisional {
     pub(crate) fn open(directory: PathBuf) -> Result<Provisional> {
         let failed = |error| Error::io(format!("empty {}", directory.display()), error);
         tree::remove(&directory).map_err(|error| failed(error.into()))?;
-        crate::layout::make_private(&directory).map_err(failed)?;
+        layout::make_private(&directory).map_err(failed)?;
+        layout::spread(&directory);
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         // Each is two threads, and the slower of these is bound by the processor.
         let slots = Arc::new(Semaphore::new((cores * 2).clamp(4, 16)));

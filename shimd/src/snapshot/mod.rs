@@ -88,6 +88,7 @@ impl Snapshots {
         let directory = root.join("snapshots");
         let failed = |error| Error::io(format!("open {}", directory.display()), error);
         layout::make_private(&directory).map_err(failed)?;
+        layout::spread(&directory);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let handle = rustix::fs::open(&directory, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
         let snapshots = Snapshots {

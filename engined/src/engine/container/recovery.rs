@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use super::actor::Actor;
 use super::create::unborn;
 use super::exit::{Exit, Problem};
-use super::files::remove_tree;
+use super::files::{make_lasting_place, remove_tree};
 use super::record::{Loaded, Record};
 use super::state::{Life, Phase};
 use super::undo::clear_task;
@@ -72,6 +72,9 @@ pub(crate) async fn recover(
         take_in(means, record, tasks.remove(&id), endpoint).await;
     }
     remove_files(means, &known);
+    if let Err(error) = make_lasting_place(&means.settings.root) {
+        tracing::warn!(%error, "make a place for containers");
+    }
     Ok(())
 }
 
