@@ -104,13 +104,13 @@ pub(crate) struct Network {
     pub(crate) mtu: Option<u32>,
     /// Whether the host's `net.ipv4.ip_forward` may be switched on.
     pub(crate) ip_forward: bool,
-    /// How many network namespaces are prepared ahead.
+    /// How many network namespaces are prepared ahead, at most; more are made when three in four are taken.
     pub(crate) prepared: usize,
 }
 
 impl Default for Network {
     fn default() -> Network {
-        Network { bridge: String::new(), subnet: None, gateway: None, mtu: None, ip_forward: true, prepared: 2 }
+        Network { bridge: String::new(), subnet: None, gateway: None, mtu: None, ip_forward: true, prepared: 8 }
     }
 }
 

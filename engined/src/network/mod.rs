@@ -83,7 +83,7 @@ pub(crate) struct Config {
     pub(crate) namespaces: PathBuf,
     /// Whether the host's `net.ipv4.ip_forward` may be switched on.
     pub(crate) ip_forward: bool,
-    /// How many namespaces are prepared ahead.
+    /// How many namespaces are prepared ahead; more are made when three in four are taken.
     pub(crate) prepared: usize,
 }
 

@@ -34,12 +34,20 @@ const QUEUE: usize = 1024;
 const SWEEP: Duration = Duration::from_millis(50);
 /// How long a link may take to go by itself.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// What is let go waits so long for others to go with it. Taking one namespace apart costs the kernel about as much as taking
+/// ten apart, under the lock that whoever makes links waits for.
+const GATHER: Duration = Duration::from_millis(200);
+/// But no more wait than this.
+const GATHER_MAX: usize = 64;
 /// How long the pin of a running container stays: what runs shorter is taken apart once, at its end.
 const SETTLED: Duration = Duration::from_secs(1);
 /// Others' changes of a firewall come in many steps: it is looked at when this long after the first.
 const SETTLE: Duration = Duration::from_millis(50);
 /// And no more often than this, however much others change.
 const REST: Duration = Duration::from_secs(1);
+
+/// The thread's nice value.
+const NICE: i32 = 10;
 
 /// What is left of an endpoint.
 #[derive(Debug)]
@@ -101,6 +109,8 @@ impl Worker {
             queue,
             bell: Arc::clone(&bell),
             watch,
+            leaving: Vec::new(),
+            leave_due: None,
             going: Vec::new(),
             settled: VecDeque::new(),
             table: Repair::default(),
@@ -208,11 +218,22 @@ impl Repair {
     }
 }
 
+/// What is done here is for later: what somebody waits for now goes first. (A thread has a nice value of its own, and those
+/// that it starts have the same: setpriority(2).)
+fn give_way() {
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        tracing::debug!(%error, "give way to others");
+    }
+}
+
 struct State {
     shared: Arc<Shared>,
     queue: Receiver<Job>,
     bell: Arc<OwnedFd>,
     watch: Watch,
+    /// What is let go with the next, and when at the latest.
+    leaving: Vec<Leftover>,
+    leave_due: Option<Instant>,
     /// Links that are going, and since when.
     going: Vec<(Leftover, Instant)>,
     /// Endpoints whose pin is to go, in the order of when.
@@ -223,12 +244,17 @@ struct State {
 
 impl State {
     fn run(mut self) {
+        give_way();
         while self.do_jobs() {
+            if self.leaving.len() >= GATHER_MAX || self.leave_due.is_some_and(|due| due <= Instant::now()) {
+                self.let_go();
+            }
             self.sweep(PATIENCE);
             self.unpin_settled();
             self.repair();
             self.sleep();
         }
+        self.let_go();
         // What was prepared goes with its descriptors; the kernel cleans up.
         lock(&self.shared.prepared).clear();
     }
@@ -238,11 +264,12 @@ impl State {
         loop {
             match self.queue.try_recv() {
                 Ok(Job::Refill) => self.refill(),
-                Ok(Job::Discard(leftover)) => self.let_go(leftover),
+                Ok(Job::Discard(leftover)) => self.gather(leftover),
                 Ok(Job::Settled(endpoint)) => self.settled.push_back((endpoint, Instant::now() + SETTLED)),
                 Ok(Job::Hairpin { link }) => hairpin(&link),
                 Ok(Job::Forget { container, ports, gone }) => forget(container, &ports, gone),
                 Ok(Job::Drain(done)) => {
+                    self.let_go();
                     self.sweep(Duration::ZERO);
                     let _ = done.send(());
                 }
@@ -255,7 +282,7 @@ impl State {
     fn sleep(&mut self) {
         let sweep = (!self.going.is_empty()).then(|| Instant::now() + SWEEP);
         let unpin = self.settled.front().map(|(_, due)| *due);
-        let until = [sweep, unpin, self.table.due, self.forwarding.due].into_iter().flatten().min();
+        let until = [sweep, unpin, self.leave_due, self.table.due, self.forwarding.due].into_iter().flatten().min();
         let timeout = until.map(|until| {
             let rest = until.saturating_duration_since(Instant::now());
             Timespec { tv_sec: rest.as_secs() as i64, tv_nsec: i64::from(rest.subsec_nanos()) }
@@ -285,7 +312,11 @@ impl State {
         }
     }
 
+    /// Not at each that is taken, but for several at once: most containers then start while nothing is being prepared.
     fn refill(&mut self) {
+        if lock(&self.shared.prepared).len() > self.shared.prepared_wanted / 4 {
+            return;
+        }
         while lock(&self.shared.prepared).len() < self.shared.prepared_wanted {
             match self.shared.new_wire() {
                 Ok(wire) => lock(&self.shared.prepared).push_back(wire),
@@ -317,13 +348,21 @@ impl State {
         }
     }
 
-    fn let_go(&mut self, leftover: Leftover) {
+    fn gather(&mut self, leftover: Leftover) {
         // The address, and so the link's name, is free for another only after this.
         self.settled.retain(|(endpoint, _)| endpoint.link != leftover.link);
-        if let Some(pin) = &leftover.pin {
-            tell(self.shared.pins.unpin(pin), "a pin stays behind until the next start");
+        self.leave_due.get_or_insert_with(|| Instant::now() + GATHER);
+        self.leaving.push(leftover);
+    }
+
+    fn let_go(&mut self) {
+        self.leave_due = None;
+        for leftover in std::mem::take(&mut self.leaving) {
+            if let Some(pin) = &leftover.pin {
+                tell(self.shared.pins.unpin(pin), "a pin stays behind until the next start");
+            }
+            self.going.push((leftover, Instant::now()));
         }
-        self.going.push((leftover, Instant::now()));
     }
 
     /// Frees the addresses of links that are gone, and deletes those that stayed longer than `patience`.

@@ -436,6 +436,7 @@ fn make_all(hierarchy: &Hierarchy) -> crate::sys::Result<()> {
     for name in below {
         dir.push(name);
         match rustix::fs::mkdir(&dir, Mode::from_raw_mode(0o755)) {
+            Ok(()) if hierarchy.has("cpuset") && dir != hierarchy.dir => v1::fill_cpusets_to_come(hierarchy, &dir),
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(Failure { call: "mkdir", errno }),
         }

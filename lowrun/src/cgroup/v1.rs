@@ -12,6 +12,9 @@ use crate::plan::devices::{DeviceKind, DeviceRule};
 use crate::spec::{BlockIo, Cpu, Memory, NetworkClass, Resources, ThrottleDevice};
 use crate::sys::Call;
 
+/// What a cpuset must have before it takes a process.
+const CPUSET_FILES: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
+
 /// Puts all limits but those of devices in force.
 pub(super) fn set(cgroup: &Cgroup, resources: &Resources) -> Result<()> {
     if let Some(memory) = &resources.memory {
@@ -238,14 +241,13 @@ fn set_cpuset(dir: Option<&Path>, cpu: &Cpu) -> Result<()> {
     Ok(())
 }
 
-/// A v1 cpuset is born empty and takes no process so: each new directory takes what its parent has.
+/// A v1 cpuset is born empty and takes no process so: each new directory takes what its parent has. A directory with
+/// something in it has parents with something in them, so the usual case ends at the first look.
 pub(super) fn fill_cpuset(hierarchy: &Hierarchy) -> Result<()> {
-    let below = hierarchy.dir.strip_prefix(&hierarchy.mount).unwrap_or(Path::new(""));
-    let mut dir = hierarchy.mount.clone();
-    for name in below {
-        let parent = dir.clone();
-        dir.push(name);
-        for file in ["cpuset.cpus", "cpuset.mems"] {
+    let above = hierarchy.dir.ancestors().take_while(|dir| dir.starts_with(&hierarchy.mount)).collect::<Vec<_>>();
+    let mut empty = above.windows(2).take_while(|pair| !is_full_cpuset(pair[0])).collect::<Vec<_>>();
+    while let Some([dir, parent]) = empty.pop() {
+        for file in CPUSET_FILES {
             let attempted = || format!("fill {}", dir.join(file).display());
             let has = read(&dir.join(file)).attempt(Code::CgroupFailed, attempted)?;
             if has.trim().is_empty() {
@@ -255,6 +257,18 @@ pub(super) fn fill_cpuset(hierarchy: &Hierarchy) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn is_full_cpuset(dir: &Path) -> bool {
+    CPUSET_FILES.iter().all(|file| read(&dir.join(file)).is_ok_and(|text| !text.trim().is_empty()))
+}
+
+/// Has the kernel fill the cpusets that will be made in a directory of ours, as it is made: it compares what is written
+/// later with each sibling, and walks through all of them (cgroups-v1/cpusets.rst, 1.2, `cgroup.clone_children`).
+pub(super) fn fill_cpusets_to_come(hierarchy: &Hierarchy, dir: &Path) {
+    let own = Hierarchy { dir: dir.to_owned(), ..hierarchy.clone() };
+    // Without it each is filled when it is made.
+    let _ = fill_cpuset(&own).map(|()| write(&dir.join("cgroup.clone_children"), "1"));
 }
 
 fn set_pids(dir: Option<&Path>, limit: i64) -> Result<()> {
