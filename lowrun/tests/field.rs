@@ -56,6 +56,10 @@ fn a_cgroup_that_was_there_frozen_is_refused_and_stays() {
         eprintln!("skipped: needs the v1 freezer");
         return;
     }
+    if stage::by_systemd() {
+        eprintln!("skipped: a scope's directory has another name, and is not looked at");
+        return;
+    }
     let dir = freezer.join(stage.id()).join("c");
     std::fs::create_dir_all(&dir).unwrap();
     std::fs::write(dir.join("freezer.state"), "FROZEN").unwrap();
