@@ -193,18 +193,24 @@ pub fn is_up() -> bool {
     STAGE.with_borrow(|stage| stage.top.is_some())
 }
 
-/// Takes away the stage that a container side without a mount namespace left over `rootfs` when it was killed.
+/// Takes away the stage that a container side without a mount namespace left over `rootfs` when it was killed. Looks anew
+/// each time: where mounts are shared the stage is there twice, and goes at once, and what is below is not ours to take.
 pub fn sweep(rootfs: &Path) -> Result<()> {
+    while is_over(rootfs)? {
+        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        rustix::mount::unmount(rootfs, flags).call("umount2")?;
+    }
+    Ok(())
+}
+
+fn is_over(rootfs: &Path) -> Result<bool> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").call("open")?;
-    let is_stage = |line: &&str| {
+    let is_stage = |line: &str| {
         let (place, kind) = line.split_once(" - ").unwrap_or_default();
         let place = place.split(' ').nth(4).map(unescaped);
         kind.split(' ').nth(1) == Some(NAME) && place.as_deref() == Some(rootfs.as_os_str().as_bytes())
     };
-    mounts.lines().filter(is_stage).try_for_each(|_| {
-        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
-        rustix::mount::unmount(rootfs, flags).call("umount2")
-    })
+    Ok(mounts.lines().any(is_stage))
 }
 
 impl Stage {
