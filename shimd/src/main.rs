@@ -63,6 +63,7 @@ const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(2);
 fn main() -> ExitCode {
     let flags = Flags::parse();
     sys::limit_malloc();
+    sys::hear_of_children();
     match start(&flags) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -203,7 +203,7 @@ impl Network {
         if !path.exists() {
             return Ok(());
         }
-        self.worker.drain();
+        self.worker.release(&path);
         self.shared.pins.unpin(&path)
     }
 

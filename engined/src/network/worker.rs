@@ -11,7 +11,7 @@
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender, TryRecvError};
 use std::thread::{self, JoinHandle};
@@ -46,9 +46,6 @@ const SETTLE: Duration = Duration::from_millis(50);
 /// And no more often than this, however much others change.
 const REST: Duration = Duration::from_secs(1);
 
-/// The thread's nice value.
-const NICE: i32 = 10;
-
 /// What is left of an endpoint.
 #[derive(Debug)]
 pub(super) struct Leftover {
@@ -82,6 +79,7 @@ enum Job {
         ports: Vec<PublishedPort>,
         gone: bool,
     },
+    Release(PathBuf, Sender<()>),
     Drain(Sender<()>),
     Stop,
 }
@@ -109,6 +107,7 @@ impl Worker {
             queue,
             bell: Arc::clone(&bell),
             watch,
+            is_refilling: false,
             leaving: Vec::new(),
             leave_due: None,
             going: Vec::new(),
@@ -156,6 +155,14 @@ impl Worker {
         if !endpoint.ports.is_empty() {
             self.send(Job::Forget { container: endpoint.address, ports: endpoint.ports.clone(), gone: true });
         }
+    }
+
+    /// Waits until the pin at `path` is removed, if it is to be.
+    pub(super) fn release(&self, path: &Path) {
+        let (done, wait) = mpsc::channel();
+        self.send(Job::Release(path.to_owned(), done));
+        // As below.
+        let _ = wait.recv();
     }
 
     /// Waits until every link that is going has gone.
@@ -218,19 +225,13 @@ impl Repair {
     }
 }
 
-/// What is done here is for later: what somebody waits for now goes first. (A thread has a nice value of its own, and those
-/// that it starts have the same: setpriority(2).)
-fn give_way() {
-    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
-        tracing::debug!(%error, "give way to others");
-    }
-}
-
 struct State {
     shared: Arc<Shared>,
     queue: Receiver<Job>,
     bell: Arc<OwnedFd>,
     watch: Watch,
+    /// More namespaces are to be made ahead.
+    is_refilling: bool,
     /// What is let go with the next, and when at the latest.
     leaving: Vec<Leftover>,
     leave_due: Option<Instant>,
@@ -244,17 +245,19 @@ struct State {
 
 impl State {
     fn run(mut self) {
-        give_way();
         while self.do_jobs() {
             if self.leaving.len() >= GATHER_MAX || self.leave_due.is_some_and(|due| due <= Instant::now()) {
-                self.let_go();
+                self.let_go(|_| true);
             }
             self.sweep(PATIENCE);
             self.unpin_settled();
             self.repair();
-            self.sleep();
+            match self.is_refilling {
+                true => self.prepare(),
+                false => self.sleep(),
+            }
         }
-        self.let_go();
+        self.let_go(|_| true);
         // What was prepared goes with its descriptors; the kernel cleans up.
         lock(&self.shared.prepared).clear();
     }
@@ -268,8 +271,12 @@ impl State {
                 Ok(Job::Settled(endpoint)) => self.settled.push_back((endpoint, Instant::now() + SETTLED)),
                 Ok(Job::Hairpin { link }) => hairpin(&link),
                 Ok(Job::Forget { container, ports, gone }) => forget(container, &ports, gone),
+                Ok(Job::Release(path, done)) => {
+                    self.let_go(|leftover| leftover.pin.as_ref() == Some(&path));
+                    let _ = done.send(());
+                }
                 Ok(Job::Drain(done)) => {
-                    self.let_go();
+                    self.let_go(|_| true);
                     self.sweep(Duration::ZERO);
                     let _ = done.send(());
                 }
@@ -314,17 +321,23 @@ impl State {
 
     /// Not at each that is taken, but for several at once: most containers then start while nothing is being prepared.
     fn refill(&mut self) {
-        if lock(&self.shared.prepared).len() > self.shared.prepared_wanted / 4 {
+        let (there, wanted) = (lock(&self.shared.prepared).len(), self.shared.prepared_wanted);
+        let few = if wanted < 4 { wanted.saturating_sub(1) } else { wanted / 4 };
+        self.is_refilling |= there <= few;
+    }
+
+    /// Makes one: other jobs do not wait for all.
+    fn prepare(&mut self) {
+        if lock(&self.shared.prepared).len() >= self.shared.prepared_wanted {
+            self.is_refilling = false;
             return;
         }
-        while lock(&self.shared.prepared).len() < self.shared.prepared_wanted {
-            match self.shared.new_wire() {
-                Ok(wire) => lock(&self.shared.prepared).push_back(wire),
-                Err(error) => {
-                    // Whoever connects next meets the same error where it can be told.
-                    tracing::debug!(%error, "no namespace prepared ahead");
-                    break;
-                }
+        match self.shared.new_wire() {
+            Ok(wire) => lock(&self.shared.prepared).push_back(wire),
+            Err(error) => {
+                // Whoever connects next meets the same error where it can be told.
+                tracing::debug!(%error, "no namespace prepared ahead");
+                self.is_refilling = false;
             }
         }
     }
@@ -355,9 +368,11 @@ impl State {
         self.leaving.push(leftover);
     }
 
-    fn let_go(&mut self) {
-        self.leave_due = None;
-        for leftover in std::mem::take(&mut self.leaving) {
+    fn let_go(&mut self, is_wanted: impl Fn(&Leftover) -> bool) {
+        let (wanted, others) = std::mem::take(&mut self.leaving).into_iter().partition::<Vec<_>, _>(is_wanted);
+        self.leaving = others;
+        self.leave_due = self.leave_due.filter(|_| !self.leaving.is_empty());
+        for leftover in wanted {
             if let Some(pin) = &leftover.pin {
                 tell(self.shared.pins.unpin(pin), "a pin stays behind until the next start");
             }

@@ -15,7 +15,8 @@ use prost_types::Any;
 use proto_shim::bootstrap::{BootstrapParams, Extension};
 use proto_shim::task::DeleteResponse;
 
-use super::{Endpoint, Spawner};
+use super::Endpoint;
+use super::spawner::{Child, Spawner};
 use crate::error::{Error, Result};
 use crate::name::Namespace;
 
@@ -130,8 +131,10 @@ impl Launcher {
         command.arg("-info").env_clear().process_group(0);
         command.envs(PASSED_ON.iter().filter_map(|name| Some((*name, std::env::var_os(name)?))));
         let input = options.map(Message::encode_to_vec).unwrap_or_default();
-        let output = self.converse(command, &input, INFO_TIMEOUT).await;
-        let output = output.map_err(|source| failed("it cannot be executed".to_owned(), Some(source)))?;
+        let child = self.spawner.spawn(command).await;
+        let child = child.map_err(|source| failed("it cannot be executed".to_owned(), Some(source)))?;
+        let output = converse(child.killed_on_drop(), &input, INFO_TIMEOUT).await;
+        let output = output.map_err(|source| failed("it does not answer".to_owned(), Some(source)))?;
         if !output.status.success() {
             return Err(failed(format!("{}: {}", output.status, words(&output)), None));
         }
@@ -158,17 +161,8 @@ impl Launcher {
             why: "it cannot be executed".to_owned(),
             source: Some(source),
         };
-        self.converse(self.command(subject, action), input, limit).await.map_err(failed)
-    }
-
-    /// Runs a program to its end and says what it said.
-    async fn converse(&self, command: Command, input: &[u8], limit: Duration) -> std::io::Result<Output> {
-        let mut child = self.spawner.spawn(command)?;
-        tokio::time::timeout(limit, child.converse(input, OUTPUT_MAX)).await.unwrap_or_else(|_| {
-            // What it started is found by the next recovery.
-            child.kill();
-            Err(std::io::ErrorKind::TimedOut.into())
-        })
+        let child = self.spawner.spawn(self.command(subject, action)).await.map_err(failed)?;
+        converse(child, input, limit).await.map_err(failed)
     }
 
     fn command(&self, subject: &Subject<'_>, action: &[&str]) -> Command {
@@ -186,6 +180,16 @@ impl Launcher {
         command.process_group(0);
         command
     }
+}
+
+/// Speaks with a program to its end, for so long.
+async fn converse(mut child: Child, input: &[u8], limit: Duration) -> std::io::Result<Output> {
+    let output = tokio::time::timeout(limit, child.converse(input, OUTPUT_MAX)).await;
+    if output.is_err() {
+        // What it started is found by the next recovery.
+        child.kill();
+    }
+    output?
 }
 
 /// What a failed program said.

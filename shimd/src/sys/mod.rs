@@ -1,14 +1,15 @@
 //! System calls that the crates in use do not have. The only unsafe code of shimd.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::mpsc::channel;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Lets the runtime watch when a descriptor becomes readable.
 pub(crate) fn readable(owner: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` keeps its number open until it is dropped, which the registration outlives in no way: it owns it.
+    // SAFETY: the registration owns the descriptor, which is closed only after it was taken off the watch.
     let registered = unsafe { AsyncFd::register_with_interest(owner, Interest::READABLE) };
     registered.map_err(|error| error.into_parts().1)
 }
@@ -52,23 +53,52 @@ pub(crate) fn private_umask() -> io::Result<()> {
     Ok(())
 }
 
-/// Gives the calling thread a table of descriptors of its own with the standard streams and `kept` alone.
-///
-/// The thread must not use any other descriptor of the process from then on: in its table the number is free, or something else.
-pub(crate) fn keep_descriptor_alone(kept: BorrowedFd<'_>) -> io::Result<()> {
-    let kept = kept.as_raw_fd().cast_unsigned();
+/// Starts a thread with a table of descriptors of its own: in it are the standard streams and `kept`, which leaves the table
+/// of the others. `body` must not use any other descriptor of the process: in that table its number is free, or something
+/// else. So it owns none that it was not given on the thread, logs nothing and wakes no task of the runtime.
+pub(crate) fn start_with_own_descriptors(
+    name: &str,
+    kept: OwnedFd,
+    body: impl FnOnce(OwnedFd) + Send + 'static,
+) -> io::Result<()> {
+    let number = kept.as_raw_fd();
+    let (answer, made) = channel();
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let table = keep_descriptor_alone(number);
+        let is_made = table.is_ok();
+        if answer.send(table).is_ok() && is_made {
+            // SAFETY: the number is open in this thread's own table, and nothing else there owns it.
+            body(unsafe { OwnedFd::from_raw_fd(number) });
+        }
+    })?;
+    // Until then the thread shares the table that `kept` is closed in.
+    let table = made.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()));
+    drop(kept);
+    table
+}
+
+fn keep_descriptor_alone(kept: RawFd) -> io::Result<()> {
+    let kept = kept.cast_unsigned();
     // SAFETY: unsharing the table touches no memory, and the table of the other threads stays as it is.
     if unsafe { libc::unshare(libc::CLONE_FILES) } != 0 {
         return Err(io::Error::last_os_error());
     }
     let ranges = [(3, kept.saturating_sub(1)), (kept.max(2) + 1, libc::c_uint::MAX)];
     for (first, last) in ranges.into_iter().filter(|(first, last)| first <= last) {
-        // SAFETY: only this thread's table is closed, and nothing that lives on this thread owns a number in it but `kept`.
+        // SAFETY: only this thread's table is closed, and nothing that lives on this thread owns a number in it.
         if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } != 0 {
             return Err(io::Error::last_os_error());
         }
     }
     Ok(())
+}
+
+/// Has the kernel keep the status of children until it is asked for, whatever shimd was started with (`SIGCHLD` ignored).
+pub(crate) fn hear_of_children() {
+    // SAFETY: the default action is no function; other threads do not exist yet.
+    unsafe {
+        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+    }
 }
 
 /// `struct pidfd_info` of Linux 6.15, as far as it is needed: 64 bytes, the exit status in the ninth `u32`.

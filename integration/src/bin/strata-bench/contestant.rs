@@ -108,12 +108,16 @@ fn fifty(stack: &mut Stack) -> f64 {
 
 /// Starts fifty more and leaves them running; returns how many run now.
 fn add_fifty(stack: &mut Stack) -> f64 {
+    let running = |stack: &Stack| stack.text(&["ps", "-q", "--filter", "label=bench=more"]).lines().count();
+    let before = running(stack);
     let script = format!(
         "for i in $(seq 50); do $CLI run -d --label bench=more {} sleep 100000 >/dev/null; done",
         stack.busybox()
     );
     stack.shell(&script).limit(Duration::from_secs(600)).output().ok();
-    stack.text(&["ps", "-q", "--filter", "label=bench=more"]).lines().count() as f64
+    let after = running(stack);
+    assert_eq!(after, before + 50, "not all fifty run");
+    after as f64
 }
 
 /// Milliseconds until those are gone.
@@ -121,7 +125,9 @@ fn remove_more(stack: &mut Stack) -> f64 {
     let script = "$CLI rm -f $($CLI ps -q --filter label=bench=more)";
     let start = Instant::now();
     stack.shell(script).limit(Duration::from_secs(600)).output().ok();
-    ms(start.elapsed())
+    let wall = ms(start.elapsed());
+    assert_eq!(stack.text(&["ps", "-q", "--filter", "label=bench=more"]), "", "some are still there");
+    wall
 }
 
 /// KiB of the shim of a container after one exec and 10 MB of output, 10 s idle.
