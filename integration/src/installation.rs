@@ -49,7 +49,8 @@ impl Installation {
             registry.add(&programs::images().join(image), image, "latest")?;
         }
         let more = invoking_group().map(|gid| format!("socket_gid = {gid}\n")).unwrap_or_default();
-        let mut ours = Ours::start(&site, &registry, Settings { more_at_head: more, ..Settings::default() })?;
+        let mut ours =
+            Ours::start(&site, &registry, Settings { more_at_head: more, prepared: Some(8), ..Settings::default() })?;
         for (name, pid) in [("shimd", ours.supervisor().pid()), ("engined", ours.engined().pid())] {
             note_daemon(&site, name, pid)?;
         }

@@ -37,6 +37,9 @@ pub struct Settings {
     pub runtime_binary: Option<PathBuf>,
     /// Put shimd's state on a file system of so many MiB.
     pub supervisor_megabytes: Option<u32>,
+    /// How many network namespaces engined makes ahead; two when there is none said: so many are there at any time, and the
+    /// links and descriptors before and after a test can be compared.
+    pub prepared: Option<u32>,
     /// More lines of engined.toml, before its tables.
     pub more_at_head: String,
     /// More lines of engined.toml, after its tables.
@@ -186,7 +189,7 @@ fn engined_toml(site: &Site, registry: &Registry, settings: &Settings) -> String
     let binary = settings.runtime_binary.as_deref().map(|path| format!("binary_name = '{}'\n", path.display()));
     format!(
         "root = '{}'\nstate = '{}'\naddress = '{}'\ncontainerd = '{}'\ninstance = '{}'\nruntime = '{runtime}'\n\
-         {}[runtime_options]\n{}[network]\nip_forward = true\n[registry]\ninsecure = ['{}']\n{}",
+         {}[runtime_options]\n{}[network]\nip_forward = true\nprepared = {}\n[registry]\ninsecure = ['{}']\n{}",
         site.path("lib/engined").display(),
         site.path("run/engined").display(),
         socket(site).display(),
@@ -194,6 +197,7 @@ fn engined_toml(site: &Site, registry: &Registry, settings: &Settings) -> String
         site.instance(),
         settings.more_at_head,
         binary.unwrap_or_default(),
+        settings.prepared.unwrap_or(2),
         registry.host(),
         settings.more
     )

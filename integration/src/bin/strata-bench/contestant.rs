@@ -9,6 +9,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use integration::Stack;
+use integration::stack::ours::Settings;
 
 use crate::measure::{ms, pss_kib, timed};
 
@@ -46,7 +47,9 @@ pub(crate) fn serve(ours: bool) {
             stdout().flush().expect("the benchmark's pipe");
         }
     };
-    if ours { integration::ours(answer) } else { integration::theirs(answer) }
+    // As people have it: engined's own choice of what it makes ahead.
+    let settings = Settings { prepared: Some(8), ..Settings::default() };
+    if ours { integration::ours_with(settings, answer) } else { integration::theirs(answer) }
 }
 
 fn run_true(stack: &mut Stack, network: &str) -> f64 {
