@@ -1,6 +1,6 @@
 //! The harness: real processes over public seams, in a place of their own, with a look afterwards at what they left.
 //!
-//! A test asks for a *stack* ([`flow`], [`ours`], [`theirs`]) and talks to it through a command line, as a person would:
+//! A test asks for a *stack* ([`flow`], [`ours()`], [`theirs()`]) and talks to it through a command line, as a person would:
 //!
 //! ```no_run
 //! integration::flow(|stack| {
@@ -16,7 +16,7 @@
 //! - [`call`], [`terminal`]: running a command line, with pipes or with a terminal.
 //!
 //! A behaviour that is Docker's is first proved on Docker: `SUBJECT=theirs` runs the same tests through its client. A
-//! test that needs what this machine lacks says so by [`skip`], and the runner counts it.
+//! test that needs what this machine lacks says so by [`skip()`], and the runner counts it.
 
 pub mod call;
 pub mod daemon;

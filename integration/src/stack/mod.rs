@@ -1,8 +1,8 @@
 //! A stack under test: a registry with images, and the daemons of one subject.
 //!
 //! [`flow`] is for behaviours that are Docker's: it runs on ours, or with `SUBJECT=theirs` on Debian's dockerd.
-//! [`ours`] is for what only ours has. After each test the stack removes the containers that the test left, and then
-//! nothing else may be left: see [`Stack::finish`].
+//! [`ours()`] is for what only ours has. After each test the stack removes the containers that the test left, and then
+//! nothing else may be left: see `Stack::finish`.
 
 pub mod ours;
 pub mod theirs;

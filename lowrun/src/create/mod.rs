@@ -2,7 +2,7 @@
 //!
 //! Called by `cli` for `create` and `run`. Order: the state directory claims the id; everything is opened that the
 //! container side will need; the process is cloned; while it makes its mounts, the host side makes the cgroups (on
-//! another CPU, if there is one) and writes the state; then both meet. Each phase can be undone: [`Undo`] does it
+//! another CPU, if there is one) and writes the state; then both meet. Each phase can be undone: `Undo` does it
 //! unless the last phase disarms it.
 
 mod clone;

@@ -1,7 +1,7 @@
 //! The container side: what the child of `create` does between `clone3` and `execve`.
 //!
 //! It runs in a copy of lowrun's memory, with everything opened and decided by the host side in [`Setup`]; it reports
-//! over the channel and never returns. [`container`] is the order of things, and each step says why it stands there.
+//! over the channel and never returns. `container` is the order of things, and each step says why it stands there.
 
 mod cgroup_mounts;
 pub mod console;

@@ -104,7 +104,7 @@ pub struct Hooks {
     pub poststop: Vec<Hook>,
 }
 
-/// One hook; `args[0]` is argv[0], `timeout` is in seconds.
+/// One hook; `args[0]` is `argv[0]`, `timeout` is in seconds.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Hook {

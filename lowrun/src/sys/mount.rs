@@ -97,7 +97,7 @@ fn clone_tree(dir: BorrowedFd<'_>, path: &Path, recursive: bool) -> Result<Owned
     rustix::mount::open_tree(dir, path, flags).call("open_tree")
 }
 
-/// As [`clone_tree`], of a path of the process's own root.
+/// As `clone_tree`, of a path of the process's own root.
 pub fn clone_path(path: &Path, recursive: bool) -> Result<OwnedFd> {
     if stage::makes_clones() {
         return stage::clone(open_source(path)?.as_fd(), recursive);
@@ -110,7 +110,7 @@ pub fn open_source(path: &Path) -> Result<OwnedFd> {
     rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).call("open")
 }
 
-/// As [`clone_tree`], of what a handle refers to.
+/// As `clone_tree`, of what a handle refers to.
 pub fn clone_handle(handle: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd> {
     if stage::makes_clones() {
         return stage::clone(handle, recursive);

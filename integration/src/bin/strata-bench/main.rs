@@ -90,5 +90,7 @@ fn machine() -> String {
     let read = |path: &str| std::fs::read_to_string(Path::new(path)).unwrap_or_default();
     let kernel = read("/proc/sys/kernel/osrelease");
     let cpus = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
-    format!("Linux {}, {cpus} processors.\n", kernel.trim())
+    // What stands behind the version is the builder's.
+    let version = kernel.trim().split('-').next().unwrap_or_default();
+    format!("Linux {version}, {cpus} processors.\n")
 }

@@ -1,8 +1,10 @@
 //! What `make up`, `make down` and `make demo` do.
 //!
+//! ```text
 //!   strata-lab up [ROOT]       starts a registry with images, shimd and engined below ROOT, for a person to use
 //!   strata-lab down [ROOT]     stops that and removes every trace
 //!   strata-lab demo            shows the whole path in a place of its own, checking each step, and removes it
+//! ```
 
 mod demo;
 mod narrator;
