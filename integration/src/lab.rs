@@ -2,8 +2,8 @@
 //!
 //! The test's own thread enters the namespaces, so that all it starts is in them: bridges, tables, mounts and ports of
 //! parallel tests never meet, a dockerd may set its FORWARD to drop, and what remains in them afterwards is a leak of this
-//! test. `/run` is empty there, and the site's own `run` is a tmpfs as it is. Cgroups and processes are the machine's: cgroups carry the lab's name, and orphans come to
-//! the harness, which is the subreaper of all that it starts.
+//! test. `/run` is empty there, and the site's own `run` is a tmpfs as it is. Cgroups and processes are the machine's: cgroups
+//! carry the lab's name, and orphans come to the harness, which is the subreaper of all that it starts.
 //!
 //! A lab whose process was killed is swept away by the next one that is made.
 

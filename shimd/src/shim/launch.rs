@@ -131,7 +131,7 @@ impl Launcher {
         command.arg("-info").env_clear().process_group(0);
         command.envs(PASSED_ON.iter().filter_map(|name| Some((*name, std::env::var_os(name)?))));
         let input = options.map(Message::encode_to_vec).unwrap_or_default();
-        let child = self.spawner.spawn(command).await;
+        let child = self.spawn(command, INFO_TIMEOUT).await;
         let child = child.map_err(|source| failed("it cannot be executed".to_owned(), Some(source)))?;
         let output = converse(child.killed_on_drop(), &input, INFO_TIMEOUT).await;
         let output = output.map_err(|source| failed("it does not answer".to_owned(), Some(source)))?;
@@ -161,8 +161,13 @@ impl Launcher {
             why: "it cannot be executed".to_owned(),
             source: Some(source),
         };
-        let child = self.spawner.spawn(self.command(subject, action)).await.map_err(failed)?;
+        let child = self.spawn(self.command(subject, action), limit).await.map_err(failed)?;
         converse(child, input, limit).await.map_err(failed)
+    }
+
+    /// Starts a program; its `exec` may hang, and then only this call is given up.
+    async fn spawn(&self, command: Command, limit: Duration) -> std::io::Result<Child> {
+        tokio::time::timeout(limit, self.spawner.spawn(command)).await?
     }
 
     fn command(&self, subject: &Subject<'_>, action: &[&str]) -> Command {
