@@ -11,7 +11,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use super::id_map;
 use crate::channel::{HostEnd, ToInit};
 use crate::fault::{Attempt, Code, Result};
-use crate::init::{Setup, open_source};
+use crate::init::{Setup, cut_propagation, open_source};
 use crate::plan::Plan;
 use crate::plan::mounts::MountKind;
 use crate::plan::namespaces::Kind;
@@ -53,6 +53,10 @@ fn implied_map(setup: &Setup<'_>, pid: rustix::process::Pid) -> Result<Option<Ow
 fn open(setup: &Setup<'_>, implied: Option<&OwnedFd>, index: Option<usize>) -> Result<Vec<OwnedFd>> {
     // As the container side finds it, which makes the copies then.
     sys::stage::find_denied(setup.proc.as_fd());
+    // The container side waits for these before it makes its first mount, and cuts before it.
+    if index.is_none() {
+        cut_propagation(setup.plan)?;
+    }
     let mut trees = Vec::new();
     for mount in &setup.plan.mounts {
         if let MountKind::Bind { source, recursive } = &mount.kind

@@ -79,21 +79,28 @@ impl Rootfs {
         target: BorrowedFd<'_>,
     ) -> Result<()> {
         let words: Vec<FsOption<'_>> = options.iter().map(as_fs_option).collect();
-        let tree = match mount::new_filesystem("cgroup2", "cgroup", &words, mount.attr.set) {
-            Ok(tree) => tree,
+        match mount::new_filesystem("cgroup2", "cgroup", &words, mount.attr.set) {
+            Ok(tree) => self.attach_new(mount, tree, target, false),
             // In a user namespace without a cgroup namespace the kernel wants a bind.
             Err((failure, _)) if matches!(failure.errno, Errno::PERM | Errno::BUSY) => {
                 let own = setup.cgroup.unified().map_or(Path::new("/sys/fs/cgroup"), |hierarchy| {
                     if setup.plan.namespaces.has(Kind::Cgroup) { &hierarchy.dir } else { &hierarchy.mount }
                 });
-                let tree = mount::clone_path(own, true).attempt(Code::MountFailed, || mount.describe())?;
-                mount::mount_setattr(tree.as_fd(), false, &mount.attr.to_attr())
-                    .attempt(Code::MountFailed, || mount.describe())?;
-                tree
+                self.bind_hierarchy(mount, own, target)
             }
-            Err((failure, words)) => return Err(refused(mount, failure, words)),
-        };
-        self.attach_new(mount, tree, target, false)
+            Err((failure, words)) => Err(refused(mount, failure, words)),
+        }
+    }
+
+    fn bind_hierarchy(&mut self, mount: &MountPlan, source: &Path, target: BorrowedFd<'_>) -> Result<()> {
+        let attempted = || mount.describe();
+        let tree = mount::clone_path(source, true).attempt(Code::MountFailed, attempted)?;
+        let change = || mount::mount_setattr(tree.as_fd(), false, &mount.attr.to_attr());
+        // Where the call for detached mounts is denied it changes when it is attached, as any bind does.
+        let early = change();
+        let own = tree.try_clone().call("fcntl").attempt(Code::MountFailed, attempted)?;
+        self.attach_new(mount, own, target, false)?;
+        early.or_else(|_| change()).attempt(Code::MountFailed, attempted)
     }
 }
 

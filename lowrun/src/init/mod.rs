@@ -39,6 +39,7 @@ use process::{Program, become_program};
 use rootfs::Rootfs;
 use sources::Sources;
 
+pub use root::cut_propagation;
 pub use sources::open_source;
 
 /// All that the container side needs, made by the host side before the clone.

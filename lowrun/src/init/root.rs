@@ -1,6 +1,6 @@
 //! The root directory: prepared as a mount of its own, and at last made the process's root.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
@@ -65,31 +65,45 @@ impl Rootfs {
 pub(super) fn prepare_root(plan: &Plan) -> Result<Root> {
     let attempted = || format!("prepare the root file system {}", plan.rootfs.display());
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    if plan.namespaces.has(Kind::Mount) {
-        cut_propagation(plan).attempt(Code::MountFailed, attempted)?;
-    }
+    cut_propagation(plan)?;
     let open = || rustix::fs::open(&plan.rootfs, flags, Mode::empty()).call("open");
     if stage::makes_clones() {
         let place = open().attempt(Code::RootfsInvalid, attempted)?;
         let root = stage::bind_to_itself(place.as_fd()).attempt(Code::MountFailed, attempted)?;
+        keep_apart(plan, root.as_fd()).attempt(Code::MountFailed, attempted)?;
         stage::found_root(root.as_fd()).attempt(Code::MountFailed, attempted)?;
         return Ok(Root::new(root));
     }
     let tree = mount::clone_path(&plan.rootfs, true).attempt(Code::RootfsInvalid, attempted)?;
     let place = open().attempt(Code::RootfsInvalid, attempted)?;
     mount::attach(tree.as_fd(), place.as_fd()).attempt(Code::MountFailed, attempted)?;
+    keep_apart(plan, tree.as_fd()).attempt(Code::MountFailed, attempted)?;
     stage::found_root(tree.as_fd()).attempt(Code::MountFailed, attempted)?;
     Ok(Root::new(tree))
 }
 
-fn cut_propagation(plan: &Plan) -> crate::sys::Result<()> {
+/// On the host's own mount table, where its root is shared, the bind of the root file system is a peer of what it lies
+/// on: each mount on it would be there twice, and the second time below it.
+fn keep_apart(plan: &Plan, root: BorrowedFd<'_>) -> crate::sys::Result<()> {
+    if plan.namespaces.has(Kind::Mount) {
+        return Ok(());
+    }
+    mount::mount_setattr(root, true, &MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() })
+}
+
+/// Gives the mounts of the container's namespace the propagation that its root is to have: what is copied afterwards has
+/// it too. A second time changes nothing.
+pub fn cut_propagation(plan: &Plan) -> Result<()> {
+    if !plan.namespaces.has(Kind::Mount) {
+        return Ok(());
+    }
     let (propagation, recursive) = plan.root_propagation.unwrap_or((libc::MS_SLAVE, true));
     let attr = MountAttr { propagation, ..MountAttr::default() };
-    mount::mount_setattr_path(c"/", recursive, &attr)?;
+    let mut cut = mount::mount_setattr_path(c"/", recursive, &attr);
     if propagation & (libc::MS_SLAVE | libc::MS_PRIVATE) == 0 || !recursive {
-        make_parent_private(&plan.rootfs)?;
+        cut = cut.and_then(|()| make_parent_private(&plan.rootfs));
     }
-    Ok(())
+    cut.attempt(Code::MountFailed, || format!("prepare the root file system {}", plan.rootfs.display()))
 }
 
 /// The mount that holds the root file system must not be shared: `pivot_root` refuses it, and the bind of the root file

@@ -2,8 +2,9 @@
 //!
 //! Mostly a source is copied when its turn comes. In a user namespace all are there before: the host side has opened
 //! them, or, where it cannot enter the container's mount namespace, the container side does before it becomes somebody
-//! else. But for sources in the container's own root, which the mounts before may have made: those are asked for when
-//! their turn comes.
+//! else. Whoever does cuts the propagation before, as it is cut before a source is copied in its turn: else a root that
+//! is to be private would have binds that are slaves of the host's. But for sources in the container's own root, which
+//! the mounts before may have made: those are asked for when their turn comes.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,7 +12,7 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
-use super::Setup;
+use super::{Setup, root};
 use crate::channel::{FromInit, InitEnd, ToInit};
 use crate::fault::{Attempt, Code, Fault, Result};
 use crate::plan::mounts::{MountKind, MountPlan};
@@ -25,6 +26,9 @@ impl Sources {
     /// All of them, from the host side or opened here.
     pub(super) fn open(setup: &Setup<'_>, channel: &InitEnd) -> Result<Sources> {
         let mut sources = Sources::default();
+        if !setup.host_opens_sources {
+            root::cut_propagation(setup.plan)?;
+        }
         for mount in &setup.plan.mounts {
             let MountKind::Bind { source, recursive } = &mount.kind else { continue };
             if setup.plan.is_in_root(source) {

@@ -13,7 +13,6 @@
 use std::cell::RefCell;
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags};
@@ -193,8 +192,8 @@ pub fn is_up() -> bool {
     STAGE.with_borrow(|stage| stage.top.is_some())
 }
 
-/// Takes away the stage that a container side without a mount namespace left over `rootfs` when it was killed. Looks anew
-/// each time: where mounts are shared the stage is there twice, and goes at once, and what is below is not ours to take.
+/// Takes away the stage that a container side without a mount namespace left over `rootfs` when it was killed; what is
+/// below it is not ours to take.
 pub fn sweep(rootfs: &Path) -> Result<()> {
     while is_over(rootfs)? {
         let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
@@ -203,12 +202,14 @@ pub fn sweep(rootfs: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Whether the mount that the path leads to is a stage: one that is covered by something else would not be what goes.
 fn is_over(rootfs: &Path) -> Result<bool> {
+    let Ok(handle) = mount::open_source(rootfs) else { return Ok(false) };
+    let id = mount::id(handle.as_fd())?.to_string();
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").call("open")?;
     let is_stage = |line: &str| {
         let (place, kind) = line.split_once(" - ").unwrap_or_default();
-        let place = place.split(' ').nth(4).map(unescaped);
-        kind.split(' ').nth(1) == Some(NAME) && place.as_deref() == Some(rootfs.as_os_str().as_bytes())
+        kind.split(' ').nth(1) == Some(NAME) && place.split(' ').next() == Some(&id)
     };
     Ok(mounts.lines().any(is_stage))
 }
@@ -285,18 +286,6 @@ fn over(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
     over
 }
 
-/// A path of the mount table, where white space and backslashes stand as three octal digits.
-fn unescaped(path: &str) -> Vec<u8> {
-    let mut parts = path.split('\\');
-    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
-    for part in parts {
-        let code = part.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        bytes.push(code.unwrap_or(b'\\'));
-        bytes.extend_from_slice(&part.as_bytes()[if code.is_some() { 3 } else { 0 }..]);
-    }
-    bytes
-}
-
 /// The path of a descriptor, from procfs as the working directory.
 fn path_of(fd: BorrowedFd<'_>) -> String {
     format!("self/fd/{}", fd.as_raw_fd())
@@ -309,12 +298,6 @@ fn is_directory(fd: BorrowedFd<'_>) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn paths_of_the_mount_table_are_read() {
-        assert_eq!(unescaped(r"/a\040b\134\011c"), b"/a b\\\tc");
-        assert_eq!(unescaped(r"/a\x"), br"/a\x");
-    }
 
     #[test]
     fn options_become_a_text_and_flags() {
