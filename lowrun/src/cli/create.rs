@@ -102,6 +102,8 @@ pub(super) fn run(global: &Global, typed: &Typed) -> Result<i32> {
     if !typed.is_on("keep") {
         span("delete", || super::delete::destroy(global, &created.container))?;
     }
+    // The process ends: giving memory back piece by piece would only touch what it shared with the container's.
+    std::mem::forget((input, created));
     Ok(status)
 }
 

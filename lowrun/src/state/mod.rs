@@ -23,7 +23,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +38,8 @@ pub use identity::Identity;
 /// Version of the state file; another one is not understood.
 const FORMAT: u32 = 1;
 const STATE_FILE: &str = "state.json";
+/// Where a state is written before it takes the other one's place.
+const NEXT_STATE_FILE: &str = ".state.json";
 const EXEC_FIFO: &str = "exec.fifo";
 /// Longest id: it is a file name.
 const ID_MAX: usize = 255;
@@ -208,14 +210,26 @@ impl Dir {
         let attempted = || format!("write {}", self.path.join(STATE_FILE).display());
         let text = serde_json::to_vec(state)
             .map_err(|error| Fault::new(Code::StateInvalid, attempted()).cause(error.to_string()))?;
-        let temporary = ".state.json";
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
         let write = || -> crate::sys::Result<()> {
-            let file = rustix::fs::openat(&self.fd, temporary, flags, Mode::from_raw_mode(0o600)).call("openat")?;
+            let file = rustix::fs::openat(&self.fd, NEXT_STATE_FILE, flags, Mode::from_raw_mode(0o600)).call("openat")?;
             std::fs::File::from(file).write_all(&text).call("write")?;
-            rustix::fs::renameat(&self.fd, temporary, &self.fd, STATE_FILE).call("renameat")
+            self.exchange_states()
         };
         write().attempt(Code::StateInvalid, attempted)
+    }
+
+    /// Puts the state that was written last in the place of the other one, if there is one.
+    ///
+    /// The two are exchanged: ext4 begins to write a file to the disk that is renamed over another, and whoever removes it
+    /// soon after waits for that. What a power cut leaves of a state is of no use to anybody.
+    fn exchange_states(&self) -> crate::sys::Result<()> {
+        let (next, last) = (NEXT_STATE_FILE, STATE_FILE);
+        match rustix::fs::renameat_with(&self.fd, next, &self.fd, last, RenameFlags::EXCHANGE) {
+            Ok(()) => rustix::fs::unlinkat(&self.fd, next, AtFlags::empty()).call("unlinkat"),
+            // There is none yet, or the file system cannot exchange.
+            Err(_) => rustix::fs::renameat(&self.fd, next, &self.fd, last).call("renameat"),
+        }
     }
 
     /// Makes the FIFO that a created container waits at, and gives the end that it waits with.
@@ -245,11 +259,11 @@ impl Dir {
 
     /// Removes the FIFO.
     pub fn remove_fifo(&self) -> crate::sys::Result<()> {
-        rustix::fs::unlinkat(&self.fd, EXEC_FIFO, rustix::fs::AtFlags::empty()).call("unlinkat")
+        rustix::fs::unlinkat(&self.fd, EXEC_FIFO, AtFlags::empty()).call("unlinkat")
     }
 
     fn has_fifo(&self) -> bool {
-        rustix::fs::accessat(&self.fd, EXEC_FIFO, rustix::fs::Access::EXISTS, rustix::fs::AtFlags::empty()).is_ok()
+        rustix::fs::accessat(&self.fd, EXEC_FIFO, rustix::fs::Access::EXISTS, AtFlags::empty()).is_ok()
     }
 
     /// The owner's uid.
@@ -259,8 +273,8 @@ impl Dir {
 
     /// Removes the directory and all in it.
     pub fn remove(&self) -> Result<()> {
-        for name in [STATE_FILE, EXEC_FIFO, crate::create::seccomp::FILTER_FILE, ".state.json"] {
-            let _ = rustix::fs::unlinkat(&self.fd, name, rustix::fs::AtFlags::empty());
+        for name in [STATE_FILE, EXEC_FIFO, crate::create::seccomp::FILTER_FILE, NEXT_STATE_FILE] {
+            let _ = rustix::fs::unlinkat(&self.fd, name, AtFlags::empty());
         }
         match rustix::fs::rmdir(&self.path) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),

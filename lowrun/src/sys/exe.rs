@@ -165,7 +165,8 @@ impl Segment {
     /// Variables may have changed: they move to memory that belongs to no file.
     fn copy(&self) -> Result<()> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // All of it will be written at once: one fault in place of one for each page.
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
         // SAFETY: a new mapping anywhere.
         let copy = unsafe { libc::mmap(std::ptr::null_mut(), self.length, protection, flags, -1, 0) };
         check("mmap", if copy == libc::MAP_FAILED { -1 } else { 0 })?;

@@ -6,6 +6,7 @@
 pub mod bpf;
 pub mod caps;
 pub mod clone;
+pub mod entry;
 pub mod exe;
 pub mod last_word;
 pub mod mount;

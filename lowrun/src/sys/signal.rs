@@ -73,7 +73,7 @@ pub fn next(descriptor: BorrowedFd<'_>) -> Result<i32> {
 }
 
 /// Gives every signal its default action again: a caller may have ignored some, and what is ignored stays so over
-/// `execve(2)`. All but SIGPIPE, which Rust's start-up ignores: what cannot be written is still to be an error.
+/// `execve(2)`. All but SIGPIPE, which is ignored from the start: what cannot be written is still to be an error.
 pub fn reset_dispositions() {
     for signal in 1..=31 {
         if !matches!(signal, libc::SIGKILL | libc::SIGSTOP | libc::SIGPIPE) {
@@ -81,6 +81,12 @@ pub fn reset_dispositions() {
             unsafe { libc::signal(signal, libc::SIG_DFL) };
         }
     }
+}
+
+/// Makes writing to who does not read an error.
+pub fn ignore_pipe() {
+    // SAFETY: no handler runs.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
 /// Lets SIGPIPE end the process again: for the program that it becomes.
