@@ -172,7 +172,8 @@ fn a_pid_file_that_cannot_be_written_leaves_no_process() {
 /// Changes what the state file says.
 fn edit_state(stage: &Stage, edit: impl Fn(&mut Value)) {
     let path = stage.root().join(stage.id()).join("state.json");
-    let mut state: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    let mut state: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
     edit(&mut state);
     std::fs::write(&path, state.to_string()).unwrap();
 }

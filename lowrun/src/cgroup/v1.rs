@@ -241,26 +241,23 @@ fn set_cpuset(dir: Option<&Path>, cpu: &Cpu) -> Result<()> {
     Ok(())
 }
 
-/// A v1 cpuset is born empty and takes no process so: each new directory takes what its parent has. A directory with
-/// something in it has parents with something in them, so the usual case ends at the first look.
+/// A v1 cpuset is born empty and takes no process so: each new directory takes what its parent has.
 pub(super) fn fill_cpuset(hierarchy: &Hierarchy) -> Result<()> {
-    let above = hierarchy.dir.ancestors().take_while(|dir| dir.starts_with(&hierarchy.mount)).collect::<Vec<_>>();
-    let mut empty = above.windows(2).take_while(|pair| !is_full_cpuset(pair[0])).collect::<Vec<_>>();
-    while let Some([dir, parent]) = empty.pop() {
-        for file in CPUSET_FILES {
-            let attempted = || format!("fill {}", dir.join(file).display());
-            let has = read(&dir.join(file)).attempt(Code::CgroupFailed, attempted)?;
-            if has.trim().is_empty() {
-                let parents = read(&parent.join(file)).attempt(Code::CgroupFailed, attempted)?;
-                write(&dir.join(file), parents.trim()).attempt(Code::CgroupFailed, attempted)?;
-            }
-        }
-    }
-    Ok(())
+    CPUSET_FILES.iter().try_for_each(|file| filled(&hierarchy.dir, file, &hierarchy.mount).map(drop))
 }
 
-fn is_full_cpuset(dir: &Path) -> bool {
-    CPUSET_FILES.iter().all(|file| read(&dir.join(file)).is_ok_and(|text| !text.trim().is_empty()))
+/// What a file of a cpuset has, taken from above if that was nothing; the cpuset of the mount itself is never empty.
+fn filled(dir: &Path, file: &str, mount: &Path) -> Result<String> {
+    let attempted = || format!("fill {}", dir.join(file).display());
+    let has = read(&dir.join(file)).attempt(Code::CgroupFailed, attempted)?;
+    match dir.parent().filter(|_| has.trim().is_empty() && dir != mount) {
+        None => Ok(has),
+        Some(parent) => {
+            let above = filled(parent, file, mount)?;
+            write(&dir.join(file), above.trim()).attempt(Code::CgroupFailed, attempted)?;
+            Ok(above)
+        }
+    }
 }
 
 /// Has the kernel fill the cpusets that will be made in a directory of ours, as it is made: it compares what is written

@@ -127,8 +127,8 @@ pub(super) fn protect(global: &Global) -> Result<Option<OwnedFd>> {
 pub(super) struct Input {
     pub(super) id: String,
     pub(super) bundle: PathBuf,
-    pub(super) spec: Spec,
-    pub(super) plan: Plan,
+    pub(super) spec: Box<Spec>,
+    pub(super) plan: Box<Plan>,
     /// Whether the caller waits for the program's readiness.
     notifies: bool,
 }
@@ -138,9 +138,9 @@ impl Input {
         let id = typed.word(0)?.to_owned();
         state::check_id(&id)?;
         let bundle = absolute(Path::new(typed.value("bundle").map_or(".".as_ref(), OsString::as_os_str)))?;
-        let (spec, mut plan) = span("plan", || -> Result<(Spec, Plan)> {
+        let (spec, mut plan) = span("plan", || -> Result<(Box<Spec>, Box<Plan>)> {
             let spec = load_spec(&bundle)?;
-            let mut plan = plan::plan(&id, &bundle, &spec)?;
+            let mut plan = Box::new(plan::plan(&id, &bundle, &spec)?);
             if global.systemd {
                 systemd::check_running()?;
                 plan.cgroup.unit = Some(UnitPlan::parse(&id, &spec, unit::is_of_user())?);
@@ -198,7 +198,7 @@ impl Input {
 }
 
 /// Reads a bundle's config.json.
-pub(super) fn load_spec(bundle: &Path) -> Result<Spec> {
+pub(super) fn load_spec(bundle: &Path) -> Result<Box<Spec>> {
     let path = bundle.join("config.json");
     let text = match std::fs::read(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {

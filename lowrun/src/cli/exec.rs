@@ -104,7 +104,7 @@ fn check_status(container: &Container, typed: &Typed) -> Result<()> {
 }
 
 /// What to run: a process.json as it is, or the container's own process with what the flags change.
-fn process(container: &Container, typed: &Typed) -> Result<spec::Process> {
+fn process(container: &Container, typed: &Typed) -> Result<Box<spec::Process>> {
     if let Some(path) = typed.value("process").filter(|path| !path.is_empty()) {
         let text =
             std::fs::read(path).call("open").attempt(Code::InvalidArgument, || format!("read {}", path.display()))?;

@@ -52,7 +52,7 @@ impl Rootfs {
 
     /// Covers files with the null device and directories with one empty read-only tmpfs, shared by all.
     fn mask(&mut self, paths: &[PathBuf]) -> Result<()> {
-        let mut empty: Option<OwnedFd> = None;
+        let mut empty: Option<Mask> = None;
         for (index, path) in paths.iter().enumerate() {
             if paths[..index].contains(path) {
                 continue;
@@ -70,25 +70,29 @@ impl Rootfs {
     }
 }
 
-/// Attaches a mask to `target`. The first mask of a kind is attached itself, later ones are copies of it: the kernel
-/// copies only what is attached in the own namespace (before Linux 6.15).
-fn cover(target: BorrowedFd<'_>, shared: &mut Option<OwnedFd>) -> crate::sys::Result<()> {
-    match shared {
-        None => {
-            let words = [FsOption::Value("nr_blocks", "1"), FsOption::Value("nr_inodes", "1")];
-            let tmpfs =
-                mount::new_filesystem("tmpfs", "tmpfs", &words, MOUNT_ATTR_RDONLY).map_err(|(failure, _)| failure)?;
-            mount::attach(tmpfs.as_fd(), target)?;
-            *shared = Some(tmpfs);
-            Ok(())
-        }
-        // A detached mask that was not used yet is attached; an attached one is copied.
-        Some(mask) => match mount::clone_handle(mask.as_fd(), false) {
-            Ok(copy) => attach_readonly(copy.as_fd(), target),
-            Err(failure) if failure.errno == Errno::INVAL => attach_readonly(mask.as_fd(), target),
-            Err(failure) => Err(failure),
-        },
+/// What covers all masked paths of a kind.
+pub(super) struct Mask {
+    mount: OwnedFd,
+    is_attached: bool,
+}
+
+/// Attaches a mask to `target`. The first of a kind is attached itself, later ones are copies of it: before Linux 6.15 the
+/// kernel copies only what is attached in the own namespace, and a mount that is attached nowhere costs a wait for all
+/// CPUs when it goes.
+fn cover(target: BorrowedFd<'_>, shared: &mut Option<Mask>) -> crate::sys::Result<()> {
+    let mask = match shared {
+        Some(mask) => mask,
+        None => shared.insert(Mask { mount: empty_directory()?, is_attached: false }),
+    };
+    if !std::mem::replace(&mut mask.is_attached, true) {
+        return attach_readonly(mask.mount.as_fd(), target);
     }
+    attach_readonly(mount::clone_handle(mask.mount.as_fd(), false)?.as_fd(), target)
+}
+
+fn empty_directory() -> crate::sys::Result<OwnedFd> {
+    let words = [FsOption::Value("nr_blocks", "1"), FsOption::Value("nr_inodes", "1")];
+    mount::new_filesystem("tmpfs", "tmpfs", &words, MOUNT_ATTR_RDONLY).map_err(|(failure, _)| failure)
 }
 
 /// A mask is read-only before it is attached, where the kernel can do that.
@@ -102,7 +106,7 @@ fn attach_readonly(mask: BorrowedFd<'_>, target: BorrowedFd<'_>) -> crate::sys::
 
 /// A detached read-only mount of the host's null device, verified: in the container's own `/dev` something else could
 /// have taken its name, and through a writable mount a container's root could change the host's node.
-pub(super) fn clone_null(plan: &Plan) -> Result<Option<OwnedFd>> {
+pub(super) fn clone_null(plan: &Plan) -> Result<Option<Mask>> {
     if plan.masked_paths.is_empty() {
         return Ok(None);
     }
@@ -122,5 +126,5 @@ pub(super) fn clone_null(plan: &Plan) -> Result<Option<OwnedFd>> {
         Err(failure) if mount::needs_attached(&failure) => {}
         result => result.attempt(Code::MountFailed, attempted)?,
     }
-    Ok(Some(tree))
+    Ok(Some(Mask { mount: tree, is_attached: false }))
 }

@@ -11,6 +11,7 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use super::masks::Mask;
 use super::sources::Sources;
 use super::{Setup, copy_up, dev, root};
 use crate::channel::InitEnd;
@@ -49,7 +50,7 @@ pub(super) struct Rootfs {
     in_cgroup: bool,
     in_network: bool,
     /// `/dev/null` of the host, verified: what masked files become.
-    pub(super) null: Option<OwnedFd>,
+    pub(super) null: Option<Mask>,
     /// The container's own procfs, where it is given one.
     pub(super) proc: Option<OwnedFd>,
 }

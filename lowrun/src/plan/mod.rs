@@ -69,7 +69,7 @@ pub struct CgroupPlan {
     pub unit: Option<unit::UnitPlan>,
     /// Who is to own it, on v2.
     pub owner: Option<u32>,
-    pub resources: spec::Resources,
+    pub resources: Box<spec::Resources>,
     pub devices: Vec<DeviceRule>,
 }
 
@@ -94,22 +94,23 @@ pub fn plan(id: &str, bundle: &Path, spec: &Spec) -> Result<Plan> {
     check_version(&spec.oci_version)?;
     let root = spec.root.as_ref().ok_or_else(|| invalid("root", "root must be specified"))?;
     let process = spec.process.as_ref().ok_or_else(|| invalid("process", "process property must not be empty"))?;
-    let linux = spec.linux.clone().unwrap_or_default();
+    let absent = spec::Linux::default();
+    let linux = spec.linux.as_deref().unwrap_or(&absent);
     let namespaces = Namespaces::parse(&linux.namespaces)?;
-    check_namespaces(spec, &linux, &namespaces)?;
+    check_namespaces(spec, linux, &namespaces)?;
     linux.intel_rdt.as_ref().map_or(Ok(()), crate::rdt::check)?;
     let rootfs = clean(&bundle.join(&root.path).to_string_lossy());
     let mut mounts = mounts(spec, bundle, &namespaces)?;
     mounts.iter_mut().for_each(|mount| mount.strip_root(&rootfs));
     let resources = linux.resources.clone().unwrap_or_default();
-    let owner = cgroup_owner(spec, &linux, &namespaces, &mounts);
+    let owner = cgroup_owner(spec, linux, &namespaces, &mounts);
     Ok(Plan {
         rootfs,
         root_readonly: root.readonly,
         root_propagation: root_propagation(&linux.rootfs_propagation)?,
         uid_mappings: linux.uid_mappings.clone(),
         gid_mappings: linux.gid_mappings.clone(),
-        time_offsets: time_offsets(&linux)?,
+        time_offsets: time_offsets(linux)?,
         hostname: spec.hostname.clone(),
         domainname: spec.domainname.clone(),
         devices: devices::nodes(&linux.devices)?,

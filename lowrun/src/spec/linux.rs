@@ -18,7 +18,7 @@ pub struct Linux {
     #[serde(deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
     pub sysctl: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub resources: Option<Resources>,
+    pub resources: Option<Box<Resources>>,
     #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
     pub cgroups_path: String,
     #[serde(deserialize_with = "nullable")]

@@ -32,7 +32,7 @@ where
 pub struct Spec {
     #[serde(deserialize_with = "nullable")]
     pub oci_version: String,
-    pub process: Option<Process>,
+    pub process: Option<Box<Process>>,
     pub root: Option<Root>,
     #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
     pub hostname: String,
@@ -44,7 +44,7 @@ pub struct Spec {
     pub hooks: Option<Hooks>,
     #[serde(deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
-    pub linux: Option<Linux>,
+    pub linux: Option<Box<Linux>>,
 }
 
 /// Where the root file system is.

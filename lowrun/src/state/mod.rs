@@ -1,7 +1,7 @@
 //! What is remembered of a container between two invocations: one directory per id below `--root`.
 //!
 //! ```text
-//! ROOT/ID/state.json   what and where, written before anything else is made, again when the process is known
+//! ROOT/ID/state.json   what and where: a line before anything else is made, a line more when the process is known
 //! ROOT/ID/exec.fifo    there while a created container waits for `start`
 //! ROOT/ID/seccomp.bpf  the filter in force, for `exec`
 //! ```
@@ -23,7 +23,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -31,20 +31,18 @@ use crate::cgroup::Cgroup;
 use crate::fault::{Attempt, Code, Fault, Result};
 use crate::plan::namespaces::Namespaces;
 use crate::spec;
-use crate::sys::Call;
+use crate::sys::{Call, Failure};
 
 pub use identity::Identity;
 
 /// Version of the state file; another one is not understood.
 const FORMAT: u32 = 1;
 const STATE_FILE: &str = "state.json";
-/// Where a state is written before it takes the other one's place.
-const NEXT_STATE_FILE: &str = ".state.json";
 const EXEC_FIFO: &str = "exec.fifo";
 /// Longest id: it is a file name.
 const ID_MAX: usize = 255;
 
-/// What `state.json` holds.
+/// What a line of `state.json` holds.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct State {
@@ -63,7 +61,7 @@ pub struct State {
     pub rdt: Option<crate::rdt::Group>,
     pub namespaces: Namespaces,
     /// What an exec inherits.
-    pub process: spec::Process,
+    pub process: Box<spec::Process>,
     pub personality: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_policy: Option<crate::plan::MemoryPolicy>,
@@ -205,31 +203,21 @@ impl Dir {
         rustix::fs::openat(&self.fd, ".", flags, Mode::empty()).call("openat")
     }
 
-    /// Writes the state file, whole or not at all.
+    /// Writes a state as one more line of the state file; the last whole line counts.
+    ///
+    /// A second file that is renamed over the first would do too, but costs an inode more: on ext4 that is a search which
+    /// passes over all that were freed within the last seconds, and a write-back that the removal waits for.
     pub fn save(&self, state: &State) -> Result<()> {
         let attempted = || format!("write {}", self.path.join(STATE_FILE).display());
-        let text = serde_json::to_vec(state)
+        let mut line = serde_json::to_vec(state)
             .map_err(|error| Fault::new(Code::StateInvalid, attempted()).cause(error.to_string()))?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+        line.push(b'\n');
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;
         let write = || -> crate::sys::Result<()> {
-            let file = rustix::fs::openat(&self.fd, NEXT_STATE_FILE, flags, Mode::from_raw_mode(0o600)).call("openat")?;
-            std::fs::File::from(file).write_all(&text).call("write")?;
-            self.exchange_states()
+            let file = rustix::fs::openat(&self.fd, STATE_FILE, flags, Mode::from_raw_mode(0o600)).call("openat")?;
+            std::fs::File::from(file).write_all(&line).call("write")
         };
         write().attempt(Code::StateInvalid, attempted)
-    }
-
-    /// Puts the state that was written last in the place of the other one, if there is one.
-    ///
-    /// The two are exchanged: ext4 begins to write a file to the disk that is renamed over another, and whoever removes it
-    /// soon after waits for that. What a power cut leaves of a state is of no use to anybody.
-    fn exchange_states(&self) -> crate::sys::Result<()> {
-        let (next, last) = (NEXT_STATE_FILE, STATE_FILE);
-        match rustix::fs::renameat_with(&self.fd, next, &self.fd, last, RenameFlags::EXCHANGE) {
-            Ok(()) => rustix::fs::unlinkat(&self.fd, next, AtFlags::empty()).call("unlinkat"),
-            // There is none yet, or the file system cannot exchange.
-            Err(_) => rustix::fs::renameat(&self.fd, next, &self.fd, last).call("renameat"),
-        }
     }
 
     /// Makes the FIFO that a created container waits at, and gives the end that it waits with.
@@ -273,7 +261,7 @@ impl Dir {
 
     /// Removes the directory and all in it.
     pub fn remove(&self) -> Result<()> {
-        for name in [STATE_FILE, EXEC_FIFO, crate::create::seccomp::FILTER_FILE, NEXT_STATE_FILE] {
+        for name in [STATE_FILE, EXEC_FIFO, crate::create::seccomp::FILTER_FILE] {
             let _ = rustix::fs::unlinkat(&self.fd, name, AtFlags::empty());
         }
         match rustix::fs::rmdir(&self.path) {
@@ -378,12 +366,23 @@ pub fn hook_state(state: &State, status: Status, pid: i32) -> Vec<u8> {
     serde_json::to_vec(&document).unwrap_or_default()
 }
 
+/// The last state that was written. A file that is made this moment and has nothing yet is as good as none.
 pub(crate) fn read_state(dir: &Dir) -> crate::sys::Result<Vec<u8>> {
     let file =
         rustix::fs::openat(&dir.fd, STATE_FILE, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).call("openat")?;
     let mut text = Vec::with_capacity(4096);
     std::io::Read::read_to_end(&mut std::fs::File::from(file), &mut text).call("read")?;
-    Ok(text)
+    match last_line(&text) {
+        [] => Err(Failure { call: "read", errno: Errno::NOENT }),
+        line => Ok(line.to_vec()),
+    }
+}
+
+/// The last whole line; where none is whole, all there is.
+fn last_line(text: &[u8]) -> &[u8] {
+    let Some(end) = text.iter().rposition(|byte| *byte == b'\n') else { return text };
+    let start = text[..end].iter().rposition(|byte| *byte == b'\n').map_or(0, |before| before + 1);
+    &text[start..end]
 }
 
 /// Reads the text of the state file at `path`.
@@ -482,6 +481,13 @@ mod tests {
         let fault = parse_state(Path::new("/s"), br#"{"format":99,"new":true}"#).unwrap_err();
         assert!(fault.one_line().contains("another version"), "{}", fault.one_line());
         assert_eq!(parse_state(Path::new("/s"), b"{").unwrap_err().code, Code::StateInvalid);
+    }
+
+    #[test]
+    fn the_last_whole_line_counts() {
+        for (text, line) in [("", ""), ("a", "a"), ("a\n", "a"), ("a\nb\n", "b"), ("a\nb\nc", "b"), ("\n", "")] {
+            assert_eq!(last_line(text.as_bytes()), line.as_bytes(), "{text:?}");
+        }
     }
 
     #[test]

@@ -25,6 +25,8 @@ const RUNS: usize = 60;
 const WARM_UP: usize = 3;
 const PARALLEL_LOOPS: usize = 8;
 const RUNS_OF_A_LOOP: usize = 100;
+/// Where the states of containers are, below the working directory.
+const RUN: &str = "run";
 const MIB: f64 = 1024.0 * 1024.0;
 /// The most that the stripped static program may have, in MiB.
 const SIZE_LIMIT: f64 = 3.0;
@@ -44,6 +46,7 @@ pub(crate) fn rows(ours: &Path, peers: &[(String, PathBuf)], work: &Path) -> Vec
     let profile = default_seccomp();
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).expect("become a subreaper");
     hide_hybrid_hierarchy();
+    mount_run(work);
     let field = Field::new(ours, work);
     let mut rows = vec![field.run_beside_floor()];
     for (name, program) in peers {
@@ -62,6 +65,7 @@ pub(crate) fn rows(ours: &Path, peers: &[(String, PathBuf)], work: &Path) -> Vec
         SIZE_LIMIT,
         1.0,
     ));
+    umount2(&work.join(RUN), MntFlags::MNT_DETACH).expect("unmount the tmpfs");
     rows
 }
 
@@ -75,6 +79,13 @@ fn hide_hybrid_hierarchy() {
     if unified.exists() {
         umount2(unified, MntFlags::MNT_DETACH).expect("unmount cgroup v2");
     }
+}
+
+/// The runtimes' roots lie on a tmpfs, as `/run` does on a machine.
+fn mount_run(work: &Path) {
+    let run = work.join(RUN);
+    std::fs::create_dir(&run).expect("make the directory for states");
+    mount(Some("tmpfs"), &run, Some("tmpfs"), MsFlags::empty(), Some("mode=711")).expect("mount a tmpfs");
 }
 
 /// The default seccomp profile as engined writes it into a container's spec, taken from a real one.

@@ -27,7 +27,7 @@ pub(super) struct Stages {
 impl Subject {
     pub(super) fn new(program: &Path, work: &Path, name: &str) -> Subject {
         let program = std::path::absolute(program).expect("a path");
-        Subject { name: name.to_owned(), program, root: work.join(format!("root-{name}")), turn: Cell::new(0) }
+        Subject { name: name.to_owned(), program, root: work.join(super::RUN).join(name), turn: Cell::new(0) }
     }
 
     /// A subcommand; its words follow.
