@@ -12,7 +12,6 @@
 //!   | -------------- Mapped ---------------> |  only with a new user namespace: ids are mapped
 //!   | ------ Source { descriptor } --------> |  only in a user namespace: a copy of each bind mount's source
 //!   | -------------- Cgroup ---------------> |  cgroups are made, limited, and the state is written
-//!   | ----- Network { descriptor } --------> |  only with a new network namespace made by the host side
 //!   | <---------- Source { index } --------- |  only in a user namespace: a source that earlier mounts may have made
 //!   | ------ Source { descriptor } --------> |
 //!   | <------------- Hooks ----------------- |  only with prestart or createRuntime hooks: mounts are made
@@ -63,12 +62,10 @@ pub enum ToInit {
     Mapped = 1,
     Cgroup = 2,
     Continue = 3,
-    /// With a descriptor of the namespace.
-    Network = 4,
     /// With a copy of a mount.
-    Source = 5,
+    Source = 4,
     /// The listener cannot be taken: it is to be sent.
-    Hand = 6,
+    Hand = 5,
 }
 
 /// What the container side says.

@@ -12,7 +12,6 @@ use crate::fault::{Attempt, Code, Fault, Result};
 use crate::init::{self, Setup};
 use crate::plan::Plan;
 use crate::plan::namespaces::Kind;
-use crate::plan::net_devices::NetDevice;
 use crate::plan::sysctl;
 use crate::rootless;
 use crate::sys::clone::{Forked, clone3};
@@ -70,42 +69,26 @@ pub(super) fn helper_makes_time(plan: &Plan) -> bool {
 /// What `clone3` makes. A cgroup namespace is made later, when the child is in its cgroup; a time namespace earlier,
 /// because its offsets are fixed once somebody is in it.
 pub(super) fn clone_flags(plan: &Plan) -> u64 {
-    let network = if host_makes_network(plan) { Kind::Network.flag() } else { 0 };
+    let network = if init_makes_network(plan) { Kind::Network.flag() } else { 0 };
     plan.namespaces.new_flags() & !(Kind::Cgroup.flag() | Kind::Time.flag() | network)
 }
 
-/// A network namespace takes the kernel longer to make than all others together: it is made by the host side while the
-/// container side mounts. One that is to belong to a user namespace is made with it, and without the host's privilege
-/// lowrun could not come back from there.
-pub(super) fn host_makes_network(plan: &Plan) -> bool {
-    plan.namespaces.is_new(Kind::Network) && !plan.namespaces.has(Kind::User) && !rootless::lacks_privilege()
+/// A network namespace takes the kernel longer to make than all others together: the container side makes it while the
+/// host side makes the cgroups. One that is to belong to a user namespace is made with it, and so is one that devices are
+/// to be moved into: it must be there.
+pub(super) fn init_makes_network(plan: &Plan) -> bool {
+    plan.namespaces.is_new(Kind::Network) && !plan.namespaces.has(Kind::User) && plan.net_devices.is_empty()
 }
 
 /// Moves network devices into a network namespace that is joined, or that the clone has made.
 pub(super) fn move_devices(setup: &Setup<'_>, pid: Pid) -> Result<()> {
     let devices = &setup.plan.net_devices;
-    if devices.is_empty() || setup.host_makes_network {
+    if devices.is_empty() {
         return Ok(());
     }
     let path = setup.plan.namespaces.path(Kind::Network).map(Path::to_owned);
     let path = path.unwrap_or_else(|| format!("/proc/{}/ns/net", pid.as_raw_nonzero()).into());
     net_devices::hand_over(devices, open_namespace(Kind::Network, &path)?.as_fd())
-}
-
-/// Makes the namespace with its loopback interface up, hands it over, and returns to the own: hooks run there.
-pub(super) fn make_network(host: &HostEnd, devices: &[NetDevice]) -> Result<()> {
-    const OWN: &str = "/proc/self/ns/net";
-    let attempted = || "make a network namespace";
-    let own = open_namespace(Kind::Network, Path::new(OWN))?;
-    sys::process::unshare(Kind::Network.flag()).attempt(Code::NamespaceFailed, attempted)?;
-    let made = sys::net::loopback_up()
-        .attempt(Code::NamespaceFailed, || "bring the loopback interface up")
-        .and_then(|()| open_namespace(Kind::Network, Path::new(OWN)));
-    sys::process::setns(own.as_fd(), Kind::Network.flag()).attempt(Code::NamespaceFailed, attempted)?;
-    let made = made?;
-    net_devices::hand_over(devices, made.as_fd())?;
-    host.send_descriptor(ToInit::Network, made.as_fd());
-    Ok(())
 }
 
 /// The container side, cloned.

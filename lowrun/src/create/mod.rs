@@ -39,7 +39,7 @@ use crate::sys::signal::SignalSet;
 use crate::sys::{self, Call, Failure};
 use crate::trace::span;
 use crate::{rdt, rootless};
-use clone::{Cloned, clone, clone_flags, helper_makes_time, host_makes_network, is_staged, make_network, open_joins};
+use clone::{Cloned, clone, clone_flags, helper_makes_time, init_makes_network, is_staged, open_joins};
 use meeting::Meeting;
 use seccomp::Filter;
 
@@ -184,9 +184,6 @@ fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid,
     clone::move_devices(&setup, *pid).step("create:network")?;
     host.send(ToInit::Cgroup);
     // The container side has work to do meanwhile.
-    if setup.host_makes_network {
-        span("network-create", || make_network(host, &plan.net_devices)).step("create:network")?;
-    }
     drop(setup.program.take());
     meeting.converse(&running)?;
     let (pid, pidfd) = made.process.take().ok_or_else(|| Fault::new(Code::SystemError, "the process is lost"))?;
@@ -248,7 +245,7 @@ fn prepare<'a>(
         extra_fds: request.extra_fds,
         no_pivot: request.no_pivot,
         no_new_keyring: request.no_new_keyring,
-        host_makes_network: host_makes_network(plan),
+        makes_network: init_makes_network(plan),
         host_opens_sources: sources::are_opened_by_host(plan),
         id_maps,
         host_moves: plan.namespaces.has(Kind::User) || tolerant,

@@ -73,9 +73,8 @@ pub struct Setup<'a> {
     pub extra_fds: u32,
     pub no_pivot: bool,
     pub no_new_keyring: bool,
-    /// Whether the host side makes the network namespace while the container side works: it takes the kernel as long
-    /// as most of the rest.
-    pub host_makes_network: bool,
+    /// Whether the container side makes its network namespace.
+    pub makes_network: bool,
     /// Whether the host side opens the sources of bind mounts.
     pub host_opens_sources: bool,
     /// The user namespaces of id-mapped mounts with mappings of their own, by the mount's place in the spec.
@@ -170,18 +169,12 @@ fn container(setup: &Setup<'_>, channel: &InitEnd) -> Result<Infallible> {
     // What is made has the mode that was asked for; the program gets its own mask at the end.
     rustix::process::umask(rustix::fs::Mode::empty());
     let sources = enter_user_namespace(setup, channel).step("create:namespaces")?;
-    if setup.clone_flags & Kind::Network.flag() != 0 {
-        sys::net::loopback_up()
-            .attempt(Code::NamespaceFailed, || "bring the loopback interface up")
-            .step("create:network")?;
-    }
+    span("network", || prepare_network(setup)).step("create:network")?;
     make_session(setup).step("create:process")?;
     set_names(plan).step("create:namespaces")?;
     let mut root = span("mounts", || Rootfs::build(setup, channel, sources)).step("create:mounts")?;
-    // Some mounts want the process in its cgroups and its network, so that may have happened; at the latest it
-    // happens here.
+    // Some mounts want the process in its cgroups, so that may have happened; at the latest it happens here.
     root.enter_cgroup(setup, channel).step("create:cgroup")?;
-    root.enter_network(setup, channel).step("create:network")?;
     span("devices", || root.populate_dev(setup)).step("create:devices")?;
     // The old root is still there for hooks, and the mounts are made: as the spec wants it.
     run_hooks(setup, channel, &root).step("create:hooks")?;
@@ -233,6 +226,17 @@ fn enter_user_namespace(setup: &Setup<'_>, channel: &InitEnd) -> Result<Sources>
     let sources = Sources::open(setup, channel)?;
     become_root()?;
     Ok(sources)
+}
+
+/// A network namespace that is new has its loopback interface up.
+fn prepare_network(setup: &Setup<'_>) -> Result<()> {
+    if setup.makes_network {
+        sys::process::unshare(Kind::Network.flag()).attempt(Code::NamespaceFailed, || "make a network namespace")?;
+    }
+    if setup.plan.namespaces.is_new(Kind::Network) {
+        sys::net::loopback_up().attempt(Code::NamespaceFailed, || "bring the loopback interface up")?;
+    }
+    Ok(())
 }
 
 /// A session of its own, before a terminal becomes the controlling one, and keys of its own.
@@ -324,13 +328,6 @@ fn enter_cgroup(setup: &Setup<'_>, channel: &InitEnd) -> Result<()> {
         sys::process::unshare(Kind::Cgroup.flag()).attempt(Code::NamespaceFailed, || "make a cgroup namespace")?;
     }
     Ok(())
-}
-
-/// Enters the network namespace that the host side has made meanwhile.
-fn enter_network(channel: &InitEnd) -> Result<()> {
-    let namespace = channel.expect_descriptor(ToInit::Network)?;
-    sys::process::setns(namespace.as_fd(), Kind::Network.flag())
-        .attempt(Code::NamespaceFailed, || "enter the new network namespace")
 }
 
 fn set_sysctl(setup: &Setup<'_>, own: Option<&OwnedFd>) -> Result<()> {

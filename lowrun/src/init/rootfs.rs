@@ -48,7 +48,6 @@ pub(super) struct Rootfs {
     pub(super) late_readonly: Vec<OwnedFd>,
     sources: Sources,
     in_cgroup: bool,
-    in_network: bool,
     /// `/dev/null` of the host, verified: what masked files become.
     pub(super) null: Option<Mask>,
     /// The container's own procfs, where it is given one.
@@ -60,7 +59,7 @@ impl Rootfs {
     pub(super) fn build(setup: &Setup<'_>, channel: &InitEnd, sources: Sources) -> Result<Rootfs> {
         let root = root::prepare_root(setup.plan)?;
         let (late_readonly, null) = (Vec::new(), None);
-        let mut rootfs = Rootfs { root, late_readonly, sources, in_cgroup: false, in_network: false, null, proc: None };
+        let mut rootfs = Rootfs { root, late_readonly, sources, in_cgroup: false, null, proc: None };
         for mount in &setup.plan.mounts {
             rootfs.mount(setup, channel, mount)?;
         }
@@ -75,30 +74,16 @@ impl Rootfs {
         Ok(())
     }
 
-    /// Enters the network namespace, unless a mount has needed it before or it was there from the start.
-    pub(super) fn enter_network(&mut self, setup: &Setup<'_>, channel: &InitEnd) -> Result<()> {
-        if setup.host_makes_network && !std::mem::replace(&mut self.in_network, true) {
-            span("network", || super::enter_network(channel))?;
-        }
-        Ok(())
-    }
-
     fn mount(&mut self, setup: &Setup<'_>, channel: &InitEnd, mount: &MountPlan) -> Result<()> {
         match &mount.kind {
             MountKind::Bind { source, .. } => {
                 if setup.host_opens_sources && setup.plan.is_in_root(source) {
                     // The host side is asked for it, and must have said before what it says unasked.
                     self.enter_cgroup(setup, channel)?;
-                    self.enter_network(setup, channel)?;
                 }
                 self.bind(setup, channel, mount)
             }
             MountKind::Filesystem { fstype, source, options, copy_up } => {
-                if fstype == "sysfs" {
-                    // It shows the interfaces of the namespace that it is mounted in. The cgroups are ready earlier.
-                    self.enter_cgroup(setup, channel)?;
-                    self.enter_network(setup, channel)?;
-                }
                 self.filesystem(setup, mount, (fstype, source), options, *copy_up)
             }
             MountKind::Cgroup { options } => {
