@@ -6,6 +6,8 @@ use std::collections::HashMap;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use proto_containerd::services::content::content_client::ContentClient;
+use proto_containerd::services::content::{DeleteContentRequest, WriteAction, WriteContentRequest};
 use rig::{Lab, digest, gzip, layer};
 use tonic::Code;
 
@@ -68,6 +70,66 @@ async fn a_layer_is_unpacked_as_it_arrives() {
     let root = PathBuf::from(&mounts[0].source);
     lab.apply(&digest(&blob), blob.len(), mounts).await.unwrap();
     assert!(std::fs::read(root.join("big")).unwrap() == big);
+}
+
+#[tokio::test]
+async fn a_layer_that_a_client_pulls_is_unpacked_as_it_arrives() {
+    if !rig::is_root() {
+        return;
+    }
+    let lab = Lab::start_with_lease().await;
+    let plain = layer(&[("d/f", b"pulled")]);
+    let blob = gzip(&plain);
+    lab.write(&format!("layer-{}", digest(&blob)), &blob, HashMap::new()).await.unwrap();
+    assert_eq!(provisional(&lab), 1);
+    let mounts = lab.prepare("tmp", "").await;
+    let root = PathBuf::from(&mounts[0].source);
+    assert_eq!(lab.apply(&digest(&blob), blob.len(), mounts).await.unwrap(), digest(&plain));
+    assert_eq!(std::fs::read_to_string(root.join("d/f")).unwrap(), "pulled");
+    // It was taken over, not unpacked once more.
+    rig::eventually("the provisional directory goes", || provisional(&lab) == 0).await;
+}
+
+#[tokio::test]
+async fn a_layer_that_nobody_applies_goes_with_its_blob() {
+    if !rig::is_root() {
+        return;
+    }
+    let lab = Lab::start_with_lease().await;
+    let blob = gzip(&layer(&[("f", b"fetched")]));
+    lab.write(&format!("layer-{}", digest(&blob)), &blob, HashMap::new()).await.unwrap();
+    assert_eq!(provisional(&lab), 1);
+    let request = DeleteContentRequest { digest: digest(&blob) };
+    lab.content().await.delete(request).await.unwrap();
+    rig::eventually("the provisional directory goes", || provisional(&lab) == 0).await;
+}
+
+#[tokio::test]
+async fn what_is_there_already_is_not_taken_for_an_empty_layer() {
+    if !rig::is_root() {
+        return;
+    }
+    let lab = Lab::start_with_lease().await;
+    let plain = layer(&[("f", b"shared")]);
+    let blob = gzip(&plain);
+    lab.write("r", &blob, HashMap::new()).await.unwrap();
+    let opening = WriteContentRequest {
+        r#ref: format!("layer-{}", digest(&blob)),
+        total: blob.len() as i64,
+        expected: digest(&blob),
+        ..Default::default()
+    };
+    let stat = WriteContentRequest { action: WriteAction::Stat.into(), ..opening.clone() };
+    let offset = opening.total;
+    let commit = WriteContentRequest { action: WriteAction::Commit.into(), offset, ..opening };
+    // Another namespace names what is there, and sends nothing.
+    let mut content = ContentClient::new(lab.connect_as("other", None).await);
+    let mut answers = content.write(tokio_stream::iter([stat, commit])).await.unwrap().into_inner();
+    while answers.message().await.unwrap().is_some() {}
+    let mounts = lab.prepare("tmp", "").await;
+    let root = PathBuf::from(&mounts[0].source);
+    assert_eq!(lab.apply(&digest(&blob), blob.len(), mounts).await.unwrap(), digest(&plain));
+    assert_eq!(std::fs::read_to_string(root.join("f")).unwrap(), "shared");
 }
 
 #[tokio::test]

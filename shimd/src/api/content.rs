@@ -21,7 +21,7 @@ use crate::clock;
 use crate::content::{Commit, Info, Opening, Status as IngestStatus, Writer};
 use crate::daemon::Daemon;
 use crate::db::record::Labels;
-use crate::diff::provisional::DIFF_ID_LABEL;
+use crate::diff::provisional::{DIFF_ID_LABEL, Prospect};
 use crate::diff::run_blocking;
 use crate::error::{Error, Result as OurResult};
 use crate::filter::Filters;
@@ -194,6 +194,14 @@ struct Session<'a> {
     labels: Labels,
 }
 
+/// Whether what comes shall be unpacked as it comes.
+fn prospect(first: &wire::WriteContentRequest, total: u64) -> OurResult<Option<Prospect>> {
+    match first.labels.get(DIFF_ID_LABEL) {
+        Some(promised) => Ok(Some(Prospect::Promised(Digest::parse(promised)?))),
+        None => Ok(Prospect::of(&first.r#ref, total)),
+    }
+}
+
 impl<'a> Session<'a> {
     async fn open(daemon: &'a Arc<Daemon>, scope: Scope, first: &wire::WriteContentRequest) -> OurResult<Session<'a>> {
         if first.r#ref.is_empty() {
@@ -207,7 +215,7 @@ impl<'a> Session<'a> {
             reference: first.r#ref.clone(),
             expected: expected.clone(),
             total,
-            unpack: first.labels.get(DIFF_ID_LABEL).map(|text| Digest::parse(text)).transpose()?,
+            unpack: prospect(first, total)?,
         };
         let writer = Writer::open(daemon.content.clone(), opening).await?;
         Ok(Session { daemon, scope, writer, expected, total, labels: Labels::new() })

@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 use super::{Claim, Content};
 use crate::db::record::{Blob, Ingest, Labels};
 use crate::db::{Access, Durability, Table, key};
-use crate::diff::provisional::Feed;
+use crate::diff::provisional::{Feed, Prospect};
 use crate::error::{Chain, Error, Result};
 use crate::filter::Fields;
 use crate::name::{Digest, Namespace, check_labels, check_name};
@@ -63,8 +63,8 @@ pub(crate) struct Opening {
     pub(crate) reference: String,
     pub(crate) expected: Option<Digest>,
     pub(crate) total: u64,
-    /// The layer's diff id, if the bytes shall be unpacked as they come.
-    pub(crate) unpack: Option<Digest>,
+    /// Whether the bytes shall be unpacked as they come.
+    pub(crate) unpack: Option<Prospect>,
 }
 
 /// How a blob shall be when it is committed.
@@ -239,6 +239,7 @@ impl<'a> Work<'a> {
             None => begin(content, opening, &entry)?,
         };
         let file = open_file(content, &record, &opening.reference)?;
+        let shared = shared(content, opening.expected.as_ref());
         let mut work = Work {
             content,
             opening,
@@ -248,8 +249,9 @@ impl<'a> Work<'a> {
             hasher: Sha256::new(),
             offset: 0,
             written_out: 0,
-            feed: opening.unpack.clone().and_then(|diff_id| content.provisional.start(diff_id)),
-            shared: shared(content, opening.expected.as_ref()),
+            // What is here already does not come by here.
+            feed: if shared.is_none() { begin_unpacking(content, opening) } else { None },
+            shared,
         };
         match work.shared_size() {
             Some(size) => work.offset = size,
@@ -289,7 +291,7 @@ impl<'a> Work<'a> {
     fn account(&mut self, data: Bytes) {
         self.hasher.update(&data);
         self.offset += data.len() as u64;
-        if let Some(feed) = &self.feed
+        if let Some(feed) = &mut self.feed
             && !feed.push(data)
         {
             self.feed = None;
@@ -305,7 +307,7 @@ impl<'a> Work<'a> {
         self.shared = None;
         if let Some(feed) = self.feed.take() {
             feed.cancel();
-            self.feed = self.opening.unpack.clone().and_then(|diff_id| self.content.provisional.start(diff_id));
+            self.feed = begin_unpacking(self.content, self.opening);
         }
         Ok(())
     }
@@ -321,7 +323,7 @@ impl<'a> Work<'a> {
         let digest = self.digest();
         let outcome = self.publish(&digest, &commit);
         match (outcome, self.feed.take()) {
-            (Ok(()), Some(feed)) => self.content.provisional.keep(digest.clone(), feed),
+            (Ok(()), Some(feed)) => self.content.provisional.keep(digest.clone(), self.offset, feed),
             (Ok(()), None) => {}
             (Err(error), feed) => {
                 if let Some(feed) = feed {
@@ -438,6 +440,10 @@ impl Content {
 fn shared(content: &Content, expected: Option<&Digest>) -> Option<Digest> {
     let _publishing = content.publishing();
     expected.filter(|digest| content.info_of_file(digest).is_ok()).cloned()
+}
+
+fn begin_unpacking(content: &Content, opening: &Opening) -> Option<Feed> {
+    content.provisional.start(opening.unpack.as_ref()?)
 }
 
 fn begin(content: &Content, opening: &Opening, entry: &[u8]) -> Result<Ingest> {

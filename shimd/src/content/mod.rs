@@ -130,7 +130,11 @@ impl Content {
     pub(crate) fn delete(&self, namespace: &Namespace, digest: &Digest) -> Result<()> {
         let _publishing = self.publishing();
         let is_last = self.store.write(Durability::Process, |writer| self.delete_in(writer, namespace, digest))?;
-        if is_last { remove_file(&self.blob_path(digest)) } else { Ok(()) }
+        if !is_last {
+            return Ok(());
+        }
+        self.provisional.forget(digest);
+        remove_file(&self.blob_path(digest))
     }
 
     /// The records' part of [`Content::delete`], under [`Content::publishing`]: tells whether the file must go, too.
@@ -159,6 +163,7 @@ impl Content {
 
     /// Removes files whose records are gone. What cannot be removed goes at the next start.
     pub(crate) fn remove_files(&self, blobs: &[Digest], ingests: &[u64]) {
+        blobs.iter().for_each(|digest| self.provisional.forget(digest));
         let blobs = blobs.iter().map(|digest| self.blob_path(digest));
         for path in blobs.chain(ingests.iter().map(|number| self.ingest_path(*number))) {
             if let Err(error) = remove_file(&path) {

@@ -121,15 +121,16 @@ fn apply_blob(blob: File, target: &Target) -> Result<Applied> {
     let root = open_directory(&target.root)?;
     let lower = Lower::Known(target.open_lower()?);
     let whiteouts = target.whiteouts;
-    let (filler, chunks) = stream::pipe();
+    let (filler, digester, chunks) = stream::pipe_with_digest();
     // Threads of their own, not the pool's: the unpacking one changes its umask for good.
     std::thread::scope(|scope| {
         scope.spawn(move || filler.run(blob));
+        scope.spawn(move || digester.run());
         let unpacking = scope.spawn(move || {
             sys::private_umask().map_err(|error| Error::io("unshare the umask of a thread", error))?;
             let mut archive = Archive::new(chunks);
             unpack::unpack(&mut archive, root, lower, whiteouts)?;
-            let (diff_id, size) = archive.into_reader().finish();
+            let (diff_id, size) = archive.into_reader().finish()?;
             Ok(Applied { diff_id, size })
         });
         match unpacking.join() {

@@ -1,10 +1,10 @@
-//! A layer's bytes on their way: compressed from a source, decompressed on one thread, read on another.
+//! A layer's bytes on their way: compressed from a source, decompressed on one thread, hashed on a second, read on a third.
 //!
 //! ```text
-//!   source (blob file, or bytes as they arrive) → [decompress] → chunks → [read: digest, archive, files]
+//!   source (blob file, or bytes as they arrive) → [decompress] → chunks → [digest] → chunks → [read: archive, files]
 //! ```
-//! Inflating is the slowest step, so it has a thread to itself; the digest of the plain bytes (the diff id) is taken by
-//! the reading thread. Chunks go back to be filled again. What is in memory is bounded by [`CHUNK`] times [`CHUNKS`].
+//! Inflating gzip is the slowest step; of zstd, hashing and writing together would be. So each has a thread to itself.
+//! Chunks go back to be filled again. What is in memory is bounded by [`CHUNK`] times twice [`CHUNKS`].
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -73,22 +73,52 @@ impl Format {
 /// The ends of a pipe of chunks.
 pub(crate) fn pipe() -> (Filler, Chunks) {
     let (full_sender, full) = sync_channel(CHUNKS);
-    let (empty_sender, empty) = sync_channel(CHUNKS + 2);
-    let chunks = Chunks {
-        full,
-        empty: empty_sender,
-        current: Vec::new(),
-        at: 0,
-        digest: Sha256::new(),
-        length: 0,
-        has_ended: false,
-    };
+    let (empty_sender, empty) = sync_channel(2 * CHUNKS + 2);
+    let chunks =
+        Chunks { full, empty: empty_sender, current: Vec::new(), at: 0, digest: None, length: 0, has_ended: false };
     (Filler { full: full_sender, empty }, chunks)
+}
+
+/// The same, with a place between them where the digest of all that passes is taken.
+pub(crate) fn pipe_with_digest() -> (Filler, Digester, Chunks) {
+    let (filler, chunks) = pipe();
+    let (hashed_sender, hashed) = sync_channel(CHUNKS);
+    let (digest_sender, digest) = sync_channel(1);
+    let digester = Digester { full: chunks.full, hashed: hashed_sender, digest: digest_sender };
+    (filler, digester, Chunks { full: hashed, digest: Some(digest), ..chunks })
+}
+
+type Chunk = Result<Vec<u8>, Error>;
+
+/// Takes the digest of the chunks on their way.
+pub(crate) struct Digester {
+    full: Receiver<Chunk>,
+    hashed: SyncSender<Chunk>,
+    digest: SyncSender<Digest>,
+}
+
+impl Digester {
+    /// Passes on what comes until the end, or until one of the others goes away. The digest is there before the end is.
+    pub(crate) fn run(self) {
+        let mut hasher = Sha256::new();
+        while let Ok(chunk) = self.full.recv() {
+            match &chunk {
+                Ok(bytes) if bytes.is_empty() => {
+                    let _ = self.digest.send(Digest::from_sha256(&hasher.finalize_reset()));
+                }
+                Ok(bytes) => hasher.update(bytes),
+                Err(_) => {}
+            }
+            if self.hashed.send(chunk).is_err() {
+                return;
+            }
+        }
+    }
 }
 
 /// The end that is filled with decompressed bytes.
 pub(crate) struct Filler {
-    full: SyncSender<Result<Vec<u8>, Error>>,
+    full: SyncSender<Chunk>,
     empty: Receiver<Vec<u8>>,
 }
 
@@ -150,21 +180,26 @@ fn read_full(from: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-/// The end that is read; it takes the digest of all that passes.
+/// The end that is read.
 pub(crate) struct Chunks {
-    full: Receiver<Result<Vec<u8>, Error>>,
+    full: Receiver<Chunk>,
     empty: SyncSender<Vec<u8>>,
     current: Vec<u8>,
     at: usize,
-    digest: Sha256,
+    /// Where the digest comes from, if one is taken.
+    digest: Option<Receiver<Digest>>,
     length: u64,
     has_ended: bool,
 }
 
 impl Chunks {
-    /// Digest and length of everything that was received.
-    pub(crate) fn finish(self) -> (Digest, u64) {
-        (Digest::from_sha256(&self.digest.finalize()), self.length)
+    /// Digest and length of everything, which was read to its end.
+    pub(crate) fn finish(self) -> Result<(Digest, u64), Error> {
+        let digest = self.digest.and_then(|digest| digest.try_recv().ok());
+        match digest.filter(|_| self.has_ended) {
+            Some(digest) => Ok((digest, self.length)),
+            None => Err(failed(Format::Plain, io::ErrorKind::UnexpectedEof.into())),
+        }
     }
 
     fn receive(&mut self) -> io::Result<()> {
@@ -178,7 +213,6 @@ impl Chunks {
             Err(_) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
         };
         self.has_ended = chunk.is_empty();
-        self.digest.update(&chunk);
         self.length += chunk.len() as u64;
         self.current = chunk;
         Ok(())
@@ -214,13 +248,16 @@ mod tests {
     use std::io::Write;
 
     fn through(compressed: Vec<u8>) -> Result<(Vec<u8>, Digest), Error> {
-        let (filler, mut chunks) = pipe();
-        let thread = std::thread::spawn(move || filler.run(io::Cursor::new(compressed)));
+        let (filler, digester, mut chunks) = pipe_with_digest();
+        let threads = [
+            std::thread::spawn(move || filler.run(io::Cursor::new(compressed))),
+            std::thread::spawn(move || digester.run()),
+        ];
         let mut plain = Vec::new();
         let outcome = chunks.read_to_end(&mut plain);
-        thread.join().unwrap();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
         match outcome {
-            Ok(_) => Ok((plain, chunks.finish().0)),
+            Ok(_) => Ok((plain, chunks.finish()?.0)),
             Err(error) => Err(error.downcast::<Failure>().unwrap().into_error()),
         }
     }
@@ -260,10 +297,23 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_goes_away_ends_the_filler() {
-        let (filler, chunks) = pipe();
-        let thread = std::thread::spawn(move || filler.run(io::repeat(0)));
+    fn a_reader_that_goes_away_ends_the_others() {
+        let (filler, digester, chunks) = pipe_with_digest();
+        let filling = std::thread::spawn(move || filler.run(io::repeat(0)));
+        let digesting = std::thread::spawn(move || digester.run());
         drop(chunks);
-        thread.join().unwrap();
+        filling.join().unwrap();
+        digesting.join().unwrap();
+    }
+
+    #[test]
+    fn there_is_no_digest_before_the_end() {
+        let (filler, digester, mut chunks) = pipe_with_digest();
+        let filling = std::thread::spawn(move || filler.run(io::Cursor::new(vec![1; 100])));
+        let digesting = std::thread::spawn(move || digester.run());
+        assert_eq!(chunks.read(&mut [0; 10]).unwrap(), 10);
+        assert!(chunks.finish().is_err());
+        filling.join().unwrap();
+        digesting.join().unwrap();
     }
 }

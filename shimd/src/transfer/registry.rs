@@ -19,6 +19,7 @@ use super::progress::reference;
 use super::{Job, names};
 use crate::content::{Commit, Opening, Writer};
 use crate::db::record::Labels;
+use crate::diff::provisional::Prospect;
 use crate::diff::run_blocking;
 use crate::error::{Error, Result};
 use crate::lease::{self, Resource};
@@ -130,7 +131,7 @@ impl Job {
             reference: reference(descriptor),
             expected: Some(descriptor.digest.clone()),
             total: descriptor.size,
-            unpack: unpack.clone(),
+            unpack: unpack.clone().map(Prospect::Promised),
         };
         let end = tokio::time::Instant::now() + BUSY_MAX;
         let opened = loop {
