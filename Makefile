@@ -77,7 +77,7 @@ check:
 
 bench: build images
 	@$(SETUP) test peers bench
-	@target/release/strata-images $(IMAGES) layers
+	@target/release/strata-images $(IMAGES) layers gzip-layers zstd-layer
 	@$(SUDO) target/release/strata-bench --bin $(BIN) --write docs/benchmarks.md \
 	    $$([ -e target/peers/crun ] && echo --peer crun=target/peers/crun) --peer runc=/usr/sbin/runc
 

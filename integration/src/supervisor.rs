@@ -106,7 +106,20 @@ impl Supervised {
     /// When the new one is not ready.
     pub fn kill_and_restart(&mut self) {
         self.daemon.kill();
+        self.restart();
+    }
+
+    /// A new one in place of one that has ended.
+    ///
+    /// # Panics
+    /// When it is not ready.
+    pub fn restart(&mut self) {
         self.daemon = start_daemon(&self.lab, self.daemonship, &self.shims);
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// A path in the lab's directory.

@@ -1,25 +1,34 @@
 //! Compares Strata with its peers, interleaved in one run, and writes docs/benchmarks.md.
 //!
-//!   strata-bench --bin DIRECTORY [--peer NAME=PROGRAM]… [--row NAME]… [--write FILE]
+//!   strata-bench --bin DIRECTORY [--peer NAME=PROGRAM]… [--only LAYER]… [--row NAME]… [--write FILE]
 //!
-//! `make bench` calls it with what `make setup` has brought. A row's name is the task's in [`contestant`], or `runtimes`
-//! or `growth`; without `--row` all are measured.
+//! `make bench` calls it with what `make setup` has brought. A layer is `stack` (everything, beside Docker), `shimd` (the
+//! supervisor and its shim) or `lowrun`; without `--only` all are measured. `--row` chooses rows of them: a row of
+//! [`stacks`] or [`supervisors`] has the name of its task.
 
 mod contestant;
 mod measure;
 mod report;
 mod runtimes;
 mod stacks;
+mod supervisors;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use integration::Daemonship;
+
+/// What `--only` can name.
+const LAYERS: [&str; 3] = ["stack", "shimd", "lowrun"];
+
+#[derive(Default)]
 struct Arguments {
     bin: PathBuf,
     peers: Vec<(String, PathBuf)>,
+    layers: Vec<String>,
     rows: Vec<String>,
     write: Option<PathBuf>,
-    /// Only on the benchmark's own behalf: be the contestant `ours` or `theirs`.
+    /// Only on the benchmark's own behalf: be the contestant `ours` or `theirs`, `shimd` or `containerd`.
     contestant: Option<String>,
 }
 
@@ -32,7 +41,7 @@ fn main() -> ExitCode {
         }
     };
     if let Some(which) = &arguments.contestant {
-        contestant::serve(which == "ours");
+        serve(which);
         return ExitCode::SUCCESS;
     }
     let rows = measure(&arguments);
@@ -44,15 +53,25 @@ fn main() -> ExitCode {
     if rows.iter().all(report::Row::kept) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+fn serve(contestant: &str) {
+    match contestant {
+        "shimd" => supervisors::served::serve(Daemonship::Shimd),
+        "containerd" => supervisors::served::serve(Daemonship::Containerd),
+        which => contestant::serve(which == "ours"),
+    }
+}
+
 fn measure(arguments: &Arguments) -> Vec<report::Row> {
-    let is_wanted =
-        |runtimes: bool| arguments.rows.is_empty() || arguments.rows.iter().any(|row| (row == "runtimes") == runtimes);
+    let is_wanted = |layer: &str| arguments.layers.is_empty() || arguments.layers.iter().any(|wanted| wanted == layer);
     let mut rows = Vec::new();
-    if is_wanted(false) {
+    if is_wanted("stack") {
         rows.extend(stacks::rows(&arguments.rows));
     }
+    if is_wanted("shimd") {
+        rows.extend(supervisors::rows(&arguments.rows));
+    }
     // Last: it leaves this process in a mount namespace of its own, without cgroup v2.
-    if is_wanted(true) {
+    if is_wanted("lowrun") {
         let work = tempfile::Builder::new().prefix("strata-bench-").tempdir().expect("a temporary directory");
         rows.extend(runtimes::rows(&arguments.bin.join("lowrun"), &arguments.peers, work.path()));
     }
@@ -60,12 +79,13 @@ fn measure(arguments: &Arguments) -> Vec<report::Row> {
 }
 
 fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
-    let mut arguments =
-        Arguments { bin: PathBuf::new(), peers: Vec::new(), rows: Vec::new(), write: None, contestant: None };
+    let mut arguments = Arguments::default();
     while let Some(word) = words.next() {
         let value = words.next().ok_or_else(|| format!("{word} takes a value"))?;
         match word.as_str() {
             "--bin" => arguments.bin = value.into(),
+            "--only" if LAYERS.contains(&value.as_str()) => arguments.layers.push(value),
+            "--only" => return Err(format!("unknown layer {value}: {} are known", LAYERS.join(", "))),
             "--row" => arguments.rows.push(value),
             "--contestant" => arguments.contestant = Some(value),
             "--write" => arguments.write = Some(value.into()),

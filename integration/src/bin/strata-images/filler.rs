@@ -1,14 +1,26 @@
-//! The benchmark's image: five layers, about 200 MB as gzip and 600 MB unpacked, of reproducible text.
+//! The benchmark's images: layers of many files of reproducible text.
 
 use crate::layer::Layer;
 use crate::layout::{Config, Image};
 
-const LAYERS: u64 = 5;
-const FILES_PER_LAYER: u64 = 1_500;
-/// Bytes; with the counts above 600 MB in all.
+/// How much there is of it.
+pub(crate) struct Filling {
+    layers: u64,
+    /// In each layer.
+    files: u64,
+    /// Of 16 words, so many are drawn from a vocabulary (they compress well) and the rest are random digits.
+    vocabulary: u64,
+}
+
+/// About 180 MB as gzip and 600 MB unpacked.
+pub(crate) const LAYERS: Filling = Filling { layers: 5, files: 1_500, vocabulary: 11 };
+/// About 209 MB as gzip and 607 MB unpacked.
+pub(crate) const GZIP_LAYERS: Filling = Filling { layers: 5, files: 1_517, vocabulary: 10 };
+/// 1 GB unpacked.
+pub(crate) const ZSTD_LAYER: Filling = Filling { layers: 1, files: 12_500, vocabulary: 11 };
+
+/// Bytes.
 const FILE_SIZE: usize = 80_000;
-/// Of 16 words, so many are drawn from a vocabulary (they compress well) and the rest are random digits.
-const VOCABULARY_SHARE: u64 = 11;
 
 const VOCABULARY: [&str; 16] = [
     "layer",
@@ -30,27 +42,27 @@ const VOCABULARY: [&str; 16] = [
 ];
 
 /// The image.
-pub(crate) fn image() -> Image {
-    let layers = (0..LAYERS).map(layer).collect();
+pub(crate) fn image(filling: &Filling) -> Image {
+    let layers = (0..filling.layers).map(|number| layer(filling, number)).collect();
     Image { layers, config: Config { command: vec!["none".to_owned()], ..Config::default() } }
 }
 
-fn layer(number: u64) -> Layer {
+fn layer(filling: &Filling, number: u64) -> Layer {
     let mut layer = Layer::default();
     layer.directory("data", 0o755);
     layer.directory(&format!("data/{number}"), 0o755);
-    for file in 0..FILES_PER_LAYER {
-        let mut random = Random(number * FILES_PER_LAYER + file + 1);
-        layer.file(&format!("data/{number}/{file:05}.txt"), 0o644, text(&mut random));
+    for file in 0..filling.files {
+        let mut random = Random(number * filling.files + file + 1);
+        layer.file(&format!("data/{number}/{file:05}.txt"), 0o644, text(&mut random, filling.vocabulary));
     }
     layer
 }
 
-fn text(random: &mut Random) -> Vec<u8> {
+fn text(random: &mut Random, vocabulary: u64) -> Vec<u8> {
     let mut text = Vec::with_capacity(FILE_SIZE + 32);
     while text.len() < FILE_SIZE {
         let draw = random.next();
-        if draw % 16 < VOCABULARY_SHARE {
+        if draw % 16 < vocabulary {
             text.extend_from_slice(VOCABULARY[(draw >> 8) as usize % VOCABULARY.len()].as_bytes());
         } else {
             text.extend_from_slice(format!("{:016x}", random.next()).as_bytes());

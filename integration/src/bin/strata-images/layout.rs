@@ -4,7 +4,6 @@ use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 
-use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -13,7 +12,7 @@ use crate::layer::Layer;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 /// When every image says that it was made.
 const CREATED: &str = "2023-11-14T22:13:20Z";
 
@@ -30,6 +29,26 @@ pub(crate) struct Config {
     pub(crate) labels: Vec<(String, String)>,
 }
 
+/// How layers are compressed.
+#[derive(Clone, Copy)]
+pub(crate) enum Compression {
+    Gzip,
+    Zstd,
+}
+
+impl Compression {
+    fn media_type(self) -> String {
+        format!("{LAYER}+{}", if matches!(self, Compression::Gzip) { "gzip" } else { "zstd" })
+    }
+
+    fn compressed(self, tar: &[u8]) -> Vec<u8> {
+        match self {
+            Compression::Gzip => gzip(tar),
+            Compression::Zstd => zstd::encode_all(tar, 0).expect("writing to memory does not fail"),
+        }
+    }
+}
+
 /// An image that is to be written.
 pub(crate) struct Image {
     pub(crate) layers: Vec<Layer>,
@@ -38,18 +57,28 @@ pub(crate) struct Image {
 
 impl Image {
     /// Writes the layout; `index.json` comes last, so that a layout with one is whole.
-    pub(crate) fn write(&self, target: &Path) -> Result<(), String> {
-        write_layout(target, self.layers.iter().map(Layer::tar), &self.config)
+    pub(crate) fn write(&self, target: &Path, compression: Compression) -> Result<(), String> {
+        let layers = self.layers.iter().map(|layer| {
+            let tar = layer.tar();
+            (digest(&tar), compression.compressed(&tar))
+        });
+        write_layout(target, &compression.media_type(), layers, &self.config)
     }
 }
 
-fn write_layout(target: &Path, layers: impl Iterator<Item = Vec<u8>>, config: &Config) -> Result<(), String> {
+/// Of each layer the digest of its archive, and the archive compressed.
+fn write_layout(
+    target: &Path,
+    media_type: &str,
+    layers: impl Iterator<Item = (String, Vec<u8>)>,
+    config: &Config,
+) -> Result<(), String> {
     let blobs = target.join("blobs/sha256");
     fs::create_dir_all(&blobs).map_err(|error| format!("create {}: {error}", blobs.display()))?;
     let (mut descriptors, mut diff_ids) = (Vec::new(), Vec::new());
-    for tar in layers {
-        diff_ids.push(digest(&tar));
-        descriptors.push(blob(&blobs, LAYER, &gzip(&tar))?);
+    for (diff_id, bytes) in layers {
+        diff_ids.push(diff_id);
+        descriptors.push(blob(&blobs, media_type, &bytes)?);
     }
     let config = blob(&blobs, CONFIG, config_document(config, &diff_ids).to_string().as_bytes())?;
     let manifest = json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": descriptors});
@@ -101,7 +130,7 @@ fn architecture() -> &'static str {
 }
 
 fn gzip(data: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::new(6));
+    let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::new(6));
     encoder.write_all(data).expect("writing to memory does not fail");
     encoder.finish().expect("writing to memory does not fail")
 }

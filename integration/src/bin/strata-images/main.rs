@@ -1,6 +1,7 @@
 //! Builds the images of the demo, the tests and the benchmarks from Debian packages, as OCI image layouts.
 //!
-//!   strata-images DIRECTORY [IMAGE …]      images: busybox nginx layers noexec nouser stubborn; default: all but layers
+//!   strata-images DIRECTORY [IMAGE …]      images: busybox nginx noexec nouser stubborn, which are the default, and those of the
+//!                                          benchmarks: layers gzip-layers zstd-layer
 //!
 //! Each image becomes `DIRECTORY/<image>`, an OCI image layout with the tag `latest`, which skopeo copies to a registry. An
 //! image that is there already is left as it is. The packages are Debian's newest of the machine's release, downloaded
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use layer::Layer;
-use layout::{Config, Image};
+use layout::{Compression, Config, Image};
 use packages::Packages;
 
 /// What is taken from a package: not its documentation.
@@ -51,14 +52,16 @@ fn build(directory: &Path, name: &str) -> Result<(), String> {
     let image = match name {
         "busybox" => busybox(&packages)?,
         "nginx" => nginx(&packages)?,
-        "layers" => filler::image(),
+        "layers" => filler::image(&filler::LAYERS),
+        "gzip-layers" => filler::image(&filler::GZIP_LAYERS),
+        "zstd-layer" => filler::image(&filler::ZSTD_LAYER),
         "noexec" => noexec(&packages)?,
         "nouser" => Image { config: Config { user: "nosuchuser".to_owned(), ..shell() }, ..busybox(&packages)? },
         "stubborn" => stubborn(&packages)?,
-        _ => return Err("no such image: busybox nginx layers noexec nouser stubborn".to_owned()),
+        _ => return Err("no such image: busybox nginx layers gzip-layers zstd-layer noexec nouser stubborn".to_owned()),
     };
     println!("building {name} in {}", target.display());
-    image.write(&target)
+    image.write(&target, if name.starts_with("zstd") { Compression::Zstd } else { Compression::Gzip })
 }
 
 fn shell() -> Config {
