@@ -226,6 +226,10 @@ impl<'r> Walk<'r> {
 
 /// `path` from the root, without `.`, `..` and doubled slashes, by its text alone.
 pub fn clean(path: &str) -> PathBuf {
+    let is_name = |part: &str| !matches!(part, "" | "." | "..");
+    if path.strip_prefix('/').is_some_and(|below| below.split('/').all(is_name)) {
+        return PathBuf::from(path);
+    }
     let mut clean = PathBuf::from("/");
     for component in Path::new(path).components() {
         match component {

@@ -173,7 +173,9 @@ fn a_pid_file_that_cannot_be_written_leaves_no_process() {
 fn edit_state(stage: &Stage, edit: impl Fn(&mut Value)) {
     let path = stage.root().join(stage.id()).join("state.json");
     let text = std::fs::read_to_string(&path).unwrap();
-    let mut state: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let [mut state, named] = <[Value; 2]>::try_from(lines).unwrap();
+    state["init"] = named["init"].clone();
     edit(&mut state);
     std::fs::write(&path, state.to_string()).unwrap();
 }

@@ -176,8 +176,8 @@ fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid,
     let meeting = Meeting { setup: &setup, host, pid: *pid, pidfd: pidfd.as_fd(), runs, unit_is_made };
     let init = meeting.prepare(born_in_cgroup)?;
     open_to_own_user(false).step("create:clone")?;
+    dir.save_init(&init).step("create:state")?;
     let running = State { init: Some(init), ..state.clone() };
-    dir.save(&running).step("create:state")?;
     if let (Some(group), Some(section)) = (&state.rdt, &plan.intel_rdt) {
         group.enter(section, *pid).step("create:limits")?;
     }

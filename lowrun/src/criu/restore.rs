@@ -97,8 +97,9 @@ fn make(request: &Restore<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid
     let (pid, pidfd) = made.process.take().ok_or_else(|| {
         Fault::new(Code::CheckpointFailed, "restore the container").cause("criu named no process").at("restore:criu")
     })?;
-    state.init = Some(Identity::of(pid).attempt(Code::SystemError, || "identify the container's process")?);
-    dir.save(&state).step("restore:state")?;
+    let init = Identity::of(pid).attempt(Code::SystemError, || "identify the container's process")?;
+    dir.save_init(&init).step("restore:state")?;
+    state.init = Some(init);
     Ok((state, pid, pidfd))
 }
 

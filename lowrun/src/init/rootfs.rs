@@ -270,8 +270,8 @@ pub(super) fn check_proc_target(
             _ => refuse(format!("{destination:?} cannot be mounted because it is not of type proc")),
         };
     }
-    let listed = PROC_MOUNTS.iter().any(|path| mount.destination == Path::new(path));
-    if !listed && is_proc(target)? {
+    // In this order: paths are compared part by part.
+    if is_proc(target)? && !PROC_MOUNTS.iter().any(|path| mount.destination == Path::new(path)) {
         return refuse(format!("{destination:?} cannot be mounted because it is inside /proc"));
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! What is remembered of a container between two invocations: one directory per id below `--root`.
 //!
 //! ```text
-//! ROOT/ID/state.json   what and where: a line before anything else is made, a line more when the process is known
+//! ROOT/ID/state.json   what and where, a line written before anything else is made; then a line that names the process
 //! ROOT/ID/exec.fifo    there while a created container waits for `start`
 //! ROOT/ID/seccomp.bpf  the filter in force, for `exec`
 //! ```
@@ -70,6 +70,13 @@ pub struct State {
     pub seccomp_listener: Option<crate::create::seccomp::Listener>,
     pub poststart: Vec<spec::Hook>,
     pub poststop: Vec<spec::Hook>,
+}
+
+/// A line that names the first process of the state before it.
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Named {
+    init: Identity,
 }
 
 /// Where a container is in its life.
@@ -203,13 +210,22 @@ impl Dir {
         rustix::fs::openat(&self.fd, ".", flags, Mode::empty()).call("openat")
     }
 
-    /// Writes a state as one more line of the state file; the last whole line counts.
+    /// Writes a state as one more line of the state file; the last whole one counts.
     ///
     /// A second file that is renamed over the first would do too, but costs an inode more: on ext4 that is a search which
     /// passes over all that were freed within the last seconds, and a write-back that the removal waits for.
     pub fn save(&self, state: &State) -> Result<()> {
+        self.append(state)
+    }
+
+    /// Adds the first process to the state that was saved last.
+    pub fn save_init(&self, init: &Identity) -> Result<()> {
+        self.append(&Named { init: init.clone() })
+    }
+
+    fn append(&self, line: &impl Serialize) -> Result<()> {
         let attempted = || format!("write {}", self.path.join(STATE_FILE).display());
-        let mut line = serde_json::to_vec(state)
+        let mut line = serde_json::to_vec(line)
             .map_err(|error| Fault::new(Code::StateInvalid, attempted()).cause(error.to_string()))?;
         line.push(b'\n');
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;
@@ -366,23 +382,31 @@ pub fn hook_state(state: &State, status: Status, pid: i32) -> Vec<u8> {
     serde_json::to_vec(&document).unwrap_or_default()
 }
 
-/// The last state that was written. A file that is made this moment and has nothing yet is as good as none.
+/// The text of the state file. One that is made this moment and has nothing yet is as good as none.
 pub(crate) fn read_state(dir: &Dir) -> crate::sys::Result<Vec<u8>> {
     let file =
         rustix::fs::openat(&dir.fd, STATE_FILE, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).call("openat")?;
     let mut text = Vec::with_capacity(4096);
     std::io::Read::read_to_end(&mut std::fs::File::from(file), &mut text).call("read")?;
-    match last_line(&text) {
-        [] => Err(Failure { call: "read", errno: Errno::NOENT }),
-        line => Ok(line.to_vec()),
+    if text.is_empty() { Err(Failure { call: "read", errno: Errno::NOENT }) } else { Ok(text) }
+}
+
+/// The last whole state of a state file (where nothing is whole, all there is), and who was named after it.
+pub(crate) fn last_lines(text: &[u8]) -> (&[u8], Option<Identity>) {
+    let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(text, |end| &text[..end]);
+    let (before, last) = split_last(whole);
+    match serde_json::from_slice::<Named>(last) {
+        Ok(named) => (split_last(before).1, Some(named.init)),
+        Err(_) => (last, None),
     }
 }
 
-/// The last whole line; where none is whole, all there is.
-fn last_line(text: &[u8]) -> &[u8] {
-    let Some(end) = text.iter().rposition(|byte| *byte == b'\n') else { return text };
-    let start = text[..end].iter().rposition(|byte| *byte == b'\n').map_or(0, |before| before + 1);
-    &text[start..end]
+/// What stands before the last line, and that line.
+fn split_last(text: &[u8]) -> (&[u8], &[u8]) {
+    match text.iter().rposition(|byte| *byte == b'\n') {
+        Some(at) => (&text[..at], &text[at + 1..]),
+        None => (b"", text),
+    }
 }
 
 /// Reads the text of the state file at `path`.
@@ -396,11 +420,13 @@ pub fn parse_state(path: &Path, text: &[u8]) -> Result<State> {
             .cause(cause)
             .hint("`lowrun delete --force` removes what is left of the container")
     };
-    let head: Head = serde_json::from_slice(text).map_err(|error| damaged(error.to_string()))?;
+    let (line, named) = last_lines(text);
+    let head: Head = serde_json::from_slice(line).map_err(|error| damaged(error.to_string()))?;
     if head.format != FORMAT {
         return Err(damaged(format!("format {} is of another version of lowrun", head.format)));
     }
-    serde_json::from_slice(text).map_err(|error| damaged(error.to_string()))
+    let state: State = serde_json::from_slice(line).map_err(|error| damaged(error.to_string()))?;
+    Ok(State { init: named.or(state.init.clone()), ..state })
 }
 
 impl State {
@@ -486,8 +512,12 @@ mod tests {
     #[test]
     fn the_last_whole_line_counts() {
         for (text, line) in [("", ""), ("a", "a"), ("a\n", "a"), ("a\nb\n", "b"), ("a\nb\nc", "b"), ("\n", "")] {
-            assert_eq!(last_line(text.as_bytes()), line.as_bytes(), "{text:?}");
+            assert_eq!(last_lines(text.as_bytes()), (line.as_bytes(), None), "{text:?}");
         }
+        let init = Identity::of(rustix::process::getpid()).unwrap();
+        let named = serde_json::to_string(&Named { init: init.clone() }).unwrap();
+        assert_eq!(last_lines(format!("a\nb\n{named}\n").as_bytes()), (&b"b"[..], Some(init)));
+        assert_eq!(last_lines(format!("a\nb\n{named}").as_bytes()), (&b"b"[..], None));
     }
 
     #[test]

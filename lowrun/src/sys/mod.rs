@@ -94,18 +94,14 @@ pub fn read_kernel_file(path: impl rustix::path::Arg) -> Result<Vec<u8>> {
 pub fn read_kernel_file_at(dir: BorrowedFd<'_>, path: impl rustix::path::Arg) -> Result<Vec<u8>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let file = rustix::fs::openat(dir, path, flags, Mode::empty()).call("open")?;
-    let mut text = vec![0; 4096];
-    let mut length = 0;
+    let mut text = Vec::with_capacity(4096);
     loop {
-        if length == text.len() {
-            text.resize(2 * length, 0);
+        let read = || rustix::io::read(&file, rustix::buffer::spare_capacity(&mut text));
+        if rustix::io::retry_on_intr(read).call("read")? == 0 {
+            break;
         }
-        match rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut text[length..])).call("read")? {
-            0 => break,
-            more => length += more,
-        }
+        text.reserve(1024);
     }
-    text.truncate(length);
     Ok(text)
 }
 
