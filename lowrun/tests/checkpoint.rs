@@ -7,7 +7,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use lowrun::criu::field;
 use lowrun::criu::wire::{Message, Value, fields};
@@ -95,11 +95,15 @@ const VERSION: u64 = 10;
 fn fake_criu() {
     let Ok(fd) = std::env::var("FAKE_CRIU_FD") else { return };
     let dir = PathBuf::from(std::env::var("FAKE_CRIU_DIR").unwrap());
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let open: Vec<PathBuf> = open.filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect();
     let socket = lowrun::sys::process::take_descriptor(fd.parse().unwrap());
     let request = receive(&socket);
     let parts = fields(&request).unwrap();
     let kind = parts.iter().find(|(field, _)| *field == 1).unwrap().1.number();
     std::fs::write(dir.join(format!("request-{kind}")), &request).unwrap();
+    let open: Vec<String> = open.iter().map(|path| path.display().to_string()).collect();
+    std::fs::write(dir.join(format!("open-{kind}")), open.join("\n")).unwrap();
     let mut answer = Message::default();
     answer.number(1, kind);
     if kind != VERSION && std::fs::remove_file(dir.join("fail")).is_ok() {
@@ -311,6 +315,30 @@ fn a_dumped_container_is_gone_and_a_restored_one_is_there() {
     stage.is_clean();
 }
 
+/// Descriptors that a caller has open beside stdio, and the directories that they are of.
+const LEAK: &str = "exec 3</etc 7</usr 9</var";
+const LEAKED: [&str; 3] = ["/etc", "/usr", "/var"];
+
+#[test]
+fn descriptors_of_the_caller_do_not_reach_criu() {
+    let Some(stage) = running() else { return };
+    let fake = Fake::new(&stage);
+    let preparation = format!("PATH={}:$PATH; export PATH; {LEAK}", fake.dir.display());
+    for (command, kind) in [("checkpoint", DUMP), ("restore", RESTORE)] {
+        let words = if command == "restore" { vec![command, "-d", stage.id()] } else { vec![command, stage.id()] };
+        stage.call_after(&preparation, &words).ok();
+        let open = std::fs::read_to_string(fake.dir.join(format!("open-{kind}"))).unwrap();
+        // The connection is there, so others would be seen.
+        assert!(open.lines().any(|path| path.starts_with("socket:")), "{command}: {open}");
+        assert!(!open.lines().any(|path| LEAKED.contains(&path)), "{command}: {open}");
+        // Of lowrun's own: no handle of the root file system, the state or a cgroup.
+        let root = stage.dir.path().to_str().unwrap();
+        assert!(!open.lines().any(|path| path.starts_with(root) || path.starts_with("/sys/")), "{command}: {open}");
+    }
+    stage.delete();
+    stage.is_clean();
+}
+
 #[test]
 fn a_restore_in_the_foreground_waits_and_removes() {
     let Some(stage) = running() else { return };
@@ -385,12 +413,12 @@ fn a_container_goes_on_where_it_was_saved() {
     stage.script(COUNT);
     // Files of the host as its stdio CRIU could not find again.
     let quietly = |words: &[&str]| {
-        stage.write_config();
-        let mut command = stage.command();
-        command.args(words).arg(stage.id()).stdout(Stdio::null()).stderr(Stdio::null());
-        assert!(command.status().unwrap().success(), "{words:?}");
+        stage.call_after(&format!("exec >/dev/null 2>/dev/null; {LEAK}"), &[words, &[stage.id()]].concat()).ok();
     };
+    let open = || stage.exec("for link in /proc/1/fd/*; do readlink $link; done").ok().out;
     quietly(&["run", "-d"]);
+    let before = open();
+    assert_eq!(before, "/dev/null\n".repeat(3));
     let count = |rootfs: &Path| std::fs::read_to_string(rootfs.join("tmp/count")).ok()?.trim().parse::<u64>().ok();
     let rootfs = stage.rootfs();
     eventually("it counts", || count(&rootfs) > Some(5));
@@ -402,6 +430,7 @@ fn a_container_goes_on_where_it_was_saved() {
     std::fs::write(rootfs.join("tmp/count"), "").unwrap();
     quietly(&["restore", "-d"]);
     assert_eq!(stage.status(), "running");
+    assert_eq!(open(), before);
     eventually("it goes on", || count(&rootfs) > Some(saved));
     assert!(count(&rootfs) < Some(saved + 10_000));
     assert_eq!(stage.cgroup_file("pids", "pids.max", "pids.max"), "60");

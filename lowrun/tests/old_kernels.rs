@@ -314,6 +314,83 @@ fn a_stage_that_was_left_over_the_hosts_root_is_taken_away() {
     assert_eq!(left.iter().filter(is_stage).count(), 0, "{left:?}");
 }
 
+/// A process that holds a namespace, for as long.
+struct Holder(std::process::Child);
+
+impl std::ops::Deref for Holder {
+    type Target = std::process::Child;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_stage_in_a_namespace_that_was_joined_is_taken_away() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("runc makes none") {
+        return;
+    }
+    let holder = std::process::Command::new("unshare").args(["--mount", "sleep", "1000"]).spawn().unwrap();
+    let holder = Holder(holder);
+    let comm = format!("/proc/{}/comm", holder.id());
+    stage::eventually("the namespace is made", || std::fs::read_to_string(&comm).unwrap().trim() == "sleep");
+    stage.namespace("mount", Some(&format!("/proc/{}/ns/mnt", holder.id())));
+    let table = format!("/proc/{}/mountinfo", holder.id());
+    let stages = || std::fs::read_to_string(&table).unwrap().matches(" lowrun-stage ").count();
+    let bare = json!([]);
+    for key in ["maskedPaths", "readonlyPaths"] {
+        stage.config["linux"][key] = bare.clone();
+    }
+    stage.config["mounts"] = bare;
+    stage.mount("/etc", "tmpfs", "tmpfs", &["tmpcopyup"]);
+    // The container side is killed while it fills the new file system, which is on the stage.
+    let killed = judging(&["utimensat"], ScmpAction::KillProcess, || without(DETACHED, libc::ENOSYS, || stage.run()));
+    assert_ne!(killed.status, 0, "{killed:?}");
+    assert_eq!(stages(), 0, "{}", std::fs::read_to_string(&table).unwrap());
+    // Here both sides were killed.
+    stage.config["mounts"] = json!([]);
+    stage.args(&["sleep", "100"]);
+    stage.call(&["create", stage.id()]).ok();
+    let mut enter = std::process::Command::new("nsenter");
+    enter.args(["--mount", "--target", &holder.id().to_string(), "mount", "-t", "tmpfs", "lowrun-stage"]);
+    // Its root is the container's by now.
+    assert!(enter.arg("/").status().unwrap().success());
+    assert_eq!(stages(), 1);
+    stage.call(&["delete", "--force", stage.id()]).ok();
+    assert_eq!(stages(), 0);
+    drop(holder);
+    stage.is_clean();
+}
+
+#[test]
+fn a_pidfd_that_cannot_be_made_is_named() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("the words are lowrun's") {
+        return;
+    }
+    let path = stage.dir.path().join("pidfd.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    stage.script("while :; do sleep 0.05; done");
+    let socket = ["--pidfd-socket", path.to_str().unwrap()];
+    for errno in [libc::ENOSYS, libc::EPERM] {
+        let run = || stage.call(&[&["run", "-d"], &socket[..], &[stage.id()]].concat());
+        let _ = without(PIDFD, errno, run).fails(1, "send the pidfd to --pidfd-socket: pidfd_open");
+        stage.is_clean();
+        stage.detached();
+        let exec = || stage.call(&[&["exec", "-d"], &socket[..], &[stage.id(), "true"]].concat());
+        let _ = without(PIDFD, errno, exec).fails(255, "send the pidfd to --pidfd-socket: pidfd_open");
+        stage.delete();
+    }
+}
+
 #[test]
 fn a_locked_option_stays_whichever_call_is_missing() {
     let Some(mut stage) = stage() else { return };

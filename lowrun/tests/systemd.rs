@@ -2,6 +2,7 @@
 
 mod stage;
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::json;
@@ -148,6 +149,66 @@ fn after_an_oom_kill_no_failed_unit_stays() {
     // And the name can be used again.
     stage.script("echo again");
     assert_eq!(stage.output(), "again\n");
+}
+
+/// The directory that freezes a container, its file and the word that does it.
+fn freezer(stage: &Stage) -> (PathBuf, &'static str, &'static str) {
+    let below = stage.cgroup_path();
+    match is_v2() {
+        true => (Path::new("/sys/fs/cgroup").join(below), "cgroup.freeze", "1"),
+        false => (Path::new("/sys/fs/cgroup/freezer").join(below), "freezer.state", "FROZEN"),
+    }
+}
+
+#[test]
+fn a_scope_that_is_frozen_goes_by_force() {
+    let Some(mut stage) = staged() else { return };
+    stage.script(LOOP);
+    for command in [&["create"][..], &["run", "--detach"]] {
+        stage.call(&[command, &[stage.id()]].concat()).ok();
+        let (dir, file, word) = freezer(&stage);
+        std::fs::write(dir.join(file), word).unwrap();
+        eventually("paused", || stage.status() == "paused");
+        stage.call(&["delete", stage.id()]).fails(1, "not stopped: paused");
+        stage.delete();
+        stage.is_clean();
+        assert_eq!(property(&unit(&stage), "LoadState"), "not-found");
+    }
+}
+
+#[test]
+fn a_creation_that_was_killed_and_frozen_can_be_deleted() {
+    let Some(mut stage) = staged() else { return };
+    if stage.differs("its state file is lowrun's") {
+        return;
+    }
+    stage.script(LOOP);
+    stage.call(&["create", stage.id()]).ok();
+    // As it is before the host side has named the process.
+    let path = stage.root().join(stage.id()).join("state.json");
+    let mut state: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    state["init"] = serde_json::Value::Null;
+    std::fs::write(&path, state.to_string()).unwrap();
+    let (dir, file, word) = freezer(&stage);
+    std::fs::write(dir.join(file), word).unwrap();
+    stage.delete();
+    stage.is_clean();
+    assert_eq!(property(&unit(&stage), "LoadState"), "not-found");
+}
+
+#[test]
+fn a_frozen_directory_of_the_scopes_name_is_not_entered() {
+    let Some(mut stage) = staged() else { return };
+    let (dir, file, word) = freezer(&stage);
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join(file), word).unwrap();
+    stage.args(&["true"]);
+    stage.run().fails(1, "unexpectedly frozen");
+    assert_eq!(property(&unit(&stage), "LoadState"), "not-found");
+    assert!(!stage.root().join(stage.id()).exists());
+    // It is somebody else's: it stays.
+    std::fs::remove_dir(&dir).unwrap();
+    stage.is_clean();
 }
 
 #[test]

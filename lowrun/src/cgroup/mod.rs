@@ -156,6 +156,8 @@ impl Cgroup {
     /// With the systemd driver: has the unit made around the process, with its limits; then what systemd leaves out.
     pub fn start_unit(&self, plan: &CgroupPlan, pid: Pid, is_made: &Cell<bool>) -> Result<()> {
         let Some((unit, own)) = plan.unit.as_ref().zip(self.unit.as_ref()) else { return Ok(()) };
+        // Left of another unit of this name: systemd knows no freezer of v1, and would move the process into one of v2.
+        self.main().map_or(Ok(()), check_thawed)?;
         let (mut limits, _) = properties::of(&plan.resources, self.is_unified())?;
         limits.extend(properties::devices(&plan.devices, self.is_unified()));
         let oom_group = plan.resources.unified.get("memory.oom.group").map(String::as_str);
@@ -412,20 +414,25 @@ fn add_to(hierarchy: &Hierarchy, pid: Pid) -> Result<()> {
 
 /// A directory that is there already must be empty and not frozen, and keeps no rules of who was there before.
 fn check_unused(hierarchy: &Hierarchy) -> Result<()> {
-    let invalid = |cause: String| {
-        Err(Fault::new(Code::CgroupInUse, format!("make cgroup {}", hierarchy.dir.display())).cause(cause))
-    };
-    let has = |file: &str, word: &str| read(&hierarchy.dir.join(file)).is_ok_and(|text| text.trim() == word);
     let processes = read(&hierarchy.dir.join("cgroup.procs")).unwrap_or_default();
     let count = processes.lines().count();
     if count != 0 {
-        return invalid(format!("container's cgroup is not empty: {count} process(es) found"));
+        return Err(Fault::new(Code::CgroupInUse, format!("make cgroup {}", hierarchy.dir.display()))
+            .cause(format!("container's cgroup is not empty: {count} process(es) found")));
     }
-    if has("cgroup.freeze", "1") || has("freezer.state", "FROZEN") || has("freezer.state", "FREEZING") {
-        return invalid("container's cgroup unexpectedly frozen".to_owned());
-    }
+    check_thawed(hierarchy)?;
     if hierarchy.is_unified() {
         devices::detach(&hierarchy.dir);
+    }
+    Ok(())
+}
+
+/// Who enters a frozen directory never comes to work.
+fn check_thawed(hierarchy: &Hierarchy) -> Result<()> {
+    let has = |file: &str, word: &str| read(&hierarchy.dir.join(file)).is_ok_and(|text| text.trim() == word);
+    if has("cgroup.freeze", "1") || has("freezer.state", "FROZEN") || has("freezer.state", "FREEZING") {
+        return Err(Fault::new(Code::CgroupInUse, format!("make cgroup {}", hierarchy.dir.display()))
+            .cause("container's cgroup unexpectedly frozen"));
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::Global;
 use super::args::{Command, Typed, switch};
 use crate::cgroup::Cgroup;
-use crate::create::hooks;
+use crate::create::{hooks, sweep_stage};
 use crate::fault::{Attempt, Code, Fault, Result, Step};
 use crate::plan::namespaces::Kind;
 use crate::state::{self, Container, Dir, Identity, Status};
@@ -67,12 +67,7 @@ pub(super) fn destroy(global: &Global, container: &Container) -> Result<()> {
     if shares_pids && cgroup.exists() {
         cgroup.kill().step("delete:kill")?;
     }
-    if !container.state.namespaces.has(Kind::Mount) {
-        let rootfs = &container.state.rootfs;
-        crate::sys::stage::sweep(rootfs)
-            .attempt(Code::MountFailed, || format!("take the stage of mounts off {}", rootfs.display()))
-            .step("delete:mounts")?;
-    }
+    sweep_stage(&container.state.namespaces, &container.state.rootfs).step("delete:mounts")?;
     span("cgroup-remove", || cgroup.remove()).step("delete:cgroup")?;
     container.state.rdt.as_ref().map_or(Ok(()), crate::rdt::Group::remove).step("delete:limits")?;
     span("state-remove", || container.dir.remove()).step("delete:state")?;

@@ -32,7 +32,7 @@ use crate::init::Setup;
 use crate::log::Log;
 use crate::path;
 use crate::plan::Plan;
-use crate::plan::namespaces::Kind;
+use crate::plan::namespaces::{Kind, Namespaces};
 use crate::spec::Spec;
 use crate::state::{Container, Dir, State};
 use crate::sys::signal::SignalSet;
@@ -42,6 +42,8 @@ use crate::{rdt, rootless};
 use clone::{Cloned, clone, clone_flags, helper_makes_time, init_makes_network, is_staged, open_joins};
 use meeting::Meeting;
 use seccomp::Filter;
+
+pub use sources::sweep_stage;
 
 pub use meeting::pass_listener;
 
@@ -88,8 +90,8 @@ pub(crate) struct Made {
     pub(crate) rdt: Option<rdt::Group>,
     pub(crate) process: Option<(Pid, OwnedFd)>,
     pub(crate) notify: Option<OwnedFd>,
-    /// The root file system, where its mounts are the host's: killed at work, the process leaves some.
-    host_rootfs: Option<PathBuf>,
+    /// The root file system, where its mounts are not in a namespace of its own: killed at work, the process leaves some.
+    shared_rootfs: Option<(Namespaces, PathBuf)>,
     /// Whether nobody has looked yet whether the directories of the cgroup are another's.
     only_permitted: bool,
     /// Whether systemd has made the cgroup's unit: until then, one of that name is somebody else's.
@@ -106,8 +108,8 @@ impl Made {
             let _ = sys::pidfd::send(pidfd.as_fd(), libc::SIGKILL);
             let _ = wait::reap(pidfd.as_fd());
         }
-        if let Some(rootfs) = self.host_rootfs {
-            let _ = sys::stage::sweep(&rootfs);
+        if let Some((namespaces, rootfs)) = self.shared_rootfs {
+            let _ = sources::sweep_stage(&namespaces, &rootfs);
         }
         let rdt_is_gone = self.rdt.is_none_or(|group| group.remove().is_ok());
         let had_process = self.process.is_some();
@@ -167,7 +169,8 @@ fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid,
     let setup = prepare(request, dir, &state, filter, tolerant)?;
     (made.cgroup, made.only_permitted) = (Some(state.cgroup.clone()), false);
     made.rdt.clone_from(&state.rdt);
-    made.host_rootfs = (!plan.namespaces.has(Kind::Mount)).then(|| plan.rootfs.clone());
+    made.shared_rootfs =
+        (!plan.namespaces.is_new(Kind::Mount)).then(|| (state.namespaces.clone(), plan.rootfs.clone()));
     span("cgroup-unified", || state.cgroup.create_unified(&plan.cgroup)).step("create:cgroup")?;
     let Cloned { host, pid, pidfd, born_in_cgroup } = span("clone", || clone_with_score(&setup))?;
     let (pid, pidfd) = made.process.insert((pid, pidfd));

@@ -5,16 +5,19 @@
 //! the host's mounts when it copied them for a lesser user namespace, and propagates nothing back.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags};
 
+use super::clone::open_namespace;
 use super::id_map;
 use crate::channel::{HostEnd, ToInit};
 use crate::fault::{Attempt, Code, Result};
 use crate::init::{Setup, cut_propagation, open_source};
+use crate::path;
 use crate::plan::Plan;
 use crate::plan::mounts::MountKind;
-use crate::plan::namespaces::Kind;
+use crate::plan::namespaces::{Kind, Namespaces};
 use crate::sys::{self, Call};
 
 /// Whether the host side opens the sources: it must be allowed to enter the container's mount namespace.
@@ -42,6 +45,32 @@ pub(super) fn hand_over(
     place.come_back()?;
     opened?.iter().for_each(|tree| host.send_descriptor(ToInit::Source, tree.as_fd()));
     Ok(())
+}
+
+/// Takes away the stage of mounts that a container side left which was killed at work: on the host, or in the mount
+/// namespace that it had joined, if that is still there. One of its own has gone with it.
+pub fn sweep_stage(namespaces: &Namespaces, rootfs: &Path) -> Result<()> {
+    let attempted = || format!("take the stage of mounts off {}", rootfs.display());
+    if namespaces.is_new(Kind::Mount) {
+        return Ok(());
+    }
+    let proc = path::open_proc().attempt(Code::RootfsUnsafe, || "open the host's /proc")?;
+    let sweep = |place: &Path| sys::stage::sweep(proc.as_fd(), place).attempt(Code::MountFailed, attempted);
+    if !namespaces.has(Kind::Mount) {
+        return sweep(rootfs);
+    }
+    let Some(joined) = namespaces.path(Kind::Mount).and_then(|path| open_namespace(Kind::Mount, path).ok()) else {
+        return Ok(());
+    };
+    let place = Place::leave()?;
+    // The path may be another's by now: then there is nothing of ours to enter.
+    if sys::process::setns(joined.as_fd(), Kind::Mount.flag()).is_err() {
+        return Ok(());
+    }
+    // From the change of the root on, it is the root of that namespace.
+    let swept = sweep(rootfs).and_then(|()| sweep(Path::new("/")));
+    place.come_back()?;
+    swept
 }
 
 /// The container's user namespace, for mounts that are mapped as it is.

@@ -76,6 +76,7 @@ impl Client {
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .call("socketpair")
                 .attempt(Code::SystemError, attempted)?;
+        sys::process::close_on_exec_from(3);
         for fd in inherited.iter().chain([&theirs]) {
             rustix::io::fcntl_setfd(fd, FdFlags::empty()).call("fcntl").attempt(Code::SystemError, attempted)?;
         }

@@ -353,11 +353,15 @@ fn is_in_the_way(errno: Errno) -> bool {
 }
 
 fn send_pidfd(socket: &OwnedFd, words: &[u8]) -> Result<()> {
-    let attempted = || "send the pidfd";
-    let pidfd = rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty())
-        .call("pidfd_open")
-        .attempt(Code::SystemError, attempted)?;
-    send_descriptor(socket.as_fd(), words, pidfd.as_fd()).attempt(Code::SystemError, attempted)
+    let attempted = "send the pidfd to --pidfd-socket";
+    let me = rustix::process::getpid();
+    let pidfd = rustix::process::pidfd_open(me, rustix::process::PidfdFlags::empty());
+    let pidfd = pidfd.call("pidfd_open").map_err(|failure| match failure.errno {
+        Errno::NOSYS | Errno::PERM => Fault::of(Code::Unsupported, attempted, failure)
+            .hint("a pidfd needs Linux 5.3, and a seccomp filter around lowrun that allows pidfd_open"),
+        _ => Fault::of(Code::SystemError, attempted, failure),
+    })?;
+    send_descriptor(socket.as_fd(), words, pidfd.as_fd()).attempt(Code::SystemError, || attempted)
 }
 
 /// A handle of the root directory of the joined mount namespace.

@@ -161,9 +161,22 @@ pub fn close_from(first: u32, kept: &[Option<i32>]) -> Result<()> {
     close_range(start, libc::c_uint::MAX)
 }
 
+/// Has no program that is started from now on inherit a descriptor from `first` on: a caller may have left some open.
+pub fn close_on_exec_from(first: u32) {
+    // SAFETY: it closes nothing.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if check("close_range", result).is_err() {
+        // Not before Linux 5.11, or refused by a filter.
+        each(first, libc::c_uint::MAX, |fd| {
+            // SAFETY: as above; a descriptor that is not open is no harm.
+            unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+        });
+    }
+}
+
 /// As [`close_from`], of one descriptor.
 pub fn close(fd: i32) {
-    // SAFETY: see `close_from`.
+    // SAFETY: see `close_from`; a descriptor that is not open is no harm.
     unsafe { libc::close(fd) };
 }
 
@@ -172,17 +185,16 @@ fn close_range(first: u32, last: u32) -> Result<()> {
     let result = check("close_range", unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) });
     if result.is_err() {
         // Not there before Linux 5.9, or refused by the container's filter.
-        close_each(first, last);
+        each(first, last, close);
     }
     Ok(())
 }
 
-fn close_each(first: u32, last: u32) {
+fn each(first: u32, last: u32, act: impl Fn(i32)) {
     const HIGHEST: u64 = 1 << 16;
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(HIGHEST);
     for fd in first..=last.min(limit.min(HIGHEST) as u32) {
-        // SAFETY: see `close_from`; a descriptor that is not open is no harm.
-        unsafe { libc::close(fd as i32) };
+        act(fd as i32);
     }
 }
 

@@ -193,9 +193,9 @@ pub fn is_up() -> bool {
 }
 
 /// Takes away the stage that a container side without a mount namespace left over `rootfs` when it was killed; what is
-/// below it is not ours to take.
-pub fn sweep(rootfs: &Path) -> Result<()> {
-    while is_over(rootfs)? {
+/// below it is not ours to take. `proc` is a verified procfs: in a namespace that was joined it may be the image's.
+pub fn sweep(proc: BorrowedFd<'_>, rootfs: &Path) -> Result<()> {
+    while is_over(proc, rootfs)? {
         let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
         rustix::mount::unmount(rootfs, flags).call("umount2")?;
     }
@@ -203,10 +203,11 @@ pub fn sweep(rootfs: &Path) -> Result<()> {
 }
 
 /// Whether the mount that the path leads to is a stage: one that is covered by something else would not be what goes.
-fn is_over(rootfs: &Path) -> Result<bool> {
+fn is_over(proc: BorrowedFd<'_>, rootfs: &Path) -> Result<bool> {
     let Ok(handle) = mount::open_source(rootfs) else { return Ok(false) };
     let id = mount::id(handle.as_fd())?.to_string();
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").call("open")?;
+    let mounts = super::read_kernel_file_at(proc, "self/mountinfo")?;
+    let mounts = String::from_utf8_lossy(&mounts);
     let is_stage = |line: &str| {
         let (place, kind) = line.split_once(" - ").unwrap_or_default();
         kind.split(' ').nth(1) == Some(NAME) && place.split(' ').next() == Some(&id)

@@ -38,6 +38,37 @@ fn a_parameter_of_a_joined_namespace_must_not_be_the_hosts() {
     assert_eq!(fs::read_to_string(file).unwrap(), before);
 }
 
+/// CVE-2015-3630: files of the kernel's that any container could write, unless they are covered.
+#[test]
+fn behind_the_usual_lists_no_file_of_the_kernels_can_be_written() {
+    let Some(mut stage) = stage() else { return };
+    let mut command = stage.command();
+    command.args(["spec", "--bundle"]).arg(stage.dir.path());
+    stage.finish(command).ok();
+    let usual = fs::read_to_string(stage.dir.path().join("config.json")).unwrap();
+    let usual: serde_json::Value = serde_json::from_str(&usual).unwrap();
+    for applet in ["find", "sort"] {
+        std::os::unix::fs::symlink("busybox", stage.rootfs().join("bin").join(applet)).unwrap();
+    }
+    // Opened, and nothing is written. Of processes only their own.
+    stage.script(
+        "find /proc /sys -path '/proc/[0-9]*' -prune -o -path /proc/self -prune -o -path /proc/thread-self -prune \
+         -o -type f -print | while read f; do (: >> $f) 2>/dev/null && echo $f; done; true",
+    );
+    stage.config["linux"]["maskedPaths"] = json!([]);
+    stage.config["linux"]["readonlyPaths"] = json!([]);
+    let open = stage.output();
+    assert!(open.lines().filter(|file| file.starts_with("/proc/sys/")).count() > 10, "{open}");
+    for list in ["maskedPaths", "readonlyPaths"] {
+        stage.config["linux"][list] = usual["linux"][list].clone();
+    }
+    // A watch on the pressure takes a privilege or is the writer's own; the memory's types take CAP_SYS_ADMIN.
+    let harmless = |file: &&str| file.starts_with("/proc/pressure/") || *file == "/proc/mtrr";
+    let open = stage.output();
+    let open: Vec<&str> = open.lines().filter(|file| !harmless(file)).collect();
+    assert!(open.is_empty(), "{open:?}");
+}
+
 /// CVE-2022-0811: one parameter's name or value hides another, or leaves `/proc/sys`.
 #[test]
 fn no_parameter_hides_another() {

@@ -259,7 +259,16 @@ impl Stage {
     pub fn finish(&self, mut command: Command) -> Outcome {
         let (out, err) = (self.dir.path().join("stdout"), self.dir.path().join("stderr"));
         command.stdout(std::fs::File::create(&out).unwrap()).stderr(std::fs::File::create(&err).unwrap());
-        let status = command.status().unwrap();
+        // Another test's fork may hold a program open that was just copied, until it executes its own.
+        let begun = Instant::now();
+        let status = loop {
+            match command.status() {
+                Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy && begun.elapsed() < PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                result => break result.unwrap(),
+            }
+        };
         Outcome {
             status: status.code().unwrap_or(-1),
             out: String::from_utf8_lossy(&std::fs::read(&out).unwrap()).into_owned(),
