@@ -280,7 +280,7 @@ fn hand_on_readiness(global: &Global, created: &Created, signals: Option<&OwnedF
 fn finish_run(global: &Global, typed: &Typed, created: &Created) -> Result<()> {
     let container = &created.container;
     let document = container.hook_state(Status::Running);
-    let place = hooks::Place { dir: Some(&container.state.bundle), environment: None };
+    let place = hooks::Place { dir: Some(&container.state.bundle), ..hooks::Place::default() };
     let poststart = hooks::run("poststart", &container.state.poststart, &document, &place).step("run:hooks");
     poststart.and_then(|()| finish_creation(typed, created)).or_else(|fault| abandon(global, created, fault))
 }

@@ -29,10 +29,13 @@ pub struct Place<'a> {
     pub dir: Option<&'a Path>,
     /// `None`: as runc does on the host's side, that of lowrun itself.
     pub environment: Option<&'a [String]>,
+    /// Descriptors from 3 on that are the container's program's.
+    pub kept: u32,
 }
 
 /// Runs the hooks of a point one after the other; the first that fails ends it.
 pub fn run(point: &str, hooks: &[Hook], state: &[u8], place: &Place<'_>) -> Result<()> {
+    close_the_callers(point, hooks, place.kept);
     hooks
         .iter()
         .enumerate()
@@ -41,11 +44,20 @@ pub fn run(point: &str, hooks: &[Hook], state: &[u8], place: &Place<'_>) -> Resu
 
 /// As [`run`], but every hook runs, and the faults come back: for points where an error stops nothing.
 pub fn run_all(point: &str, hooks: &[Hook], state: &[u8]) -> Vec<Box<Fault>> {
+    close_the_callers(point, hooks, 0);
     let each = hooks.iter().enumerate();
     each.filter_map(|(index, hook)| {
         run_one(hook, state, &Place::default()).err().map(|fault| prefix((point, index), hook, fault))
     })
     .collect()
+}
+
+/// What the caller of lowrun has open is no hook's. Those of `startContainer` run under the container's filter, which may
+/// not know the call, when all is closed already.
+fn close_the_callers(point: &str, hooks: &[Hook], kept: u32) {
+    if !hooks.is_empty() && point != "startContainer" {
+        sys::process::close_on_exec_from(3 + kept);
+    }
 }
 
 /// The field, then runc's words for it, by which its callers know that a hook failed.
@@ -231,7 +243,8 @@ mod tests {
     fn the_environment_is_the_hooks_own() {
         let mut hook = shell("test \"$A\" = b -a -z \"$HOME\"", None);
         hook.env = vec!["A=b".to_owned()];
-        run("prestart", &[hook], b"", &Place { environment: Some(&["HOME=/x".to_owned()]), dir: None }).unwrap();
+        run("prestart", &[hook], b"", &Place { environment: Some(&["HOME=/x".to_owned()]), ..Place::default() })
+            .unwrap();
     }
 
     #[test]
@@ -239,6 +252,6 @@ mod tests {
         let none: &[String] = &[];
         run("prestart", &[shell("env | grep -q ^HOME=", None)], b"", &Place::default()).unwrap();
         let hook = shell("! env | grep -q ^HOME=", None);
-        run("createContainer", &[hook], b"", &Place { environment: Some(none), dir: None }).unwrap();
+        run("createContainer", &[hook], b"", &Place { environment: Some(none), ..Place::default() }).unwrap();
     }
 }

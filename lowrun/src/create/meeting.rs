@@ -112,7 +112,7 @@ impl Meeting<'_> {
     fn run_hooks(&self, state: &State) -> Result<()> {
         let document = hook_state(state, Status::Creating, self.pid.as_raw_nonzero().get());
         // As runc, which works in the bundle.
-        let place = hooks::Place { dir: Some(&state.bundle), environment: None };
+        let place = hooks::Place { dir: Some(&state.bundle), ..hooks::Place::default() };
         hooks::run("prestart", &self.setup.plan.hooks.prestart, &document, &place)?;
         hooks::run("createRuntime", &self.setup.plan.hooks.create_runtime, &document, &place)
     }

@@ -262,7 +262,7 @@ fn run_hooks(setup: &Setup<'_>, channel: &InitEnd, root: &Rootfs) -> Result<()> 
     let me = rustix::process::getpid().as_raw_nonzero().get();
     let document = hook_state(setup.state, Status::Creating, me);
     // Among what may be the image's, nothing of the host's environment.
-    let place = hooks::Place { environment: Some(&[]), dir: None };
+    let place = hooks::Place { environment: Some(&[]), dir: None, kept: setup.extra_fds };
     hooks::run("createContainer", &hooks.create_container, &document, &place)
 }
 

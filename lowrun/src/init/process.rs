@@ -420,6 +420,6 @@ fn run_start_hooks(setup: &Setup<'_>, environment: &[String]) -> Result<()> {
         "startContainer",
         hooks,
         &hook_state(setup.state, Status::Created, me),
-        &hooks::Place { environment: Some(environment), dir: None },
+        &hooks::Place { environment: Some(environment), ..hooks::Place::default() },
     )
 }

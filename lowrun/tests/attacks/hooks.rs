@@ -32,9 +32,10 @@ fn audit(stage: &mut Stage, env: Value) {
     let hooks = HOST_POINTS.map(|point| (point.to_owned(), auditor(stage, point, env.clone())));
     stage.config["hooks"] = Value::Object(hooks.into_iter().collect());
     stage.args(&["sleep", "1000"]);
-    stage.call(&["create", stage.id()]).ok();
-    stage.call(&["start", stage.id()]).ok();
-    stage.delete();
+    // What lowrun's caller has open is no hook's either.
+    for words in [&["create"][..], &["start"], &["delete", "--force"]] {
+        stage.call_after("exec 3</etc 5</usr", &[words, &[stage.id()]].concat()).ok();
+    }
     eventually("every hook has run", || HOST_POINTS.iter().all(|point| seen_at(stage, point).exists()));
 }
 
