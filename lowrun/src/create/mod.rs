@@ -23,6 +23,7 @@ use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::process::Pid;
 
 use crate::cgroup::Cgroup;
@@ -267,6 +268,11 @@ fn locate_cgroup(request: &Request<'_>, tolerant: bool) -> Result<Cgroup> {
 
 /// As runc: the path itself must be the directory, else what a person sees is not what the container gets.
 pub(crate) fn check_rootfs(rootfs: &Path) -> Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    // The usual case in one call; what is wrong, or a kernel without it, is looked at in detail.
+    if rustix::fs::openat2(CWD, rootfs, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS).is_ok() {
+        return Ok(());
+    }
     let invalid =
         |cause: &str| Err(Fault::new(Code::RootfsInvalid, format!("invalid rootfs {}", rootfs.display())).cause(cause));
     let stat = rustix::fs::stat(rootfs)

@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::Mode;
 use rustix::io::Errno;
 
 use super::Setup;
@@ -53,11 +53,7 @@ impl Rootfs {
                 mount::clone_path(&hierarchy.dir, true).attempt(Code::MountFailed, attempted)?
             };
             let name = hierarchy.mount.file_name().unwrap_or_default();
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            rustix::fs::openat(&tmpfs, name, flags, Mode::empty())
-                .call("openat")
-                .and_then(|place| mount::attach(tree.as_fd(), place.as_fd()))
-                .attempt(Code::MountFailed, attempted)?;
+            mount::attach_at(tree.as_fd(), tmpfs.as_fd(), name).attempt(Code::MountFailed, attempted)?;
             trees.push(tree);
         }
         // One call for the tmpfs and all that is on it, where the kernel has that.

@@ -1,7 +1,7 @@
 //! The mount API of Linux 5.2 and 5.12: mounts are made detached, as descriptors, and attached to a handle, so that no
 //! path can be swapped under them. Where a filter denies it, they are made on a [`stage`].
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -122,6 +122,17 @@ pub fn clone_handle(handle: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd> 
 pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     stage::attach(mount, target, || rustix::mount::move_mount(mount, "", target, "", flags).call("move_mount"))
+}
+
+/// As [`attach`], to a directory in one that nobody but the caller can change.
+pub fn attach_at(mount: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+    if stage::makes_clones() || stage::makes_filesystems() {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let place = rustix::fs::openat(dir, name, flags, Mode::empty()).call("openat")?;
+        return attach(mount, place.as_fd());
+    }
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(mount, "", dir, name, flags).call("move_mount")
 }
 
 /// One option of a file system.
