@@ -118,6 +118,7 @@ impl Poller {
         let mut events = [nothing; EVENTS_AT_ONCE];
         if std::mem::take(&mut self.will_sleep) {
             // Here and nowhere else: what runs from now on until something happens is a handful of instructions.
+            memory::release_stack();
             memory::release_code();
         }
         match epoll::wait(&self.epoll, &mut events, limit.as_ref()) {

@@ -69,6 +69,9 @@ impl Shim {
             self.world.publisher.advance(&mut self.world.poller, &mut self.world.timers);
             if !was_quiet {
                 self.world.timers.set_once(Due::Trim, QUIET);
+            } else if self.world.timers.until_next().is_none_or(|next| next >= QUIET) {
+                // A late timer, or nothing but a stop and a continuation: what that executed is given back again.
+                self.world.poller.expect_sleep();
             }
             if self.tasks.is_empty() {
                 self.world.timers.set_once(Due::Abandoned, ABANDONED);

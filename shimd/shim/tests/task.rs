@@ -36,6 +36,40 @@ fn read_log(stage: &Stage) -> (Vec<u8>, Vec<u8>, bool) {
     }
 }
 
+/// KiB of a process that are in memory.
+fn resident(pid: u32) -> u64 {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let line = rollup.lines().find(|line| line.starts_with("Rss:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_shim_that_sleeps_has_no_code_in_memory_and_none_after_it_was_stopped() {
+    let Some(stage) = Stage::new("asleep").await else { return };
+    stage.configure(&["sleep", "1000"], |_| {});
+    let shim = stage.start().await;
+    shim.create(stage.create_request("", "")).await;
+    shim.start("").await;
+    let awake = resident(shim.pid);
+    let sleeps = async {
+        while resident(shim.pid) + 300 > awake {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    within(sleeps).await;
+    let asleep = resident(shim.pid);
+    let process = rustix::process::Pid::from_raw(shim.pid as i32).unwrap();
+    for signal in [rustix::process::Signal::STOP, rustix::process::Signal::CONT] {
+        rustix::process::kill_process(process, signal).unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(resident(shim.pid) < asleep + 100, "{} KiB, and {asleep} before", resident(shim.pid));
+    shim.kill("", SIGKILL).await;
+    shim.wait("").await;
+    shim.delete("").await;
+    shim.shutdown().await;
+}
+
 #[tokio::test]
 async fn a_run_from_create_to_shutdown() {
     let Some(stage) = Stage::new("run").await else { return };

@@ -18,6 +18,25 @@ pub(crate) fn trim_heap() {
     unsafe { libc::malloc_trim(0) };
 }
 
+/// Bytes of the stack that [`release_stack`] looks at; calls have never gone deeper.
+const STACK_BYTES: usize = 128 << 10;
+
+/// Gives back the pages of the stack that earlier calls have used and that nobody uses now. They are zeros when they are
+/// used again.
+#[inline(never)]
+pub(crate) fn release_stack() {
+    let here = 0_u8;
+    let page = rustix::param::page_size();
+    // One page more is left alone: the frame of madvise itself lies there.
+    let end = (&raw const here).addr() / page * page - page;
+    // SAFETY: below the frame of this call the stack holds nothing but the frames of what it calls, for which a page is
+    // spared. There is no other thread, and signals have no handlers. Below the stack the kernel keeps a gap that is
+    // wider than the range (stack_guard_gap), and says ENOMEM of what is not mapped.
+    unsafe {
+        libc::madvise(std::ptr::with_exposed_provenance_mut(end - STACK_BYTES), STACK_BYTES, libc::MADV_DONTNEED)
+    };
+}
+
 unsafe extern "C" {
     /// The linker's names for the first byte of the program and the one after its code. What lies between is the
     /// program's file, mapped read-only.
