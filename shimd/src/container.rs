@@ -1,6 +1,8 @@
 //! Container records: what a container is to be. Whether it runs is the business of `task`.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::clock;
@@ -30,6 +32,16 @@ impl Fields for Info {
     }
 }
 
+/// Containers of a page.
+const PAGE: usize = 128;
+
+/// A part of a list.
+pub(crate) struct Page {
+    pub(crate) found: Vec<Info>,
+    /// After which the next one begins; `None` when this is the last.
+    pub(crate) last: Option<String>,
+}
+
 /// The containers of all namespaces.
 pub(crate) struct Containers(pub(crate) Arc<Store>);
 
@@ -40,6 +52,9 @@ impl Containers {
     }
 
     pub(crate) fn list(&self, namespace: &Namespace, filters: &Filters) -> Result<Vec<Info>> {
+        if let Some(ids) = filters.pinned("id") {
+            return self.find(namespace, filters, &ids);
+        }
         let mut found = Vec::new();
         self.0.read()?.each(&prefix(&[namespace.as_str()]), |entry, record: Container| {
             let info = Info { id: tail(entry, 1), record };
@@ -48,6 +63,42 @@ impl Containers {
             }
             Ok(())
         })?;
+        Ok(found)
+    }
+
+    /// Some of the list: those that come after an id. Pages are looked up one by one, so that neither much memory nor a
+    /// view of the store is held for a client that reads slowly.
+    pub(crate) fn page(&self, namespace: &Namespace, filters: &Filters, after: &str) -> Result<Page> {
+        if let Some(ids) = filters.pinned("id") {
+            return Ok(Page { found: self.find(namespace, filters, &ids)?, last: None });
+        }
+        let mut page = Page { found: Vec::new(), last: None };
+        let (within, after) = (prefix(&[namespace.as_str()]), key(&[namespace.as_str(), after]));
+        self.0.read()?.each_after(&within, &after, |entry, record: Container| {
+            let info = Info { id: tail(entry, 1), record };
+            if filters.matches(&info) {
+                page.found.push(info);
+            }
+            if page.found.len() < PAGE {
+                return Ok(ControlFlow::Continue(()));
+            }
+            page.last = page.found.last().map(|info| info.id.clone());
+            Ok(ControlFlow::Break(()))
+        })?;
+        Ok(page)
+    }
+
+    /// Those of `ids` that are there and match.
+    fn find(&self, namespace: &Namespace, filters: &Filters, ids: &BTreeSet<&str>) -> Result<Vec<Info>> {
+        let reader = self.0.read()?;
+        let mut found = Vec::new();
+        for id in ids {
+            let Some(record) = reader.get(&key(&[namespace.as_str(), id]))? else { continue };
+            let info = Info { id: (*id).to_owned(), record };
+            if filters.matches(&info) {
+                found.push(info);
+            }
+        }
         Ok(found)
     }
 
@@ -180,6 +231,42 @@ mod tests {
         containers.delete(&ns, "a").unwrap();
         assert!(containers.get(&ns, "a").unwrap_err().is_not_found());
         assert!(containers.delete(&ns, "a").unwrap_err().is_not_found());
+    }
+
+    fn in_pages(containers: &Containers, namespace: &Namespace, filters: &[&str]) -> Vec<String> {
+        let texts: Vec<String> = filters.iter().map(|text| (*text).to_owned()).collect();
+        let filters = Filters::parse(&texts).unwrap();
+        let (mut ids, mut after) = (Vec::new(), Some(String::new()));
+        while let Some(id) = after {
+            let page = containers.page(namespace, &filters, &id).unwrap();
+            assert!(page.found.len() <= PAGE);
+            ids.extend(page.found.into_iter().map(|info| info.id));
+            after = page.last;
+        }
+        ids
+    }
+
+    #[test]
+    fn a_list_of_many_pages_is_whole_and_in_order() {
+        let directory = tempfile::tempdir().unwrap();
+        let containers = Containers(Arc::new(Store::open(directory.path()).unwrap()));
+        let (ns, other) = (Namespace::parse("ns").unwrap(), Namespace::parse("nt").unwrap());
+        let ids: Vec<String> = (0..2 * PAGE + 1).map(|number| format!("c{number:04}")).collect();
+        for id in &ids {
+            containers.create(&ns, info(id)).unwrap();
+        }
+        containers.create(&other, info("c0000")).unwrap();
+        let list = |filters: &[&str]| {
+            let texts: Vec<String> = filters.iter().map(|text| (*text).to_owned()).collect();
+            let found = containers.list(&ns, &Filters::parse(&texts).unwrap()).unwrap();
+            found.into_iter().map(|info| info.id).collect::<Vec<_>>()
+        };
+        for filters in [&[][..], &["id~=c"], &["id==c0007", "id==c0003", "id==gone"], &["id==c0007,image==x"]] {
+            assert_eq!(in_pages(&containers, &ns, filters), list(filters));
+        }
+        assert_eq!(list(&[]), ids);
+        assert_eq!(list(&["id==c0007", "id==c0003", "id==gone"]), ["c0003", "c0007"]);
+        assert!(list(&["id==c0007,image==x"]).is_empty());
     }
 
     #[test]

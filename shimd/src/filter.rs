@@ -11,7 +11,7 @@
 //! Of several filters one must match. Field names of an object are told by [`Fields`].
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use regex_lite::Regex;
 
@@ -62,7 +62,23 @@ impl Filters {
     }
 }
 
+impl Filters {
+    /// The values of which `field` must have one, where each filter says which: then only what has these need be looked
+    /// at.
+    pub(crate) fn pinned(&self, field: &str) -> Option<BTreeSet<&str>> {
+        let values = self.0.iter().map(|filter| filter.0.iter().find_map(|selector| selector.pins(field)));
+        values.collect::<Option<BTreeSet<&str>>>().filter(|values| !values.is_empty())
+    }
+}
+
 impl Selector {
+    fn pins(&self, field: &str) -> Option<&str> {
+        match &self.test {
+            Test::Equal(value) if self.path == [field] => Some(value),
+            _ => None,
+        }
+    }
+
     fn matches(&self, object: &impl Fields) -> bool {
         let value = object.field(&self.path);
         match &self.test {
@@ -291,6 +307,19 @@ mod tests {
         assert!(matches(&["labels.plain"]));
         assert!(!matches(&["labels.other,name"]));
         assert!(!matches(&["name~=["]));
+    }
+
+    #[test]
+    fn what_a_field_must_be() {
+        let pinned = |filters: &[&str]| {
+            let texts: Vec<String> = filters.iter().map(|text| (*text).to_owned()).collect();
+            let filters = Filters::parse(&texts).unwrap();
+            filters.pinned("id").map(|values| values.into_iter().map(str::to_owned).collect::<Vec<_>>())
+        };
+        assert_eq!(pinned(&["id==b", "image==x,id==a"]), Some(vec!["a".to_owned(), "b".to_owned()]));
+        for open in [&[][..], &[""], &["id"], &["id!=a"], &["id~=a"], &["id==a", "image==x"], &["id.x==a"]] {
+            assert_eq!(pinned(open), None, "{open:?}");
+        }
     }
 
     #[test]

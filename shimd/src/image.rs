@@ -44,8 +44,16 @@ impl Images {
     }
 
     pub(crate) fn list(&self, namespace: &Namespace, filters: &Filters) -> Result<Vec<Info>> {
-        let mut found = Vec::new();
-        self.0.read()?.each(&prefix(&[namespace.as_str()]), |entry, record: Image| {
+        let (reader, mut found) = (self.0.read()?, Vec::new());
+        if let Some(names) = filters.pinned("name") {
+            for name in names {
+                let record = reader.get(&key(&[namespace.as_str(), name]))?;
+                found.extend(record.map(|record| Info { name: name.to_owned(), record }));
+            }
+            found.retain(|info| filters.matches(info));
+            return Ok(found);
+        }
+        reader.each(&prefix(&[namespace.as_str()]), |entry, record: Image| {
             let info = Info { name: tail(entry, 1), record };
             if filters.matches(&info) {
                 found.push(info);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use futures_util::stream::{self, BoxStream, StreamExt};
+use futures_util::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use proto_containerd::events;
 use proto_containerd::services::containers as wire;
 use proto_containerd::services::containers::containers_server::Containers;
@@ -44,9 +44,20 @@ impl Containers for Api {
         &self,
         request: Request<wire::ListContainersRequest>,
     ) -> Result<Response<Self::ListStreamStream>, Status> {
-        let found = list(self, &request).await?;
-        let messages = found.into_iter().map(|info| Ok(wire::ListContainerMessage { container: Some(to_wire(info)) }));
-        Ok(Response::new(stream::iter(messages).boxed()))
+        let scope = Scope::of(&request).or_status(STEP)?;
+        let filters = Arc::new(Filters::parse(&request.get_ref().filters).or_status(STEP)?);
+        let daemon = self.0.clone();
+        let pages = stream::try_unfold(Some(String::new()), move |after| {
+            let (daemon, namespace, filters) = (daemon.clone(), scope.namespace.clone(), filters.clone());
+            async move {
+                let Some(after) = after else { return Ok(None) };
+                let page = move || daemon.containers.page(&namespace, &filters, &after);
+                let page = crate::diff::run_blocking(page).await.or_status(STEP)?;
+                Ok::<_, Status>(Some((page.found, page.last)))
+            }
+        });
+        let message = |info| Ok(wire::ListContainerMessage { container: Some(to_wire(info)) });
+        Ok(Response::new(pages.map_ok(move |found| stream::iter(found.into_iter().map(message))).try_flatten().boxed()))
     }
 
     async fn create(

@@ -19,7 +19,7 @@ mod open;
 pub(crate) mod record;
 
 use std::fs::File;
-use std::ops::ControlFlow;
+use std::ops::{Bound, ControlFlow};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -329,6 +329,19 @@ impl Access for Reader {
     }
 }
 
+impl Reader {
+    /// Calls `visit` for each record whose key begins with `prefix` and comes after `after`, until it breaks.
+    pub(crate) fn each_after<R: Record>(
+        &self,
+        prefix: &[u8],
+        after: &[u8],
+        mut visit: impl FnMut(&[u8], R) -> Result<ControlFlow<()>>,
+    ) -> Result<()> {
+        let table = self.0.open_table(R::TABLE.definition()).map_err(|error| failed("open a table", error))?;
+        scan_range(&table, (Bound::Excluded(after), prefix), &mut |key, value| visit(key, decode(value)?))
+    }
+}
+
 /// A transaction that is being made.
 pub(crate) struct Writer {
     transaction: redb::WriteTransaction,
@@ -395,7 +408,17 @@ fn get_from(table: &impl ReadableTable<Bytes, Bytes>, key: &[u8]) -> Result<Opti
 }
 
 fn scan_table(table: &impl ReadableTable<Bytes, Bytes>, prefix: &[u8], visit: Visit<'_>) -> Result<()> {
-    for entry in table.range(prefix..).map_err(|error| failed("read", error))? {
+    scan_range(table, (Bound::Included(prefix), prefix), visit)
+}
+
+/// From where on, and the prefix that ends it.
+fn scan_range(
+    table: &impl ReadableTable<Bytes, Bytes>,
+    (start, prefix): (Bound<&[u8]>, &[u8]),
+    visit: Visit<'_>,
+) -> Result<()> {
+    let range: (Bound<&[u8]>, Bound<&[u8]>) = (start, Bound::Unbounded);
+    for entry in table.range::<&[u8]>(range).map_err(|error| failed("read", error))? {
         let (key, value) = entry.map_err(|error| failed("read", error))?;
         if !key.value().starts_with(prefix) || visit(key.value(), value.value())?.is_break() {
             break;
