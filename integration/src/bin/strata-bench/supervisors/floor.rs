@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{Read, Write, copy, sink};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -97,7 +98,7 @@ fn hash(data: &[u8]) {
 
 /// Milliseconds of writing the blobs, synced as they must be before they are visible, and the files of the layers.
 pub(super) fn write(served: &mut Served<'_>, image: &str) -> f64 {
-    let place = served.supervised.path("tmp/floor");
+    let place = fresh_directory(&served.supervised.path("tmp/floor"), &served.next_name());
     let layers = load(image);
     let files: Vec<(PathBuf, &[u8])> = layers.iter().flat_map(|layer| files_of(&place, &layer.archive)).collect();
     for directory in files.iter().filter_map(|(path, _)| path.parent()) {
@@ -117,6 +118,14 @@ pub(super) fn write(served: &mut Served<'_>, image: &str) -> f64 {
     let wall = ms(began.elapsed());
     std::fs::remove_dir_all(&place).expect("remove the files");
     wall
+}
+
+/// A directory far from others, as shimd's snapshots are: ext4 passes over each inode that was freed a short time ago.
+fn fresh_directory(top: &Path, name: &str) -> PathBuf {
+    std::fs::create_dir_all(top).expect("make a directory");
+    // Other file systems know no such mark, and need none.
+    let _ = Command::new("chattr").arg("+T").arg(top).stderr(Stdio::null()).status();
+    top.join(name)
 }
 
 fn write_synced(path: &Path, data: &[u8]) {
