@@ -175,6 +175,20 @@ fn a_user_has_a_container_with_the_own_id_alone() {
 }
 
 #[test]
+fn a_container_whose_processes_nothing_holds_is_warned_of() {
+    let Some(mut rootless) = Rootless::new(As::User) else { return };
+    let warned = |rootless: &Rootless| rootless.run().ok().err.contains("Such configuration is strongly discouraged");
+    assert!(!warned(&rootless));
+    rootless.stage.namespace("pid", None);
+    // A new procfs takes a pid namespace.
+    let mounts = rootless.stage.config["mounts"].as_array_mut().unwrap();
+    let proc = mounts.iter_mut().find(|mount| mount["destination"] == "/proc").unwrap();
+    *proc =
+        json!({ "destination": "/proc", "type": "none", "source": "/proc", "options": ["rbind", "nosuid", "nodev"] });
+    assert!(warned(&rootless));
+}
+
+#[test]
 fn a_user_maps_granted_ids_by_the_programs_that_may() {
     let Some(mut rootless) = Rootless::new(As::User) else { return };
     let ranges = map(&[(0, USER, 1), (1, GRANTED, 65_536)]);

@@ -160,6 +160,7 @@ fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid,
     if tolerant && state.cgroup.unit.is_none() {
         made.only_permitted = true;
         state.cgroup.keep_permitted(plan.cgroup.is_named).step("create:cgroup")?;
+        warn_of_loose_processes(&request, &state.cgroup);
         made.cgroup = Some(state.cgroup.clone());
         dir.save(&state).step("create:state")?;
     }
@@ -192,6 +193,16 @@ fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid,
     meeting.converse(&running)?;
     let (pid, pidfd) = made.process.take().ok_or_else(|| Fault::new(Code::SystemError, "the process is lost"))?;
     Ok((running, pid, pidfd))
+}
+
+/// The middle words are runc's, by which its users know it.
+fn warn_of_loose_processes(request: &Request<'_>, cgroup: &Cgroup) {
+    if cgroup.hierarchies.is_empty() && !request.plan.namespaces.has(Kind::Pid) {
+        request.log.warn(
+            "the container has no cgroup and no pid namespace of its own. Such configuration is strongly discouraged: \
+             processes that outlive the first one cannot be found and killed",
+        );
+    }
 }
 
 /// Without privilege, a process in a user namespace that it joins cannot have its score set: it inherits lowrun's.
