@@ -326,13 +326,19 @@ fn a_waiting_process_holds_nothing_of_the_host_and_can_be_ended() {
     stage.call(&["create", stage.id()]).ok();
     let pid = stage.state()["pid"].to_string();
     if stage.is_ours() {
-        let held: Vec<String> = std::fs::read_dir(format!("/proc/{pid}/fd"))
-            .unwrap()
-            .map(|entry| std::fs::read_link(entry.unwrap().path()).unwrap().display().to_string())
-            .filter(|target| !target.starts_with("anon_inode:") && !target.ends_with("/exec.fifo"))
-            .collect();
-        // Stdio: the container's own null device and the test's two files.
-        assert_eq!(held.len(), 3, "{held:?}");
+        let held = || -> Vec<String> {
+            let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+            let targets = entries.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+            let targets = targets.map(|target| target.display().to_string());
+            targets.filter(|target| !target.starts_with("anon_inode:") && !target.ends_with("/exec.fifo")).collect()
+        };
+        // Stdio: the container's own null device and the test's two files. It closes the rest when it has said that it is
+        // ready, which is what `create` waits for.
+        let begun = std::time::Instant::now();
+        while held().len() != 3 {
+            assert!(begun.elapsed() < stage::PATIENCE, "{:?}", held());
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
     }
     stage.call(&["kill", stage.id(), "TERM"]).ok();
     eventually("stopped", || stage.status() == "stopped");
