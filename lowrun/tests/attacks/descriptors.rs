@@ -3,8 +3,10 @@
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -131,21 +133,8 @@ fn the_runtimes_own_link_leads_to_a_file_that_cannot_be_written() {
         return;
     }
     // On a program that does nothing about it the attack works.
-    let usual = stage.dir.path().join("sleep");
-    fs::copy("/bin/busybox", &usual).unwrap();
-    let mut running = Command::new(&usual).arg("1000").spawn().unwrap();
-    let held = hold_program(running.id());
-    assert_eq!(open_for_writing(&held), Err(Errno::TXTBSY));
-    running.kill().unwrap();
-    running.wait().unwrap();
-    // Whoever looks at processes just then keeps it busy for a moment.
-    let mut seen = open_for_writing(&held);
-    let begun = std::time::Instant::now();
-    while seen.is_err() && begun.elapsed() < PATIENCE {
-        std::thread::sleep(std::time::Duration::from_millis(5));
-        seen = open_for_writing(&held);
-    }
-    assert_eq!(seen, Ok(()), "nobody executes it");
+    // Linux 6.1 was seen to keep the program of a dead process busy, now and then: another process is tried then.
+    assert!((0..4).any(|attempt| attack_works(&stage.dir.path().join(format!("sleep-{attempt}")))));
     // A created container's process still is lowrun.
     let program = stage.own_program();
     stage.call(&["create", stage.id()]).ok();
@@ -155,6 +144,25 @@ fn the_runtimes_own_link_leads_to_a_file_that_cannot_be_written() {
     assert!(same, "it is the program itself, not a copy");
     stage.delete();
     assert_eq!(open_for_writing(&held), Err(Errno::ROFS));
+}
+
+/// The attack on a copy of a program of no protection: whether it could be written after its process had ended.
+fn attack_works(usual: &Path) -> bool {
+    fs::copy("/bin/busybox", usual).unwrap();
+    let mut running = Command::new(usual).arg0("busybox").args(["sleep", "1000"]).spawn().unwrap();
+    let held = hold_program(running.id());
+    assert_eq!(open_for_writing(&held), Err(Errno::TXTBSY));
+    running.kill().unwrap();
+    running.wait().unwrap();
+    // Whoever looks at processes just then keeps it busy for a moment.
+    let begun = Instant::now();
+    while open_for_writing(&held).is_err() {
+        if begun.elapsed() > PATIENCE / 4 {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    true
 }
 
 fn hold_program(pid: u32) -> OwnedFd {
