@@ -177,7 +177,7 @@ fn edit_state(stage: &Stage, edit: impl Fn(&mut Value)) {
     let [mut state, named] = <[Value; 2]>::try_from(lines).unwrap();
     state["init"] = named["init"].clone();
     edit(&mut state);
-    std::fs::write(&path, state.to_string()).unwrap();
+    std::fs::write(&path, format!("{state}\n")).unwrap();
 }
 
 #[test]

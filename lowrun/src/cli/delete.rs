@@ -118,10 +118,7 @@ fn forget(global: &Global, id: &str) -> Result<i32> {
         return delete_locked(global, Container { dir, state: container.state }, true);
     }
     let text = state::read_state(&dir).unwrap_or_default();
-    let (line, named) = state::last_lines(&text);
-    let value: serde_json::Value = serde_json::from_slice(line).unwrap_or_default();
-    let init: Option<Identity> = named.or_else(|| serde_json::from_value(value["init"].clone()).ok());
-    let cgroup: Option<Cgroup> = serde_json::from_value(value["cgroup"].clone()).ok();
+    let state::Remains { init, cgroup } = state::Remains::read(&text);
     if cgroup.is_none() && !text.is_empty() {
         global.log.warn(&format!("the state of container {id} cannot be read: what it names may still be there"));
     }

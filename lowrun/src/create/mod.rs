@@ -188,7 +188,7 @@ fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid,
     }
     clone::move_devices(&setup, *pid).step("create:network")?;
     host.send(ToInit::Cgroup);
-    // The container side has work to do meanwhile.
+    // Its last close takes long; the container side has work to do meanwhile.
     drop(setup.program.take());
     meeting.converse(&running)?;
     let (pid, pidfd) = made.process.take().ok_or_else(|| Fault::new(Code::SystemError, "the process is lost"))?;

@@ -79,11 +79,18 @@ fn implied_map(setup: &Setup<'_>, pid: rustix::process::Pid) -> Result<Option<Ow
     is_implied.then(|| id_map::of_process(setup.proc.as_fd(), pid)).transpose()
 }
 
+/// Whether there are sources that the container side is given before it mounts anything.
+fn has_early(plan: &Plan) -> bool {
+    let is_early = |kind: &MountKind| matches!(kind, MountKind::Bind { source, .. } if !plan.is_in_root(source));
+    plan.mounts.iter().any(|mount| is_early(&mount.kind))
+}
+
 fn open(setup: &Setup<'_>, implied: Option<&OwnedFd>, index: Option<usize>) -> Result<Vec<OwnedFd>> {
     // As the container side finds it, which makes the copies then.
     sys::stage::find_denied(setup.proc.as_fd());
-    // The container side waits for these before it makes its first mount, and cuts before it.
-    if index.is_none() {
+    // The container side waits for these before it makes its first mount, and cuts before it; it waits for none that may lie
+    // on an earlier mount.
+    if index.is_none() && has_early(setup.plan) {
         cut_propagation(setup.plan)?;
     }
     let mut trees = Vec::new();

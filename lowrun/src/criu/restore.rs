@@ -94,12 +94,15 @@ fn make(request: &Restore<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid
     let restored = ask(request, &state, &place, made);
     place.leave().step("restore:mounts")?;
     restored.step("restore:criu")?;
-    let (pid, pidfd) = made.process.take().ok_or_else(|| {
+    let unnamed = || {
         Fault::new(Code::CheckpointFailed, "restore the container").cause("criu named no process").at("restore:criu")
-    })?;
+    };
+    let pid = made.process.as_ref().ok_or_else(unnamed)?.0;
     let init = Identity::of(pid).attempt(Code::SystemError, || "identify the container's process")?;
     dir.save_init(&init).step("restore:state")?;
     state.init = Some(init);
+    // From here on it is not unmade.
+    let (pid, pidfd) = made.process.take().ok_or_else(unnamed)?;
     Ok((state, pid, pidfd))
 }
 

@@ -14,6 +14,7 @@
 //! The status is never stored: it follows from the process, the FIFO and the freezer, so it is true after any crash.
 //! The directory is locked (`flock`) while a container is made or removed.
 
+mod file;
 mod identity;
 
 use std::cell::RefCell;
@@ -31,13 +32,12 @@ use crate::cgroup::Cgroup;
 use crate::fault::{Attempt, Code, Fault, Result};
 use crate::plan::namespaces::Namespaces;
 use crate::spec;
-use crate::sys::{Call, Failure};
+use crate::sys::Call;
 
+pub use file::parse_state;
+pub(crate) use file::{Remains, read_state};
 pub use identity::Identity;
 
-/// Version of the state file; another one is not understood.
-const FORMAT: u32 = 1;
-const STATE_FILE: &str = "state.json";
 const EXEC_FIFO: &str = "exec.fifo";
 /// Longest id: it is a file name.
 const ID_MAX: usize = 255;
@@ -70,13 +70,6 @@ pub struct State {
     pub seccomp_listener: Option<crate::create::seccomp::Listener>,
     pub poststart: Vec<spec::Hook>,
     pub poststop: Vec<spec::Hook>,
-}
-
-/// A line that names the first process of the state before it.
-#[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct Named {
-    init: Identity,
 }
 
 /// Where a container is in its life.
@@ -210,32 +203,6 @@ impl Dir {
         rustix::fs::openat(&self.fd, ".", flags, Mode::empty()).call("openat")
     }
 
-    /// Writes a state as one more line of the state file; the last whole one counts.
-    ///
-    /// A second file that is renamed over the first would do too, but costs an inode more: on ext4 that is a search which
-    /// passes over all that were freed within the last seconds, and a write-back that the removal waits for.
-    pub fn save(&self, state: &State) -> Result<()> {
-        self.append(state)
-    }
-
-    /// Adds the first process to the state that was saved last.
-    pub fn save_init(&self, init: &Identity) -> Result<()> {
-        self.append(&Named { init: init.clone() })
-    }
-
-    fn append(&self, line: &impl Serialize) -> Result<()> {
-        let attempted = || format!("write {}", self.path.join(STATE_FILE).display());
-        let mut line = serde_json::to_vec(line)
-            .map_err(|error| Fault::new(Code::StateInvalid, attempted()).cause(error.to_string()))?;
-        line.push(b'\n');
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;
-        let write = || -> crate::sys::Result<()> {
-            let file = rustix::fs::openat(&self.fd, STATE_FILE, flags, Mode::from_raw_mode(0o600)).call("openat")?;
-            std::fs::File::from(file).write_all(&line).call("write")
-        };
-        write().attempt(Code::StateInvalid, attempted)
-    }
-
     /// Makes the FIFO that a created container waits at, and gives the end that it waits with.
     ///
     /// The end is open for reading and writing: so the open does not block, and a `start` that dies in between is no
@@ -277,7 +244,7 @@ impl Dir {
 
     /// Removes the directory and all in it.
     pub fn remove(&self) -> Result<()> {
-        for name in [STATE_FILE, EXEC_FIFO, crate::create::seccomp::FILTER_FILE] {
+        for name in [file::NAME, EXEC_FIFO, crate::create::seccomp::FILTER_FILE] {
             let _ = rustix::fs::unlinkat(&self.fd, name, AtFlags::empty());
         }
         match rustix::fs::rmdir(&self.path) {
@@ -311,7 +278,7 @@ impl Container {
         };
         let text = match read_state(&dir) {
             Err(failure) if failure.errno == Errno::NOENT => return Err(missing()),
-            result => result.attempt(Code::StateInvalid, || format!("read {}", path.join(STATE_FILE).display()))?,
+            result => result.attempt(Code::StateInvalid, || format!("read {}", path.join(file::NAME).display()))?,
         };
         let state = parse_state(&path, &text)?;
         Ok(Container { dir, state })
@@ -382,53 +349,6 @@ pub fn hook_state(state: &State, status: Status, pid: i32) -> Vec<u8> {
     serde_json::to_vec(&document).unwrap_or_default()
 }
 
-/// The text of the state file. One that is made this moment and has nothing yet is as good as none.
-pub(crate) fn read_state(dir: &Dir) -> crate::sys::Result<Vec<u8>> {
-    let file =
-        rustix::fs::openat(&dir.fd, STATE_FILE, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).call("openat")?;
-    let mut text = Vec::with_capacity(4096);
-    std::io::Read::read_to_end(&mut std::fs::File::from(file), &mut text).call("read")?;
-    if text.is_empty() { Err(Failure { call: "read", errno: Errno::NOENT }) } else { Ok(text) }
-}
-
-/// The last whole state of a state file (where nothing is whole, all there is), and who was named after it.
-pub(crate) fn last_lines(text: &[u8]) -> (&[u8], Option<Identity>) {
-    let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(text, |end| &text[..end]);
-    let (before, last) = split_last(whole);
-    match serde_json::from_slice::<Named>(last) {
-        Ok(named) => (split_last(before).1, Some(named.init)),
-        Err(_) => (last, None),
-    }
-}
-
-/// What stands before the last line, and that line.
-fn split_last(text: &[u8]) -> (&[u8], &[u8]) {
-    match text.iter().rposition(|byte| *byte == b'\n') {
-        Some(at) => (&text[..at], &text[at + 1..]),
-        None => (b"", text),
-    }
-}
-
-/// Reads the text of the state file at `path`.
-pub fn parse_state(path: &Path, text: &[u8]) -> Result<State> {
-    #[derive(Deserialize)]
-    struct Head {
-        format: u32,
-    }
-    let damaged = |cause: String| {
-        Fault::new(Code::StateInvalid, format!("read {}", path.join(STATE_FILE).display()))
-            .cause(cause)
-            .hint("`lowrun delete --force` removes what is left of the container")
-    };
-    let (line, named) = last_lines(text);
-    let head: Head = serde_json::from_slice(line).map_err(|error| damaged(error.to_string()))?;
-    if head.format != FORMAT {
-        return Err(damaged(format!("format {} is of another version of lowrun", head.format)));
-    }
-    let state: State = serde_json::from_slice(line).map_err(|error| damaged(error.to_string()))?;
-    Ok(State { init: named.or(state.init.clone()), ..state })
-}
-
 impl State {
     /// The state of a container that is about to be made.
     pub fn new(id: &str, bundle: &Path, spec: &spec::Spec, plan: &crate::plan::Plan, mut cgroup: Cgroup) -> State {
@@ -437,7 +357,7 @@ impl State {
             unit.description = format!("lowrun container {id}, created {created}");
         }
         State {
-            format: FORMAT,
+            format: file::FORMAT,
             id: id.to_owned(),
             bundle: bundle.to_owned(),
             rootfs: plan.rootfs.clone(),
@@ -468,7 +388,7 @@ pub fn list(root: &Path) -> Result<Option<Vec<String>>> {
     let directories = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     let mut ids: Vec<String> = directories
         .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| check_id(name).is_ok() && root.join(name).join(STATE_FILE).exists())
+        .filter(|name| check_id(name).is_ok() && root.join(name).join(file::NAME).exists())
         .collect();
     ids.sort_unstable();
     Ok(Some(ids))
@@ -500,24 +420,6 @@ mod tests {
         for id in ["", ".", "..", "a/b", "a b", "ä", "a\0", &"x".repeat(1025)] {
             assert_eq!(check_id(id).unwrap_err().code, Code::InvalidArgument, "{id}");
         }
-    }
-
-    #[test]
-    fn a_state_file_of_another_version_is_told_as_such() {
-        let fault = parse_state(Path::new("/s"), br#"{"format":99,"new":true}"#).unwrap_err();
-        assert!(fault.one_line().contains("another version"), "{}", fault.one_line());
-        assert_eq!(parse_state(Path::new("/s"), b"{").unwrap_err().code, Code::StateInvalid);
-    }
-
-    #[test]
-    fn the_last_whole_line_counts() {
-        for (text, line) in [("", ""), ("a", "a"), ("a\n", "a"), ("a\nb\n", "b"), ("a\nb\nc", "b"), ("\n", "")] {
-            assert_eq!(last_lines(text.as_bytes()), (line.as_bytes(), None), "{text:?}");
-        }
-        let init = Identity::of(rustix::process::getpid()).unwrap();
-        let named = serde_json::to_string(&Named { init: init.clone() }).unwrap();
-        assert_eq!(last_lines(format!("a\nb\n{named}\n").as_bytes()), (&b"b"[..], Some(init)));
-        assert_eq!(last_lines(format!("a\nb\n{named}").as_bytes()), (&b"b"[..], None));
     }
 
     #[test]

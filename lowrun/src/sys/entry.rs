@@ -5,6 +5,9 @@
 //! milliseconds. What of it matters here is done by [`prepare`]. The arguments are there without it (with glibc, std takes
 //! them from an initialiser of its own).
 
+#[cfg(not(target_env = "gnu"))]
+compile_error!("std finds the arguments without Rust's start-up with glibc alone");
+
 use std::os::fd::IntoRawFd;
 
 use rustix::fs::{Mode, OFlags};

@@ -26,6 +26,8 @@ use super::{Call, Failure, Result, mount_old};
 
 /// The source that the stage names in the mount table: by it one that was left over is known.
 const NAME: &str = "lowrun-stage";
+/// Most stages that a sweep takes off one place.
+const SWEEPS_MAX: usize = 8;
 /// Most bytes of options that `mount(2)` reads.
 const DATA_MAX: usize = 4095;
 
@@ -195,7 +197,11 @@ pub fn is_up() -> bool {
 /// Takes away the stage that a container side without a mount namespace left over `rootfs` when it was killed; what is
 /// below it is not ours to take. `proc` is a verified procfs: in a namespace that was joined it may be the image's.
 pub fn sweep(proc: BorrowedFd<'_>, rootfs: &Path) -> Result<()> {
-    while is_over(proc, rootfs)? {
+    // A creation leaves one; who makes more of the kind, faster than they go, is not waited for.
+    for _ in 0..SWEEPS_MAX {
+        if !is_over(proc, rootfs)? {
+            break;
+        }
         let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
         rustix::mount::unmount(rootfs, flags).call("umount2")?;
     }
