@@ -115,11 +115,13 @@ pub(super) fn restart(served: &mut Served<'_>) -> f64 {
     let began = Instant::now();
     served.supervised.restart();
     let (api, socket) = (&served.api, &served.socket);
-    let running = served.runtime.block_on(async {
-        let answer = api.again(socket).await.tasks().list(ListTasksRequest::default()).await;
-        answer.expect("list the tasks").into_inner().tasks.len()
+    let (running, api) = served.runtime.block_on(async {
+        let api = api.again(socket).await;
+        let answer = api.tasks().list(ListTasksRequest::default()).await;
+        (answer.expect("list the tasks").into_inner().tasks.len(), api)
     });
     let wall = ms(began.elapsed());
+    served.api = api;
     assert_eq!(running, served.crowd.0.len(), "not all containers are known again");
     wall
 }
@@ -127,10 +129,9 @@ pub(super) fn restart(served: &mut Served<'_>) -> f64 {
 /// Milliseconds until all that run are gone.
 pub(super) fn disperse(served: &mut Served<'_>) -> f64 {
     let members = std::mem::take(&mut served.crowd.0);
-    let (api, socket) = (&served.api, &served.socket);
+    let api = &served.api;
     let began = Instant::now();
     served.runtime.block_on(async {
-        let api = &api.again(socket).await;
         let ends = futures_util::stream::iter(&members);
         ends.for_each_concurrent(AT_ONCE, |member| api.kill_and_remove(&member.id)).await;
     });
