@@ -17,9 +17,11 @@ impl Cgroup {
         let everything = self.hierarchies.len();
         let mut kept = Vec::with_capacity(everything);
         for hierarchy in self.hierarchies.drain(..) {
+            // Who gives a user cgroups of v1 does not think of the v2 hierarchy beside them, which runc leaves alone.
+            let matters = is_named && (everything == 1 || !hierarchy.is_unified());
             match make_usable(&hierarchy) {
                 Ok(()) => kept.push(hierarchy),
-                Err(failure) if !is_named && is_refusal(failure.errno) => {}
+                Err(failure) if !matters && is_refusal(failure.errno) => {}
                 Err(failure) => {
                     Cgroup { hierarchies: kept, unit: None }.give_back(false);
                     let attempted = format!("make cgroup {}", hierarchy.dir.display());
