@@ -8,6 +8,7 @@
 #   make test-vm           the runtime's tests in a guest with systemd: cgroup v2, and v1 beside it
 #   make test-power        1,000 power cuts under shimd, and 300 under Debian's containerd for comparison
 #   make test-cycles       10,000 containers come and go, and nothing may be left
+#   make test-crashes      shimd, its shim, the runtime and the registry helper killed around each effect, CRASHES=25 times
 #   make fuzz FUZZ_SECONDS=20 lowrun's fuzz targets, each for so long, at idle priority
 #
 # Containers need root: where you are somebody else, the targets that start containers use sudo and say so.
@@ -19,6 +20,7 @@ ROOT    ?= /tmp/strata
 FUZZ_SECONDS ?= 20
 POWER_POINTS ?= 1000
 CYCLES  ?= 10000
+CRASHES ?= 25
 BIN     := target/strata/bin
 IMAGES  := target/images
 HOST    := $(shell rustc -vV | sed -n 's/^host: //p')
@@ -30,7 +32,7 @@ STATIC  := $(COMMIT) RUSTFLAGS="-C target-feature=+crt-static -C relocation-mode
 SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E env "PATH=$$PATH")
 SETUP   := bash integration/scripts/setup.sh
 
-.PHONY: all setup build images harness demo up down test check bench test-vm test-power test-cycles fuzz clean
+.PHONY: all setup build images harness demo up down test check bench test-vm test-power test-cycles test-crashes fuzz clean
 all: build
 
 setup:
@@ -97,6 +99,12 @@ test-cycles: build images
 	@$(SETUP) test peers
 	cargo test --locked --no-run -p integration --test cycles
 	@$(SUDO) env STRATA_CYCLES=$(CYCLES) cargo test --locked -q -p integration --test cycles -- --nocapture
+
+test-crashes:
+	@$(SETUP) build test peers
+	cargo build --locked -p shimd-registry -p containerd-shim-strata-v1 -p lowrun
+	cargo test --locked --no-run -p shimd --test crashes
+	@$(SUDO) env STRATA_CRASHES=$(CRASHES) cargo test --locked -q -p shimd --test crashes -- --nocapture --test-threads 2
 
 fuzz:
 	@$(SETUP) build fuzz

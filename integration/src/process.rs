@@ -48,12 +48,13 @@ fn parse_stat(stat: &str) -> Option<(&str, Vec<&str>)> {
     Some((name, tail.split_whitespace().collect()))
 }
 
-/// Children that the harness waits for itself.
-static AWAITED: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+/// Children that the harness waits for itself, by pid and start: after some ten thousand processes a pid is another's.
+static AWAITED: Mutex<BTreeSet<(i32, u64)>> = Mutex::new(BTreeSet::new());
 
-/// Leaves the end of a child to who started it.
+/// Leaves the end of a child, which was not waited for yet, to who started it.
 pub(crate) fn await_by_hand(pid: i32) {
-    AWAITED.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
+    let Some(child) = find(pid) else { return };
+    AWAITED.lock().unwrap_or_else(PoisonError::into_inner).insert((pid, child.started));
 }
 
 /// Fetches the orphans that have ended, as process 1 does elsewhere: the first process of a pid namespace does not end
@@ -66,7 +67,7 @@ pub fn reap_orphans() {
     let me = std::process::id() as i32;
     let awaited = AWAITED.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let dead = all().into_iter().filter(|process| process.parent == me && process.state == 'Z');
-    for orphan in dead.filter(|process| !awaited.contains(&process.pid)) {
+    for orphan in dead.filter(|process| !awaited.contains(&(process.pid, process.started))) {
         // Somebody may have been quicker.
         let _ = waitpid(Pid::from_raw(orphan.pid), Some(WaitPidFlag::WNOHANG));
     }

@@ -8,7 +8,8 @@ use std::time::Duration;
 use proto_containerd::any;
 use proto_containerd::services::transfer::TransferRequest;
 use proto_containerd::types::transfer::{ImageStore, OciRegistry, RegistryResolver, UnpackConfiguration};
-use rig::registry::{Image, Registry, noise};
+use rig::chance::Chance;
+use rig::registry::{Image, Registry};
 use rig::{Lab, SNAPSHOTTER};
 use tonic::Status;
 
@@ -37,23 +38,6 @@ async fn pull_with(lab: &Lab, name: &str, resolver: Option<RegistryResolver>) ->
         options: None,
     };
     lab.transfer().await.transfer(request).await.map(drop)
-}
-
-/// Numbers by chance, told so that they can be had again.
-struct Chance(u64);
-
-impl Chance {
-    fn new() -> Chance {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-        let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(now.as_nanos() as u64);
-        eprintln!("SEED={seed}");
-        Chance(seed)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(1);
-        u64::from_le_bytes(noise(self.0, 64)[56..].try_into().unwrap()) % bound
-    }
 }
 
 /// No stream was fetched twice by more than its bound after each of its interruptions, and each to its end.

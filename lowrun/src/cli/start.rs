@@ -40,6 +40,11 @@ pub(super) fn start(global: &Global, typed: &Typed) -> Result<i32> {
     span("release", || container.dir.release_fifo()).map_err(|failure| {
         let message = format!("start container {}", container.state.id);
         match failure.errno {
+            // It has gone past the FIFO: whoever let it go was killed before it had removed that.
+            rustix::io::Errno::NXIO if container.waits_for_start() => {
+                let _ = container.dir.remove_fifo();
+                Fault::new(Code::ContainerRunning, message).cause("cannot start an already running container")
+            }
             rustix::io::Errno::NXIO => {
                 Fault::new(Code::ContainerNotRunning, message).cause("container process is already dead")
             }

@@ -300,6 +300,16 @@ fn ended(status: u32) -> String {
     }
 }
 
+/// Whether a call's status says that a signal ended it.
+pub(crate) fn was_killed(status: u32) -> bool {
+    status > SIGNALLED
+}
+
+/// Whether a runtime's words say that the container was started before.
+pub(crate) fn says_running(fault: &Fault) -> bool {
+    fault.code == strata_fault::code::CONTAINER_RUNNING || fault.message.contains("already running")
+}
+
 /// Whether a runtime's words say that it does not know the container (any more).
 pub(crate) fn says_gone(fault: &Fault) -> bool {
     fault.code == strata_fault::code::CONTAINER_NOT_FOUND || fault.message.contains("does not exist")

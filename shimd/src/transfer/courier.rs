@@ -36,7 +36,8 @@ const PASSED_ON: [&str; 9] = [
     "SSL_CERT_DIR",
 ];
 
-type Waiting = Arc<Mutex<HashMap<u32, mpsc::Sender<answer::Kind>>>>;
+/// The orders that wait for answers; none: the process has ended, and nobody is answered any more.
+type Waiting = Arc<Mutex<Option<HashMap<u32, mpsc::Sender<answer::Kind>>>>>;
 
 /// A courier at work on one repository.
 pub(super) struct Courier {
@@ -70,7 +71,7 @@ impl Courier {
         let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(failed(std::io::ErrorKind::BrokenPipe.into()));
         };
-        let waiting = Waiting::default();
+        let waiting = Waiting::new(Mutex::new(Some(HashMap::new())));
         tokio::spawn(hand_out(output, waiting.clone()));
         let (orders, taken) = mpsc::channel(1);
         tokio::spawn(hand_over(input, taken));
@@ -119,7 +120,10 @@ impl Courier {
     async fn order(&self, kind: order::Kind) -> Result<Answers<'_>> {
         let stream = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, answers) = mpsc::channel(QUEUE);
-        lock(&self.waiting).insert(stream, sender);
+        match lock(&self.waiting).as_mut() {
+            Some(waiting) => drop(waiting.insert(stream, sender)),
+            None => return Err(ended()),
+        }
         let answers = Answers { courier: self, stream, answers };
         self.send(stream, kind).await?;
         Ok(answers)
@@ -184,16 +188,15 @@ fn taken(answer: Option<answer::Kind>) -> Result<answer::Kind> {
             _ => Err(confused()),
         },
         Some(kind) => Ok(kind),
-        None => {
-            let source = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
-            Err(Error::io("hear from the registry courier, which ended", source))
-        }
+        None => Err(ended()),
     }
 }
 
 impl Drop for Answers<'_> {
     fn drop(&mut self) {
-        lock(&self.courier.waiting).remove(&self.stream);
+        if let Some(waiting) = lock(&self.courier.waiting).as_mut() {
+            waiting.remove(&self.stream);
+        }
     }
 }
 
@@ -213,7 +216,7 @@ async fn hand_out(mut output: ChildStdout, waiting: Waiting) {
     loop {
         match receive::<Answer>(&mut output).await {
             Ok(Some(Answer { stream, kind: Some(kind) })) => {
-                let order = lock(&waiting).get(&stream).cloned();
+                let order = lock(&waiting).as_ref().and_then(|waiting| waiting.get(&stream).cloned());
                 if let Some(order) = order {
                     let _ = order.send(kind).await;
                 }
@@ -226,10 +229,10 @@ async fn hand_out(mut output: ChildStdout, waiting: Waiting) {
             }
         }
     }
-    lock(&waiting).clear();
+    *lock(&waiting) = None;
 }
 
-fn lock(waiting: &Waiting) -> MutexGuard<'_, HashMap<u32, mpsc::Sender<answer::Kind>>> {
+fn lock(waiting: &Waiting) -> MutexGuard<'_, Option<HashMap<u32, mpsc::Sender<answer::Kind>>>> {
     waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -239,6 +242,11 @@ fn wire(descriptor: &Descriptor) -> WireDescriptor {
         digest: descriptor.digest.to_string(),
         size: descriptor.size,
     }
+}
+
+fn ended() -> Error {
+    let source = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+    Error::io("hear from the registry courier, which ended", source)
 }
 
 fn confused() -> Error {

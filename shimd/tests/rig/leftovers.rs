@@ -113,7 +113,7 @@ pub(super) fn directory() -> tempfile::TempDir {
 
 impl Lab {
     /// The cgroup of a container: called like the lab's directory.
-    pub(super) fn cgroup(&self, id: &str) -> String {
+    pub(crate) fn cgroup(&self, id: &str) -> String {
         format!("/{}-{id}", self.directory.path().file_name().unwrap().display())
     }
 }

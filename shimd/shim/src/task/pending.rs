@@ -34,6 +34,8 @@ pub(super) const KILLED: u32 = 128 + 9;
 pub(crate) enum Purpose {
     Create(TaskCreate),
     Start,
+    /// The same once more, as the runtime was killed meanwhile: nobody else can tell whether the container waits still.
+    StartAgain,
     /// To start an exec.
     Exec,
     Pause,
@@ -59,7 +61,7 @@ impl Purpose {
     fn step(&self) -> &'static str {
         match self {
             Purpose::Create(_) => "create",
-            Purpose::Start => "start",
+            Purpose::Start | Purpose::StartAgain => "start",
             Purpose::Exec => "exec",
             Purpose::Pause => "pause",
             Purpose::Resume => "resume",
@@ -160,13 +162,20 @@ impl Tasks {
     pub(super) fn runtime_ended(&mut self, pid: u32, status: u32, world: &mut World) -> bool {
         let is_it = |pending: &Pending| pending.call.as_ref().is_some_and(|call| call.pid == pid);
         let Some(at) = self.pending.iter().position(is_it) else { return false };
-        let Pending { job, call } = self.pending.swap_remove(at);
+        let Pending { mut job, call } = self.pending.swap_remove(at);
         let Some(call) = call else { return false };
         if let Some(container) = self.container_of(job.key) {
             container.calls -= 1;
         }
+        let was_killed = lowrun::was_killed(status);
         let outcome = call.outcome(status, job.purpose.step());
-        self.complete(job, outcome, world);
+        if was_killed && matches!(job.purpose, Purpose::Start) {
+            job.purpose = Purpose::StartAgain;
+            job.spans.extend(outcome.spans);
+            self.run(job, world);
+        } else {
+            self.complete(job, outcome, world);
+        }
         true
     }
 
@@ -197,6 +206,7 @@ impl Tasks {
         let completed = match purpose {
             Purpose::Create(event) => self.created(key, event, result, world),
             Purpose::Start => self.started(key, result, world),
+            Purpose::StartAgain => self.started(key, unless_started(result), world),
             Purpose::Exec => self.exec_started(key, result, world),
             Purpose::Pause => self.paused(key, true, result, world),
             Purpose::Resume => self.paused(key, false, result, world),
@@ -403,6 +413,11 @@ fn take_exec(container: &mut Container, key: Key, world: &mut World) -> Result<(
     Ok((exec_id, pid))
 }
 
+/// A second start is refused where the first one had come far enough.
+fn unless_started(result: Result<(), Error>) -> Result<(), Error> {
+    result.or_else(|error| if error.told().is_some_and(lowrun::says_running) { Ok(()) } else { Err(error) })
+}
+
 /// The runtime's command line for a job, without the global flags.
 fn command(container: &Container, job: &Job) -> Vec<String> {
     let id = container.id.clone();
@@ -410,7 +425,7 @@ fn command(container: &Container, job: &Job) -> Vec<String> {
     let mut command = match &job.purpose {
         Purpose::Create(_) => create_command(container),
         Purpose::Exec => exec_command(container, job.key),
-        Purpose::Start => words(&["start"]),
+        Purpose::Start | Purpose::StartAgain => words(&["start"]),
         Purpose::Pause => words(&["pause"]),
         Purpose::Resume => words(&["resume"]),
         Purpose::Update(_) => words(&["update", "--resources", "-"]),
