@@ -363,7 +363,6 @@ fn newer_ctr_makes_sandboxes() {
                 ("sandboxes run --runtime io.containerd.strata.v1 TMP/pod.json pod", 1, &["failed to start", "name"]),
                 ("sandboxes run --runtime io.containerd.strata.v1 TMP/pod.json pod", 1, &["already exists"]),
                 ("sandboxes ls", 0, &["pod", "io.containerd.strata.v1"]),
-                ("sandboxes info pod", 0, &["io.containerd.strata.v1"]),
                 ("containers create --runtime io.containerd.strata.v1 --sandbox pod BUSYBOX in sleep 1000", 0, &[]),
                 ("tasks start -d in", 0, &[]),
                 ("tasks exec --exec-id e in echo within", 0, &["within"]),

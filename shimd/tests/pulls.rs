@@ -6,6 +6,7 @@ mod rig;
 use std::time::Duration;
 
 use proto_containerd::any;
+use proto_containerd::services::leases;
 use proto_containerd::services::transfer::TransferRequest;
 use proto_containerd::types::transfer::{ImageStore, OciRegistry, RegistryResolver, UnpackConfiguration};
 use rig::chance::Chance;
@@ -122,6 +123,8 @@ async fn a_kill_of_the_helper_costs_little() {
         let (pulled, ()) = tokio::join!(pull(&lab, &name), killed);
         let error = pulled.unwrap_err();
         assert!(error.message().contains("registry courier"), "{error:?}");
+        let leases = lab.leases().await.list(leases::ListRequest::default()).await.unwrap().into_inner().leases;
+        assert!(leases.is_empty(), "the lease of a pull that failed is left: {leases:?}");
     }
     pull(&lab, &registry.name("c")).await.unwrap();
     assert_little_twice(&registry, &image);

@@ -116,6 +116,38 @@ async fn what_is_said_of_certificates_holds_for_that_host_alone() {
 }
 
 #[tokio::test]
+async fn a_certificate_of_the_clients_own_is_shown_where_one_is_asked_for() {
+    let [server, known, stranger] =
+        ["localhost", "known", "stranger"].map(|name| rcgen::generate_simple_self_signed(vec![name.into()]).unwrap());
+    let image = Honest::new();
+    let front = image.clone();
+    let mirror = Liar::start_mutual_tls(&server, &known, move |request| front.answer(request)).await;
+    let directory = tempfile::tempdir().unwrap();
+    let own = Liar::start(|_| Answer::new(404, "")).await;
+    let name = format!("https://localhost:{}", mirror.address.port());
+    let of =
+        |words: &str| client(directory.path(), &own.host(), &format!("[host.\"{name}\"]\nca = \"ca.pem\"\n{words}"));
+    let resolve = async |client: &Client| client.resolve(&own.reference(), &Credentials::Anonymous, &platform()).await;
+    // It makes the directory.
+    drop(of(""));
+    let own_directory = directory.path().join(own.host().replace(':', "_") + "_");
+    std::fs::write(own_directory.join("ca.pem"), server.cert.pem()).unwrap();
+    for (name, certificate) in [("known", &known), ("stranger", &stranger)] {
+        std::fs::write(own_directory.join(format!("{name}.cert")), certificate.cert.pem()).unwrap();
+        std::fs::write(own_directory.join(format!("{name}.key")), certificate.signing_key.serialize_pem()).unwrap();
+        let both = certificate.cert.pem() + &certificate.signing_key.serialize_pem();
+        std::fs::write(own_directory.join(format!("{name}.pem")), both).unwrap();
+    }
+    assert!(resolve(&of("")).await.is_err());
+    assert!(resolve(&of("client = [[\"stranger.cert\", \"stranger.key\"]]")).await.is_err());
+    assert!(mirror.requests().is_empty(), "who shows no certificate that it knows was let in");
+    for words in ["client = [[\"known.cert\", \"known.key\"]]", "client = \"known.pem\""] {
+        let found = resolve(&of(words)).await.unwrap();
+        assert_eq!(layer(&found, 1, 0).await.unwrap(), image.layers[1], "{words}");
+    }
+}
+
+#[tokio::test]
 async fn what_cannot_be_followed_is_told() {
     let own = Liar::start(|_| Answer::new(404, "")).await;
     let directory = tempfile::tempdir().unwrap();

@@ -112,6 +112,10 @@ fn snapshot(bench: &Bench, name: &str) -> Option<String> {
     // been collected.
     let removed = bench.ctr(&["snapshots", "rm", "view"]);
     let is_there = removed.code != 0 && !removed.errors().contains("not found");
+    if wrong.is_some() && !is_there && removed.code != 0 {
+        // It went in the middle of the look, and took its files along.
+        return None;
+    }
     let removed = is_there.then(|| removed.errors());
     wrong.or(removed).map(|what| format!("{name}: {what}"))
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use integration::stack::{Settings, Supervisor};
 use integration::{Stack, http, ours_with, wait};
+use tempfile::TempDir;
 
 macro_rules! over_each {
     ($($name:ident)*) => {
@@ -35,6 +36,23 @@ fn stock(supervisor: Supervisor) -> Settings {
 
 fn containerd_and_our_shim() -> Settings {
     Settings { supervisor: Supervisor::Containerd, ..Settings::default() }
+}
+
+/// What engined's `hosts_dir` says is done: an image of a registry that there is not comes from its mirror.
+#[test]
+fn a_mirror_of_a_hosts_file_is_asked() {
+    let hosts = TempDir::new().expect("a directory");
+    let settings = Settings { more: format!("hosts_dir = '{}'\n", hosts.path().display()), ..Settings::default() };
+    ours_with(settings, |s| {
+        let image = "registry.invalid/busybox:latest";
+        s.run(&["pull", image]).code(1);
+        let own = hosts.path().join("registry.invalid");
+        std::fs::create_dir(&own).expect("a directory");
+        let text = format!("[host.\"http://{}\"]\ncapabilities = [\"pull\", \"resolve\"]\n", s.registry().host());
+        std::fs::write(own.join("hosts.toml"), text).expect("a hosts.toml");
+        s.run(&["pull", image]).ok();
+        assert_eq!(s.text(&["run", "--rm", image, "echo", "mirrored"]), "mirrored");
+    });
 }
 
 fn run_gives_output_and_exit_code(s: &mut Stack) {

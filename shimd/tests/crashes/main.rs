@@ -9,6 +9,7 @@
 //! the points is taken by chance.
 
 mod effects;
+mod orphans;
 #[path = "../rig/mod.rs"]
 mod rig;
 mod tracer;
@@ -20,11 +21,11 @@ use std::time::{Duration, Instant};
 use effects::Role;
 use proto_containerd::process::Status as ProcessStatus;
 use rig::chance::Chance;
-use tracer::{Point, Report, Tracer};
+use tracer::{Harm, Point, Report, Tracer};
 use world::{CODE, Step, World};
 
-/// Points of a step in the short form.
-const FEW: u64 = 6;
+/// Points of a step in the short form, that are met.
+const FEW: usize = 6;
 /// Any call answers within this.
 const ANSWER: Duration = Duration::from_secs(15);
 /// What is done off the reply's path comes within this.
@@ -52,8 +53,58 @@ steps! {
     an_image_is_collected Collect
 }
 
+macro_rules! errors {
+    ($($name:ident $step:ident)*) => {
+        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)] async fn $name() { fail(Step::$step).await })*
+    };
+}
+
+errors! {
+    writes_fail_while_a_layer_is_unpacked Snapshot
+    writes_fail_while_an_image_is_pulled Pull
+    writes_fail_while_a_task_is_created Create
+    writes_fail_while_a_container_is_removed Remove
+}
+
+/// What a disk can refuse.
+const WRITES: [&str; 9] = ["mkdir", "mknod", "create", "rename", "link", "symlink", "store", "sync", "write-file"];
+
+/// Each write of shimd's fails once, for want of space and by an error of the disk.
+async fn fail(step: Step) {
+    rig::insist_on_ours();
+    orphans::adopt();
+    if !rig::can_run_containers() || !tracer::CAN_FAIL {
+        return;
+    }
+    let mut world = World::new(step).await;
+    let report = hunt(&mut world, step, "first", None).await;
+    finish(&world, step, "first", &report, "undisturbed").await;
+    let mut met = 0;
+    for ((role, effect), often) in count(&report) {
+        if role != Role::Shimd || !WRITES.contains(&effect.as_str()) {
+            continue;
+        }
+        for number in 0..often {
+            let errno = if number % 2 == 0 { libc::ENOSPC } else { libc::EIO };
+            let point = Point { role, effect: effect.clone(), count: number + 1, harm: Harm::Fail(errno) };
+            met += usize::from(meet(&mut world, step, &format!("{effect}{number}"), &point).await);
+        }
+    }
+    assert!(met > 0);
+    println!("{step:?}: {met} writes failed");
+}
+
+/// What did not succeed says what it was, and a full disk says that it is one.
+fn assert_told(step: Step, point: Option<&Point>, outcome: Result<Option<u32>, tonic::Status>) {
+    let Err(status) = outcome else { return };
+    eprintln!("{step:?}, {point:?}: {:?} {:?}", status.code(), status.message());
+    let is_full = point.is_some_and(|point| point.harm == Harm::Fail(libc::ENOSPC));
+    assert_eq!(status.code() == tonic::Code::ResourceExhausted, is_full, "{step:?}, {point:?}: {status:?}");
+}
+
 async fn sweep(step: Step) {
     rig::insist_on_ours();
+    orphans::adopt();
     if !rig::can_run_containers() {
         return;
     }
@@ -63,19 +114,27 @@ async fn sweep(step: Step) {
     finish(&world, step, "first", &report, "undisturbed").await;
     let kinds = count(&report);
     eprintln!("{step:?}: {kinds:?}");
+    let (points, enough) = choose(&kinds);
     let (mut met, mut chosen) = (0, 0);
-    for (number, point) in choose(&kinds).iter().enumerate() {
+    for (number, point) in points.iter().enumerate() {
+        if met == enough {
+            break;
+        }
         chosen += 1;
-        let id = format!("c{number}");
-        let began = Instant::now();
-        let report = hunt(&mut world, step, &id, Some(point)).await;
-        met += usize::from(!report.killed.is_empty());
-        finish(&world, step, &id, &report, &format!("{step:?}, {point} (killed: {:?})", report.killed)).await;
-        eprintln!("{point}: {:?} killed, {:?}", report.killed, began.elapsed());
+        met += usize::from(meet(&mut world, step, &format!("c{number}"), point).await);
     }
     println!("{step:?}: {met} of {chosen} points met");
-    // How often a kind occurs differs a little from time to time.
-    assert!(met * 10 >= chosen * 7, "{met} of {chosen} points met");
+    // How often a kind occurs differs from time to time: messages come together, threads wake each other.
+    assert!(met * 2 >= chosen, "{met} of {chosen} points met");
+}
+
+/// One point; whether it was met.
+async fn meet(world: &mut World, step: Step, id: &str, point: &Point) -> bool {
+    let began = Instant::now();
+    let report = hunt(world, step, id, Some(point)).await;
+    finish(world, step, id, &report, &format!("{step:?}, {point} (killed: {:?})", report.killed)).await;
+    eprintln!("{point}: {:?} killed, {:?}", report.killed, began.elapsed());
+    !report.killed.is_empty() || report.has_failed
 }
 
 /// How often each program has which effect.
@@ -85,15 +144,15 @@ fn count(report: &Report) -> BTreeMap<(Role, String), usize> {
     kinds
 }
 
-fn choose(kinds: &BTreeMap<(Role, String), usize>) -> Vec<Point> {
-    match std::env::var("STRATA_CRASHES").ok().and_then(|rounds| rounds.parse().ok()) {
-        Some(rounds) => (0..rounds).flat_map(|round| points(kinds, round)).collect(),
-        None => {
-            let mut chance = Chance::new();
-            let all: Vec<Point> = (0..8).flat_map(|round| points(kinds, round)).collect();
-            (0..FEW).map(|_| all[chance.below(all.len() as u64) as usize].clone()).collect()
-        }
+/// The points, and how many that are met are enough.
+fn choose(kinds: &BTreeMap<(Role, String), usize>) -> (Vec<Point>, usize) {
+    if let Some(rounds) = std::env::var("STRATA_CRASHES").ok().and_then(|rounds| rounds.parse().ok()) {
+        return ((0..rounds).flat_map(|round| points(kinds, round)).collect(), usize::MAX);
     }
+    let mut chance = Chance::new();
+    let all: Vec<Point> = (0..8).flat_map(|round| points(kinds, round)).collect();
+    let some = (0..2 * FEW).map(|_| all[chance.below(all.len() as u64) as usize].clone()).collect();
+    (some, FEW)
 }
 
 /// All points of a round.
@@ -101,10 +160,9 @@ fn points(kinds: &BTreeMap<(Role, String), usize>, round: usize) -> Vec<Point> {
     let mut points = Vec::new();
     for ((role, effect), often) in kinds {
         let count = 1 + round % often;
-        let with_both = [false, true].into_iter().take(if *role == Role::Shim { 2 } else { 1 });
-        for both in with_both {
-            points.extend([false, true].map(|after| Point { role: *role, effect: effect.clone(), count, after, both }));
-        }
+        let both: &[Harm] = &[Harm::KillBothBefore, Harm::KillBothAfter];
+        let harms = [Harm::KillBefore, Harm::KillAfter].iter().chain(if *role == Role::Shim { both } else { &[] });
+        points.extend(harms.map(|harm| Point { role: *role, effect: effect.clone(), count, harm: *harm }));
     }
     points
 }
@@ -119,7 +177,9 @@ async fn hunt(world: &mut World, step: Step, id: &str, point: Option<&Point>) ->
     let outcome = outcome.unwrap_or_else(|_| panic!("{step:?}, {point:?}: no answer within {ANSWER:?}"));
     tokio::time::sleep(LATE).await;
     let report = tracer.finish();
-    if report.killed.is_empty() {
+    if report.has_failed {
+        assert_told(step, point, outcome);
+    } else if report.killed.is_empty() {
         let code = outcome.unwrap_or_else(|status| panic!("{step:?}, {point:?}: nobody was killed, and {status:?}"));
         assert!(
             code.is_none_or(|code| code == if step == Step::Exec { 4 } else { CODE }),
@@ -132,7 +192,11 @@ async fn hunt(world: &mut World, step: Step, id: &str, point: Option<&Point>) ->
         let was_it = step == Step::Exec && report.killed.contains(&Role::Runtime) && code == KILLED;
         assert!(is_exact || died || was_it, "{step:?}, {point:?}: {code}");
     }
-    if report.killed.contains(&Role::Shimd) {
+    if report.has_failed {
+        world.assert_answers().await;
+    }
+    // What a failed write left on the disk, unseen, goes with the next start.
+    if report.killed.contains(&Role::Shimd) || report.has_failed {
         world.lab.kill();
         world.lab.up().await;
     }
@@ -172,7 +236,8 @@ async fn end(world: &World, step: Step, id: &str, status: ProcessStatus, report:
     let is_exact = code == CODE;
     let was_told = is_running || matches!(step, Step::Kill | Step::Delete | Step::Remove);
     let died = report.killed.contains(&Role::Shim) && [KILLED, UNKNOWN].contains(&code);
-    let never_began = step == Step::Start && report.killed.contains(&Role::Runtime) && !is_running;
-    assert!(is_exact && was_told || died || never_began, "{point}: it ended with {code}");
+    // What waits to be started is the runtime still, and the program later.
+    let was_it = report.killed.contains(&Role::Runtime) && matches!(step, Step::Create | Step::Start) && code == KILLED;
+    assert!(is_exact && was_told || died || was_it, "{point}: it ended with {code}");
     assert_eq!(must("delete", world.delete(id).await), code, "{point}");
 }

@@ -1,14 +1,15 @@
-//! A debugger that ends a process exactly before or after its n-th effect of a kind, whichever of its threads it is.
+//! A debugger that ends a process exactly before or after its n-th effect of a kind, whichever of its threads it is; or that
+//! lets the system call fail which has the effect.
 //!
 //! It is a process of its own (this program again, as the test [`tracer`]): stops of who is traced would else come to
 //! whoever waits for a child here. It follows children, tells programs by their file, and lets users' programs alone.
 //!
 //! ```text
-//! test ── environment: pids, point ──▶ tracer      tracer ── lines: @attached, @effect ROLE KIND, @killed ROLE ──▶ test
+//! test ── environment: pids, point ──▶ tracer    tracer ── lines: @attached, @effect ROLE KIND, @killed ROLE, @failed ──▶ test
 //!      ── end of its input: let all go ──▶
 //! ```
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
@@ -36,29 +37,63 @@ pub(crate) struct Point {
     pub(crate) effect: String,
     /// From 1.
     pub(crate) count: usize,
-    /// Else before.
-    pub(crate) after: bool,
-    /// shimd and the shim both, else the one alone.
-    pub(crate) both: bool,
+    pub(crate) harm: Harm,
+}
+
+/// What is done at a point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Harm {
+    KillBefore,
+    KillAfter,
+    /// shimd and the shim both.
+    KillBothBefore,
+    KillBothAfter,
+    /// The call does nothing, and answers with this error.
+    Fail(i32),
+}
+
+impl Harm {
+    fn is_after(self) -> bool {
+        matches!(self, Harm::KillAfter | Harm::KillBothAfter)
+    }
+
+    fn is_both(self) -> bool {
+        matches!(self, Harm::KillBothBefore | Harm::KillBothAfter)
+    }
+
+    fn parse(word: &str) -> Option<Harm> {
+        if let Ok(errno) = word.parse() {
+            return Some(Harm::Fail(errno));
+        }
+        let kills = [Harm::KillBefore, Harm::KillAfter, Harm::KillBothBefore, Harm::KillBothAfter];
+        kills.into_iter().find(|harm| harm.to_string() == word)
+    }
+}
+
+impl std::fmt::Display for Harm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Harm::Fail(errno) => write!(f, "{errno}"),
+            kill => write!(f, "{kill:?}"),
+        }
+    }
 }
 
 impl std::fmt::Display for Point {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (when, who) = (if self.after { "after" } else { "before" }, if self.both { "Both" } else { "One" });
-        write!(f, "{:?} {} {} {when} {who}", self.role, self.effect, self.count)
+        write!(f, "{:?} {} {} {}", self.role, self.effect, self.count, self.harm)
     }
 }
 
 impl Point {
     fn parse(text: &str) -> Option<Point> {
         let words: Vec<&str> = text.split(' ').collect();
-        let [role, effect, count, when, who] = words[..] else { return None };
+        let [role, effect, count, harm] = words[..] else { return None };
         Some(Point {
             role: Role::parse(role)?,
             effect: effect.to_owned(),
             count: count.parse().ok()?,
-            after: when == "after",
-            both: who == "Both",
+            harm: Harm::parse(harm)?,
         })
     }
 }
@@ -68,6 +103,8 @@ impl Point {
 pub(crate) struct Report {
     pub(crate) effects: Vec<(Role, String)>,
     pub(crate) killed: Vec<Role>,
+    /// Whether a call was made to fail.
+    pub(crate) has_failed: bool,
 }
 
 /// A running one.
@@ -105,6 +142,7 @@ impl Tracer {
             let words: Vec<&str> = line.split(' ').collect();
             match words[..] {
                 ["@effect", role, kind] => report.effects.push((Role::parse(role).unwrap(), kind.to_owned())),
+                ["@failed"] => report.has_failed = true,
                 ["@killed", role] => report.killed.push(Role::parse(role).unwrap()),
                 _ => {}
             }
@@ -139,8 +177,8 @@ struct Hunt {
     point: Option<Point>,
     threads: HashMap<Pid, Option<Role>>,
     met: usize,
-    /// It ends when its call is over.
-    doomed: HashSet<Pid>,
+    /// What comes when its call is over.
+    doomed: HashMap<Pid, Harm>,
     is_letting_go: bool,
 }
 
@@ -225,8 +263,12 @@ impl Hunt {
     fn see_call(&mut self, thread: Pid) {
         let Some(Some(role)) = self.threads.get(&thread).copied() else { return };
         let Ok(info) = ptrace::syscall_info(thread) else { return };
-        if info.op == EXIT && self.doomed.remove(&thread) {
-            self.kill(thread, role);
+        if info.op == EXIT {
+            match self.doomed.remove(&thread) {
+                Some(Harm::Fail(errno)) => fail(thread, errno),
+                Some(_) => self.kill(thread, role),
+                None => {}
+            }
         }
         if info.op != ENTRY {
             return;
@@ -238,18 +280,22 @@ impl Hunt {
             return;
         }
         self.met += 1;
-        if self.met == point.count {
-            if point.after {
-                self.doomed.insert(thread);
-            } else {
-                self.kill(thread, role);
-            }
+        if self.met != point.count {
+            return;
+        }
+        if matches!(point.harm, Harm::Fail(_)) {
+            skip(thread);
+        }
+        if point.harm.is_after() || matches!(point.harm, Harm::Fail(_)) {
+            self.doomed.insert(thread, point.harm);
+        } else {
+            self.kill(thread, role);
         }
     }
 
     /// SIGKILL; a call that was only entered does not take place.
     fn kill(&self, thread: Pid, role: Role) {
-        let both = self.point.as_ref().is_some_and(|point| point.both);
+        let both = self.point.as_ref().is_some_and(|point| point.harm.is_both());
         let is_victim = |one: Option<Role>| both && matches!(one, Some(Role::Shimd | Role::Shim));
         let others = self.threads.iter().filter(|(_, one)| is_victim(**one)).map(|(thread, _)| *thread);
         for victim in std::iter::once(thread).chain(others) {
@@ -261,6 +307,35 @@ impl Hunt {
         }
     }
 }
+
+/// Whether system calls can be made to fail here.
+pub(crate) const CAN_FAIL: bool = cfg!(target_arch = "x86_64");
+
+/// The call that a thread has entered does not take place.
+#[cfg(target_arch = "x86_64")]
+fn skip(thread: Pid) {
+    if let Ok(mut registers) = ptrace::getregs(thread) {
+        registers.orig_rax = u64::MAX;
+        let _ = ptrace::setregs(thread, registers);
+    }
+}
+
+/// Its answer is an error.
+#[cfg(target_arch = "x86_64")]
+fn fail(thread: Pid, errno: i32) {
+    if let Ok(mut registers) = ptrace::getregs(thread) {
+        registers.rax = i64::from(-errno).cast_unsigned();
+        if ptrace::setregs(thread, registers).is_ok() {
+            println!("@failed");
+        }
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn skip(_: Pid) {}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn fail(_: Pid, _: i32) {}
 
 fn process_of(thread: Pid) -> Pid {
     let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();

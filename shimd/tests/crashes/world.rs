@@ -336,6 +336,13 @@ impl World {
         self.lab.images().await.list(ListImagesRequest::default()).await.unwrap().into_inner().images.len()
     }
 
+    /// shimd tells what there is.
+    pub(crate) async fn assert_answers(&self) {
+        let within =
+            tokio::time::timeout(SETTLE, async { (self.images().await, self.snapshots().await, self.blobs().await) });
+        within.await.expect("the lists");
+    }
+
     /// Removes whatever the step left, which must be possible.
     pub(crate) async fn clear(&self, step: Step, id: &str, point: &str) {
         let may_be_gone = |done: Result<(), Status>| match done {

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustls::pki_types::PrivateKeyDer;
+use rustls::server::WebPkiClientVerifier;
 use serde_json::{Value, json};
 use strata_registry::{Client, Config, Credentials, Digest, Image, Platform, Problem, Reference, media_type};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -108,6 +109,27 @@ impl Drop for Liar {
     }
 }
 
+type Certified = rcgen::CertifiedKey<rcgen::KeyPair>;
+
+fn acceptor(certificate: &Certified, authority: Option<&Certified>) -> tokio_rustls::TlsAcceptor {
+    let key = PrivateKeyDer::try_from(certificate.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .unwrap();
+    let builder = match authority {
+        None => builder.with_no_client_auth(),
+        Some(authority) => {
+            let mut roots = rustls::RootCertStore::empty();
+            roots.add(authority.cert.der().clone()).unwrap();
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let config = builder.with_single_cert(vec![certificate.cert.der().clone()], key).unwrap();
+    tokio_rustls::TlsAcceptor::from(Arc::new(config))
+}
+
 impl Liar {
     pub async fn start(answer: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Liar {
         Liar::start_with(None, answer).await
@@ -115,18 +137,19 @@ impl Liar {
 
     /// With TLS, by the certificate and key given.
     pub async fn start_tls(
-        certificate: &rcgen::CertifiedKey<rcgen::KeyPair>,
+        certificate: &Certified,
         answer: impl Fn(&Request) -> Answer + Send + Sync + 'static,
     ) -> Liar {
-        let key = PrivateKeyDer::try_from(certificate.signing_key.serialize_der()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.cert.der().clone()], key)
-            .unwrap();
-        Liar::start_with(Some(tokio_rustls::TlsAcceptor::from(Arc::new(config))), answer).await
+        Liar::start_with(Some(acceptor(certificate, None)), answer).await
+    }
+
+    /// The same, and clients must show a certificate that `authority` vouches for.
+    pub async fn start_mutual_tls(
+        certificate: &Certified,
+        authority: &Certified,
+        answer: impl Fn(&Request) -> Answer + Send + Sync + 'static,
+    ) -> Liar {
+        Liar::start_with(Some(acceptor(certificate, Some(authority))), answer).await
     }
 
     async fn start_with(
