@@ -120,8 +120,7 @@ async fn a_certificate_of_the_clients_own_is_shown_where_one_is_asked_for() {
     let [server, known, stranger] =
         ["localhost", "known", "stranger"].map(|name| rcgen::generate_simple_self_signed(vec![name.into()]).unwrap());
     let image = Honest::new();
-    let front = image.clone();
-    let mirror = Liar::start_mutual_tls(&server, &known, move |request| front.answer(request)).await;
+    let mirror = Liar::start_mutual_tls(&server, &known, at("", image.clone())).await;
     let directory = tempfile::tempdir().unwrap();
     let own = Liar::start(|_| Answer::new(404, "")).await;
     let name = format!("https://localhost:{}", mirror.address.port());
