@@ -157,6 +157,17 @@ fn half_made_and_foreign_states_can_be_removed() {
 }
 
 #[test]
+fn a_removal_that_was_killed_at_its_end_is_gone_through_again() {
+    let Some(stage) = stage() else { return };
+    if stage.differs("a promise of lowrun") {
+        return;
+    }
+    std::fs::create_dir_all(stage.root().join(stage.id())).unwrap();
+    stage.call(&["delete", stage.id()]).fails(1, "does not exist");
+    stage.is_clean();
+}
+
+#[test]
 fn a_killed_lowrun_leaves_what_delete_removes() {
     let Some(mut stage) = stage() else { return };
     if stage.differs("a promise of lowrun") {

@@ -31,6 +31,10 @@ pub(super) fn delete(global: &Global, typed: &Typed) -> Result<i32> {
     let container = match Container::load(&global.root, id) {
         Err(fault) if force && fault.code == Code::ContainerNotFound => return forget(global, id),
         Err(fault) if force && fault.code == Code::StateInvalid => return forget(global, id),
+        Err(fault) if fault.code == Code::ContainerNotFound => {
+            sweep(global, id);
+            return Err(fault);
+        }
         result => result?,
     };
     container.dir.lock()?;
@@ -101,6 +105,15 @@ fn kill_all(id: &str, first: Option<&Identity>, cgroup: &Cgroup) -> Result<()> {
         pause = (pause * 2).min(Duration::from_millis(20));
     }
     Ok(())
+}
+
+/// Takes away the directory that a removal left when it was killed at its very end, and that keeps the id.
+fn sweep(global: &Global, id: &str) {
+    let Ok(dir) = Dir::open(global.root.join(id)) else { return };
+    // Nobody who makes it now, and nothing in it: then it is no more than a name.
+    if !dir.is_locked() {
+        let _ = rustix::fs::rmdir(dir.path());
+    }
 }
 
 /// Removes what cannot be loaded: an aborted creation, damage, a state of another version. What of it can still be read

@@ -190,7 +190,7 @@ impl Dir {
     }
 
     /// Whether somebody else keeps the lock.
-    fn is_locked(&self) -> bool {
+    pub(crate) fn is_locked(&self) -> bool {
         if self.lock.borrow().is_some() {
             return false;
         }
@@ -244,7 +244,8 @@ impl Dir {
 
     /// Removes the directory and all in it.
     pub fn remove(&self) -> Result<()> {
-        for name in [file::NAME, EXEC_FIFO, crate::create::seccomp::FILTER_FILE] {
+        // The state last: by it a removal that was killed is found and gone through again.
+        for name in [EXEC_FIFO, crate::create::seccomp::FILTER_FILE, file::NAME] {
             let _ = rustix::fs::unlinkat(&self.fd, name, AtFlags::empty());
         }
         match rustix::fs::rmdir(&self.path) {
