@@ -63,7 +63,7 @@ pub fn sweep_stage(namespaces: &Namespaces, rootfs: &Path) -> Result<()> {
         return Ok(());
     };
     let place = Place::leave()?;
-    // The path may be another's by now: then there is nothing of ours to enter.
+    // A path of a process may be another's by now: in its namespace nothing but a stage would be taken away.
     if sys::process::setns(joined.as_fd(), Kind::Mount.flag()).is_err() {
         return Ok(());
     }

@@ -1,9 +1,8 @@
 //! Where the C library hands over to lowrun: `main` itself, without the start-up of Rust's `main`.
 //!
 //! That start-up finds the bounds of the stack by reading `/proc/self/maps`, and maps and announces a stack for a handler
-//! that tells of an overflow: some fifteen calls and a twentieth of a run's processor time, for a program that lives for
-//! milliseconds. What of it matters here is done by [`prepare`]. The arguments are there without it (with glibc, std takes
-//! them from an initialiser of its own).
+//! that tells of an overflow: some fifteen calls, for a program that lives for milliseconds. What of it matters here is
+//! done by [`prepare`]. The arguments are there without it (with glibc, std takes them from an initialiser of its own).
 
 #[cfg(not(target_env = "gnu"))]
 compile_error!("std finds the arguments without Rust's start-up with glibc alone");
