@@ -149,6 +149,19 @@ impl HostEnd {
 }
 
 impl HostEnd {
+    /// The fault that a process which has ended told after it was ready; whatever else there is, is no word of lowrun's.
+    pub fn last_fault(&self) -> Option<Box<Fault>> {
+        let mut buffer = Vec::with_capacity(MESSAGE_MAX);
+        let heard = rustix::net::recv(&self.socket, rustix::buffer::spare_capacity(&mut buffer), RecvFlags::DONTWAIT);
+        if !heard.is_ok_and(|(length, _)| length > 0) {
+            buffer = self.last.text()?;
+        }
+        match decode(&buffer) {
+            Some(FromInit::Fault(fault)) => Some(fault),
+            _ => None,
+        }
+    }
+
     /// Has the container side send what it has offered, where it cannot be taken.
     pub fn receive_offer(&self, process: BorrowedFd<'_>) -> sys::Result<OwnedFd> {
         self.send(ToInit::Hand);

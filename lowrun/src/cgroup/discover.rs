@@ -1,8 +1,9 @@
 //! Which hierarchies there are, where they are mounted, and where in them lowrun itself is.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::fault::{Attempt, Code, Fault, Result};
@@ -14,18 +15,20 @@ const CGROUP_MAGIC: u64 = 0x0027_e0eb;
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
 
 /// lowrun's own place in a hierarchy.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Own {
     /// As in `/proc/self/cgroup`; empty for v2.
     pub controllers: String,
     pub mount: PathBuf,
+    /// A handle of `mount`.
+    pub top: OwnedFd,
     /// Below `mount`, without a leading slash.
     pub path: PathBuf,
 }
 
 /// Whether the machine has cgroup v2 only.
 pub fn is_unified() -> bool {
-    magic(Path::new(MOUNTS)) == Some(CGROUP2_MAGIC)
+    open_mount(CWD, MOUNTS).and_then(|mounts| magic(mounts.as_fd())) == Some(CGROUP2_MAGIC)
 }
 
 /// Every usable hierarchy.
@@ -33,8 +36,12 @@ pub fn own() -> Result<Vec<Own>> {
     let text =
         crate::sys::read_kernel_file("/proc/self/cgroup").attempt(Code::CgroupFailed, || "read /proc/self/cgroup")?;
     let text = String::from_utf8_lossy(&text);
-    let unified = is_unified();
-    let own: Vec<Own> = text.lines().filter_map(parse).filter_map(|line| place(line, unified)).collect();
+    let mounts = open_mount(CWD, MOUNTS);
+    let place = |mounts: OwnedFd| {
+        let unified = magic(mounts.as_fd()) == Some(CGROUP2_MAGIC);
+        text.lines().filter_map(parse).filter_map(|line| place(line, mounts.as_fd(), unified)).collect()
+    };
+    let own: Vec<Own> = mounts.map(place).unwrap_or_default();
     if own.is_empty() {
         return Err(Fault::new(Code::CgroupFailed, "find the cgroup hierarchies")
             .cause(format!("nothing of /proc/self/cgroup is mounted below {MOUNTS}")));
@@ -49,22 +56,25 @@ fn parse(line: &str) -> Option<(&str, &str)> {
     Some((parts.next()?, parts.next()?))
 }
 
-fn place((controllers, path): (&str, &str), unified: bool) -> Option<Own> {
-    let mount = match controllers {
-        "" if unified => PathBuf::from(MOUNTS),
+/// A place in one hierarchy, whose mount is looked for in `mounts`: from there the way is shorter than from the root.
+fn place((controllers, path): (&str, &str), mounts: BorrowedFd<'_>, unified: bool) -> Option<Own> {
+    let name = match controllers {
+        "" if unified => "",
         _ if unified => return None,
-        "" => Path::new(MOUNTS).join("unified"),
-        named => Path::new(MOUNTS).join(named.strip_prefix("name=").unwrap_or(named)),
+        "" => "unified",
+        named => named.strip_prefix("name=").unwrap_or(named),
     };
+    let mount = if name.is_empty() { PathBuf::from(MOUNTS) } else { Path::new(MOUNTS).join(name) };
+    let top = open_mount(mounts, if name.is_empty() { "." } else { name })?;
     let wanted = if controllers.is_empty() { CGROUP2_MAGIC } else { CGROUP_MAGIC };
     // A hierarchy that is not mounted limits nothing: like runc, go without it.
-    if magic(&mount) != Some(wanted) {
+    if magic(top.as_fd()) != Some(wanted) {
         return None;
     }
     let path = path.trim_start_matches('/');
     // Above the root of lowrun's own cgroup namespace there is nothing for us: use the root.
     let path = if path.starts_with("..") { "" } else { path };
-    Some(Own { controllers: controllers.to_owned(), mount, path: PathBuf::from(path) })
+    Some(Own { controllers: controllers.to_owned(), mount, top, path: PathBuf::from(path) })
 }
 
 /// The v2 cgroup of another process, as a path of this mount namespace.
@@ -77,8 +87,12 @@ pub fn unified_of(pidfd: BorrowedFd<'_>) -> sys::Result<PathBuf> {
     Ok(mount.join(path.trim_start_matches('/')))
 }
 
-fn magic(path: &Path) -> Option<u64> {
-    rustix::fs::statfs(path).ok().map(|stat| stat.f_type as u64)
+fn open_mount(dir: BorrowedFd<'_>, name: &str) -> Option<OwnedFd> {
+    rustix::fs::openat(dir, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
+}
+
+fn magic(handle: BorrowedFd<'_>) -> Option<u64> {
+    rustix::fs::fstatfs(handle).ok().map(|stat| stat.f_type as u64)
 }
 
 #[cfg(test)]

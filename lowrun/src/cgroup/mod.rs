@@ -21,11 +21,12 @@ mod v2;
 pub(crate) use v2::{swap_alone, weight};
 
 use std::cell::Cell;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
@@ -61,7 +62,23 @@ pub struct Hierarchy {
     pub mount: PathBuf,
     /// The container's directory.
     pub dir: PathBuf,
+    /// Where the mount was found, while that is known.
+    #[serde(skip)]
+    pub top: Top,
 }
+
+/// A handle of the mount of a hierarchy: who makes and removes a container walks to each of its directories several
+/// times, and from here the way is a third as long. Says nothing that the path does not say.
+#[derive(Clone, Debug, Default)]
+pub struct Top(Option<Rc<OwnedFd>>);
+
+impl PartialEq for Top {
+    fn eq(&self, _: &Top) -> bool {
+        true
+    }
+}
+
+impl Eq for Top {}
 
 impl Hierarchy {
     /// Whether this is the v2 hierarchy.
@@ -76,7 +93,22 @@ impl Hierarchy {
 
     /// The file that a process writes `0` to, to enter the directory.
     pub fn open_processes(&self) -> crate::sys::Result<OwnedFd> {
-        open_write(&self.dir.join("cgroup.procs"))
+        self.open_write("cgroup.procs")
+    }
+
+    /// Opens a control file of the container's directory.
+    fn open_write(&self, file: &str) -> crate::sys::Result<OwnedFd> {
+        let path = self.dir.join(file);
+        let (dir, path) = self.way_to(&path);
+        rustix::fs::openat(dir, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).call("open")
+    }
+
+    /// A path of this hierarchy as a call with a directory takes it.
+    fn way_to<'a>(&'a self, path: &'a Path) -> (BorrowedFd<'a>, &'a Path) {
+        match (&self.top.0, path.strip_prefix(&self.mount)) {
+            (Some(top), Ok(below)) => (top.as_fd(), below),
+            _ => (CWD, path),
+        }
     }
 
     /// The directory's path in the hierarchy, as `/proc/PID/cgroup` shows it on the host.
@@ -103,7 +135,7 @@ impl Cgroup {
                     }
                     (None, CgroupPath::Relative(path)) => own.mount.join(&own.path).join(path),
                 };
-                Hierarchy { controllers: own.controllers, mount: own.mount, dir }
+                Hierarchy { controllers: own.controllers, mount: own.mount, dir, top: Top(Some(Rc::new(own.top))) }
             })
             .collect();
         let unit = plan.unit.as_ref().map(|unit| Unit {
@@ -173,7 +205,9 @@ impl Cgroup {
 
     fn create_in(&self, hierarchy: &Hierarchy, plan: &CgroupPlan) -> Result<()> {
         let attempted = || format!("make cgroup {}", hierarchy.dir.display());
-        match rustix::fs::mkdir(&hierarchy.dir, Mode::from_raw_mode(0o755)) {
+        let (top, below) = hierarchy.way_to(&hierarchy.dir);
+        let made = rustix::fs::mkdirat(top, below, Mode::from_raw_mode(0o755));
+        match made {
             Ok(()) => {}
             // What systemd has made has the process in it already.
             Err(Errno::EXIST) if self.unit.is_some() => {}
@@ -182,7 +216,7 @@ impl Cgroup {
             Err(errno) => return Err(Fault::of(Code::CgroupFailed, attempted(), Failure { call: "mkdir", errno })),
         }
         if hierarchy.has("cpuset") {
-            v1::fill_cpuset(hierarchy)?;
+            v1::fill_cpuset(hierarchy, made.is_ok())?;
         }
         if self.is_unified() {
             v2::enable_controllers(hierarchy, &plan.resources)?;
@@ -244,7 +278,8 @@ impl Cgroup {
     pub fn entrances(&self) -> Result<Vec<OwnedFd>> {
         let v1 = self.hierarchies.iter().filter(|hierarchy| !hierarchy.is_unified());
         v1.map(|hierarchy| {
-            open_write(&hierarchy.dir.join("tasks"))
+            hierarchy
+                .open_write("tasks")
                 .attempt(Code::CgroupFailed, || format!("open cgroup {}", hierarchy.dir.display()))
         })
         .collect()
@@ -381,7 +416,7 @@ impl Cgroup {
         let stopped = self.unit.as_ref().map_or(Ok(()), Unit::stop);
         let mut first_fault = stopped.err().filter(|_| self.exists());
         for hierarchy in &self.hierarchies {
-            if let Err(failure) = remove_dir(&hierarchy.dir, deadline) {
+            if let Err(failure) = remove_dir(hierarchy, deadline) {
                 let fault =
                     Fault::of(Code::CgroupFailed, format!("remove cgroup {}", hierarchy.dir.display()), failure);
                 first_fault.get_or_insert(fault);
@@ -399,7 +434,7 @@ impl Cgroup {
         }
         for hierarchy in &self.hierarchies {
             if hierarchy.is_unified() && had_process {
-                let _ = remove_dir(&hierarchy.dir, Instant::now() + REMOVAL_PATIENCE);
+                let _ = remove_dir(hierarchy, Instant::now() + REMOVAL_PATIENCE);
             } else if check_unused(hierarchy).is_ok() {
                 let _ = rustix::fs::rmdir(&hierarchy.dir);
             }
@@ -461,14 +496,15 @@ fn collect_processes(dir: BorrowedFd<'_>, pids: &mut Vec<i32>) -> crate::sys::Re
     Ok(())
 }
 
-fn remove_dir(dir: &Path, deadline: Instant) -> crate::sys::Result<()> {
+fn remove_dir(hierarchy: &Hierarchy, deadline: Instant) -> crate::sys::Result<()> {
+    let (top, below) = hierarchy.way_to(&hierarchy.dir);
     let mut pause = Duration::from_micros(50);
     loop {
-        match rustix::fs::rmdir(dir) {
+        match rustix::fs::unlinkat(top, below, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT | Errno::NODEV) => return Ok(()),
             Err(Errno::BUSY | Errno::NOTEMPTY) if Instant::now() < deadline => {
                 // What is still busy below is so for the same reason, and is tried again.
-                let _ = tree::remove_below(dir, deadline);
+                let _ = tree::remove_below(&hierarchy.dir, deadline);
             }
             Err(Errno::INTR) => {}
             Err(errno) => return Err(Failure { call: "rmdir", errno }),
@@ -485,9 +521,12 @@ pub(crate) fn open_write(path: &Path) -> crate::sys::Result<OwnedFd> {
 
 /// Writes a control file in one call.
 pub(crate) fn write(path: &Path, text: &str) -> crate::sys::Result<()> {
-    let file = open_write(path)?;
+    write_to(&open_write(path)?, text)
+}
+
+fn write_to(file: &OwnedFd, text: &str) -> crate::sys::Result<()> {
     loop {
-        match rustix::io::write(&file, text.as_bytes()) {
+        match rustix::io::write(file, text.as_bytes()) {
             Err(Errno::INTR) => {}
             result => return result.call("write").map(drop),
         }

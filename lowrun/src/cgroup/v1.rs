@@ -6,7 +6,7 @@ use std::path::Path;
 use rustix::io::Errno;
 
 use super::v2::{check_page_size, tasks};
-use super::{Cgroup, Hierarchy, open_write, read, write, write_limit};
+use super::{Cgroup, Hierarchy, read, write, write_limit, write_to};
 use crate::fault::{Attempt, Code, Fault, Result};
 use crate::plan::devices::{DeviceKind, DeviceRule};
 use crate::spec::{BlockIo, Cpu, Memory, NetworkClass, Resources, ThrottleDevice};
@@ -241,9 +241,18 @@ fn set_cpuset(dir: Option<&Path>, cpu: &Cpu) -> Result<()> {
     Ok(())
 }
 
-/// A v1 cpuset is born empty and takes no process so: each new directory takes what its parent has.
-pub(super) fn fill_cpuset(hierarchy: &Hierarchy) -> Result<()> {
-    CPUSET_FILES.iter().try_for_each(|file| filled(&hierarchy.dir, file, &hierarchy.mount).map(drop))
+/// A v1 cpuset is born empty and takes no process so: each new directory takes what its parent has. One that was just
+/// made below the mount itself need not be looked into; one deeper may have been filled by the kernel (see below).
+pub(super) fn fill_cpuset(hierarchy: &Hierarchy, is_new: bool) -> Result<()> {
+    if !is_new || hierarchy.dir.parent() != Some(&hierarchy.mount) {
+        return CPUSET_FILES.iter().try_for_each(|file| filled(&hierarchy.dir, file, &hierarchy.mount).map(drop));
+    }
+    CPUSET_FILES.iter().try_for_each(|file| {
+        let above = filled(&hierarchy.mount, file, &hierarchy.mount)?;
+        let attempted = || format!("fill {}", hierarchy.dir.join(file).display());
+        let file = hierarchy.open_write(file).attempt(Code::CgroupFailed, attempted)?;
+        write_to(&file, above.trim()).attempt(Code::CgroupFailed, attempted)
+    })
 }
 
 /// What a file of a cpuset has, taken from above if that was nothing; the cpuset of the mount itself is never empty.
@@ -265,7 +274,7 @@ fn filled(dir: &Path, file: &str, mount: &Path) -> Result<String> {
 pub(super) fn fill_cpusets_to_come(hierarchy: &Hierarchy, dir: &Path) {
     let own = Hierarchy { dir: dir.to_owned(), ..hierarchy.clone() };
     // Without it each is filled when it is made.
-    let _ = fill_cpuset(&own).map(|()| write(&dir.join("cgroup.clone_children"), "1"));
+    let _ = fill_cpuset(&own, false).map(|()| write(&dir.join("cgroup.clone_children"), "1"));
 }
 
 fn set_pids(dir: Option<&Path>, limit: i64) -> Result<()> {
@@ -325,8 +334,8 @@ fn set_network(cgroup: &Cgroup, network: &NetworkClass) -> Result<()> {
 pub(super) fn set_devices(hierarchy: &Hierarchy, rules: &[DeviceRule]) -> Result<()> {
     let dir = &hierarchy.dir;
     let attempted = || format!("set the device rules of cgroup {}", dir.display());
-    let allow = open_write(&dir.join("devices.allow")).attempt(Code::CgroupFailed, attempted)?;
-    let deny = open_write(&dir.join("devices.deny")).attempt(Code::CgroupFailed, attempted)?;
+    let allow = hierarchy.open_write("devices.allow").attempt(Code::CgroupFailed, attempted)?;
+    let deny = hierarchy.open_write("devices.deny").attempt(Code::CgroupFailed, attempted)?;
     for (allowed, line) in device_lines(rules) {
         let file = if allowed { &allow } else { &deny };
         rustix::io::write(file, line.as_bytes()).call("write").map_err(|failure| {

@@ -89,7 +89,13 @@ pub(super) fn run(global: &Global, typed: &Typed) -> Result<i32> {
     let signals = create::block_signals()?;
     let (ours, theirs) =
         if terminal { terminal_pair().map(|(ours, theirs)| (Some(ours), Some(theirs)))? } else { (None, None) };
-    let created = create::create(input.request(global, typed, (program, theirs), true)?)?;
+    let request = input.request(global, typed, (program, theirs), true)?;
+    // Nobody is to be told that the program runs: what is left to do is to wait for its end.
+    let is_told = input.notifies
+        || pid_file(typed).is_some()
+        || input.spec.hooks.as_ref().is_some_and(|hooks| !hooks.poststart.is_empty());
+    let stays = !terminal && !is_told;
+    let mut created = create::create(Request { stays, ..request })?;
     finish_run(global, typed, &created)?;
     let relay = ours.as_ref().map(Terminal::receive).transpose();
     let mut relay = relay.or_else(|fault| abandon(global, &created, fault))?;
@@ -99,6 +105,9 @@ pub(super) fn run(global: &Global, typed: &Typed) -> Result<i32> {
     let status = wait::foreground(created.pidfd.as_fd(), &signals, relay.as_mut());
     drop(relay);
     let status = status.or_else(|fault| abandon(global, &created, fault))?;
+    if let Some(refusal) = created.take_refusal() {
+        return Err(refusal);
+    }
     if !typed.is_on("keep") {
         span("delete", || super::delete::destroy(global, &created.container))?;
     }
@@ -185,6 +194,7 @@ impl Input {
             root: &global.root,
             log: &global.log,
             runs,
+            stays: false,
             program,
             console,
             pidfd_socket: pidfd_socket.map(|path| socket::connect(Path::new(path))).transpose()?,
@@ -260,8 +270,12 @@ pub(super) fn terminal_pair() -> Result<(OwnedFd, OwnedFd)> {
         .attempt(Code::SystemError, || "make a socket for the terminal")
 }
 
+fn pid_file(typed: &Typed) -> Option<&OsString> {
+    typed.value("pid-file").filter(|path| !path.is_empty())
+}
+
 pub(super) fn finish_creation(typed: &Typed, created: &Created) -> Result<()> {
-    match typed.value("pid-file").filter(|path| !path.is_empty()) {
+    match pid_file(typed) {
         None => Ok(()),
         Some(path) => state::write_pid_file(Path::new(path), created.pid.as_raw_nonzero().get()),
     }

@@ -267,6 +267,7 @@ mod tests {
             controllers: controllers.to_owned(),
             mount: "/m".into(),
             dir: dir.into(),
+            top: Default::default(),
         };
         let hierarchies = vec![hierarchy("cpu,cpuacct", "/m/cpu/c"), hierarchy("", "/m/unified/c")];
         Cgroup { hierarchies, unit: None }

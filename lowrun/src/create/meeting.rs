@@ -25,8 +25,8 @@ pub(super) struct Meeting<'a> {
     pub(super) host: &'a HostEnd,
     pub(super) pid: Pid,
     pub(super) pidfd: BorrowedFd<'a>,
-    /// Whether the program runs at once.
-    pub(super) runs: bool,
+    /// Whether to wait until the container side has become the program.
+    pub(super) awaits_program: bool,
     /// Set when systemd has made the container's unit.
     pub(super) unit_is_made: &'a Cell<bool>,
 }
@@ -81,7 +81,7 @@ impl Meeting<'_> {
         Identity::of(self.pid).attempt(Code::SystemError, || "identify the container's process").step("create:clone")
     }
 
-    /// Answers the container side until it waits for `start`, or until the program runs.
+    /// Answers the container side until it waits for `start`, or is about to become the program, or has become it.
     pub(super) fn converse(&self, state: &State) -> Result<()> {
         let mut ready = false;
         loop {
@@ -98,7 +98,7 @@ impl Meeting<'_> {
                 Some(FromInit::Hooks) => self.run_hooks(state).step("create:hooks")?,
                 Some(FromInit::Limits) => self.set_limits().step("create:limits")?,
                 Some(FromInit::Listener { fd }) => self.pass_listener(fd, state).step("create:seccomp")?,
-                Some(FromInit::Ready) if !self.runs => return Ok(()),
+                Some(FromInit::Ready) if !self.awaits_program => return Ok(()),
                 Some(FromInit::Ready) => {
                     ready = true;
                     continue;

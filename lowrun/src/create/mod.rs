@@ -59,6 +59,8 @@ pub struct Request<'a> {
     pub log: &'a Log,
     /// Whether the program runs at once, or waits for `start`.
     pub runs: bool,
+    /// Whether the caller watches the program to its end, and need not know when it begins.
+    pub stays: bool,
     /// The mount of lowrun's own program file, to be closed when there is time.
     pub program: Option<OwnedFd>,
     /// A connected socket that the terminal's master goes to.
@@ -82,6 +84,19 @@ pub struct Created {
     pub pidfd: OwnedFd,
     /// Where a program that runs already tells its readiness.
     pub notify: Option<OwnedFd>,
+    /// For a caller that stays: what to unmake if the process does not become the program.
+    pub(crate) unsettled: Option<Made>,
+}
+
+impl Created {
+    /// For a caller that stays, when the process has ended: why it never became the program, if so. Nothing of the
+    /// container is left then.
+    pub fn take_refusal(&mut self) -> Option<Box<Fault>> {
+        let made = self.unsettled.take()?;
+        let fault = made.host.as_ref()?.last_fault()?;
+        made.unmake(&self.container.dir, fault.code);
+        Some(fault)
+    }
 }
 
 /// What has been made so far, to be unmade if the rest fails.
@@ -132,9 +147,12 @@ impl Made {
 pub fn create(request: Request<'_>) -> Result<Created> {
     let dir = Dir::create(request.root, request.id).step("create:state")?;
     let mut made = Made::default();
+    let stays = request.stays;
     match make(request, &dir, &mut made) {
         Ok((state, pid, pidfd)) => {
-            Ok(Created { container: Container { dir, state }, pid, pidfd, notify: made.notify.take() })
+            let notify = made.notify.take();
+            let unsettled = stays.then_some(made);
+            Ok(Created { container: Container { dir, state }, pid, pidfd, notify, unsettled })
         }
         Err(fault) => {
             made.unmake(&dir, fault.code);
@@ -145,6 +163,7 @@ pub fn create(request: Request<'_>) -> Result<Created> {
 
 fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid, OwnedFd)> {
     let (plan, runs) = (request.plan, request.runs);
+    let awaits_program = runs && !request.stays;
     check_rootfs(&plan.rootfs).step("create:plan")?;
     rootless::check(plan).step("create:plan")?;
     let tolerant = rootless::tolerates_cgroups(request.rootless);
@@ -178,7 +197,7 @@ fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid,
     let (pid, pidfd) = made.process.insert((pid, pidfd));
     let host = made.host.insert(host);
     let unit_is_made = &made.unit_is_made;
-    let meeting = Meeting { setup: &setup, host, pid: *pid, pidfd: pidfd.as_fd(), runs, unit_is_made };
+    let meeting = Meeting { setup: &setup, host, pid: *pid, pidfd: pidfd.as_fd(), awaits_program, unit_is_made };
     let init = meeting.prepare(born_in_cgroup)?;
     open_to_own_user(false).step("create:clone")?;
     dir.save_init(&init).step("create:state")?;

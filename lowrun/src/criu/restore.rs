@@ -59,7 +59,9 @@ pub fn restore(request: &Restore<'_>) -> Result<Created> {
     let dir = Dir::create(request.root, request.id).step("restore:state")?;
     let mut made = Made::default();
     match make(request, &dir, &mut made) {
-        Ok((state, pid, pidfd)) => Ok(Created { container: Container { dir, state }, pid, pidfd, notify: None }),
+        Ok((state, pid, pidfd)) => {
+            Ok(Created { container: Container { dir, state }, pid, pidfd, notify: None, unsettled: None })
+        }
         Err(fault) => {
             made.unmake(&dir, fault.code);
             Err(fault)

@@ -3,14 +3,16 @@
 //! On v1 a tmpfs with a directory for each hierarchy: in a cgroup namespace each is mounted anew and shows the
 //! container's part as its root; else the container's own directories are bound.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::Setup;
 use super::rootfs::{Rootfs, as_fs_option, check_proc_target, new_filesystem, propagate, refused};
+use crate::cgroup::Hierarchy;
 use crate::fault::{Attempt, Code, Result};
 use crate::plan::mounts::{AttrChange, MountPlan};
 use crate::plan::namespaces::Kind;
@@ -45,23 +47,20 @@ impl Rootfs {
             link_controllers(tmpfs.as_fd(), &hierarchy.controllers, name.to_str().unwrap_or_default());
         }
         mount::attach(tmpfs.as_fd(), target.as_fd()).attempt(Code::MountFailed, attempted)?;
-        let mut trees = Vec::new();
-        for hierarchy in v1 {
-            let tree = if setup.plan.namespaces.is_new(Kind::Cgroup) {
-                new_hierarchy(mount, &hierarchy.controllers)?
-            } else {
-                mount::clone_path(&hierarchy.dir, true).attempt(Code::MountFailed, attempted)?
-            };
+        for hierarchy in &v1 {
             let name = hierarchy.mount.file_name().unwrap_or_default();
-            mount::attach_at(tree.as_fd(), tmpfs.as_fd(), name).attempt(Code::MountFailed, attempted)?;
-            trees.push(tree);
+            mount_hierarchy(setup, mount, hierarchy, (tmpfs.as_fd(), name))?;
         }
         // One call for the tmpfs and all that is on it, where the kernel has that.
         let attr = AttrChange { set: mount.attr.set | CGROUP_ATTR, ..mount.attr }.to_attr();
         mount::mount_setattr(tmpfs.as_fd(), true, &attr)
             .or_else(|_| {
-                let mut all = trees.iter().chain([&tmpfs]);
-                all.try_for_each(|tree| mount::mount_setattr(tree.as_fd(), false, &attr))
+                let names = v1.iter().map(|hierarchy| hierarchy.mount.file_name().unwrap_or_default());
+                names.map(Path::new).chain([Path::new(".")]).try_for_each(|name| {
+                    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    let tree = rustix::fs::openat(&tmpfs, name, flags, Mode::empty()).call("openat")?;
+                    mount::mount_setattr(tree.as_fd(), false, &attr)
+                })
             })
             .attempt(Code::MountFailed, attempted)?;
         propagate(tmpfs.as_fd(), mount)
@@ -100,13 +99,27 @@ impl Rootfs {
     }
 }
 
-/// The v1 hierarchy of some controllers, seen from the cgroup namespace.
-fn new_hierarchy(mount: &MountPlan, controllers: &str) -> Result<OwnedFd> {
-    let words: Vec<FsOption<'_>> = match controllers.strip_prefix("name=") {
-        Some(name) => vec![FsOption::Flag("none"), FsOption::Value("name", name)],
-        None => controllers.split(',').map(FsOption::Flag).collect(),
+/// Mounts a v1 hierarchy in the tmpfs: seen from the cgroup namespace, if that is new, else the container's own part.
+fn mount_hierarchy(
+    setup: &Setup<'_>,
+    mount: &MountPlan,
+    hierarchy: &Hierarchy,
+    (tmpfs, name): (BorrowedFd<'_>, &OsStr),
+) -> Result<()> {
+    let attempted = || mount.describe();
+    let tree = if setup.plan.namespaces.is_new(Kind::Cgroup) {
+        let words: Vec<FsOption<'_>> = match hierarchy.controllers.strip_prefix("name=") {
+            Some(name) => vec![FsOption::Flag("none"), FsOption::Value("name", name)],
+            None => hierarchy.controllers.split(',').map(FsOption::Flag).collect(),
+        };
+        if mount::mount_in(tmpfs, name, ("cgroup", "cgroup"), &words, CGROUP_ATTR).is_ok() {
+            return Ok(());
+        }
+        new_filesystem(mount, "cgroup", "cgroup", &words, CGROUP_ATTR | mount.attr.set)?
+    } else {
+        mount::clone_path(&hierarchy.dir, true).attempt(Code::MountFailed, attempted)?
     };
-    new_filesystem(mount, "cgroup", "cgroup", &words, CGROUP_ATTR | mount.attr.set)
+    mount::attach_at(tree.as_fd(), tmpfs, name).attempt(Code::MountFailed, attempted)
 }
 
 /// `cpu -> cpu,cpuacct`: programs look for a controller by its own name.

@@ -6,9 +6,9 @@
 //! while this runs, leads nowhere but into the container.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::masks::Mask;
@@ -52,6 +52,8 @@ pub(super) struct Rootfs {
     pub(super) null: Option<Mask>,
     /// The container's own procfs, where it is given one.
     pub(super) proc: Option<OwnedFd>,
+    /// The last new tmpfs, while nothing but what lies below it was mounted since.
+    own: Option<(PathBuf, OwnedFd)>,
 }
 
 impl Rootfs {
@@ -59,7 +61,7 @@ impl Rootfs {
     pub(super) fn build(setup: &Setup<'_>, channel: &InitEnd, sources: Sources) -> Result<Rootfs> {
         let root = root::prepare_root(setup.plan)?;
         let (late_readonly, null) = (Vec::new(), None);
-        let mut rootfs = Rootfs { root, late_readonly, sources, in_cgroup: false, null, proc: None };
+        let mut rootfs = Rootfs { root, late_readonly, sources, in_cgroup: false, null, proc: None, own: None };
         for mount in &setup.plan.mounts {
             rootfs.mount(setup, channel, mount)?;
         }
@@ -75,6 +77,7 @@ impl Rootfs {
     }
 
     fn mount(&mut self, setup: &Setup<'_>, channel: &InitEnd, mount: &MountPlan) -> Result<()> {
+        self.own.take_if(|(above, _)| mount.destination == *above || !mount.destination.starts_with(above));
         match &mount.kind {
             MountKind::Bind { source, .. } => {
                 if setup.host_opens_sources && setup.plan.is_in_root(source) {
@@ -116,6 +119,9 @@ impl Rootfs {
         options: &[(String, Option<String>)],
         copy_up: bool,
     ) -> Result<()> {
+        if !copy_up && self.filesystem_in_own(setup, mount, (fstype, source), options) {
+            return Ok(());
+        }
         let (target, is_new) = match fstype {
             "proc" | "sysfs" => (self.plain_target(mount)?, false),
             _ => self.find_target(mount, true)?,
@@ -126,11 +132,7 @@ impl Rootfs {
         let late = mount.attr.is_readonly() && (fstype == "tmpfs" || mount.destination == Path::new("/dev"));
         let attr = if late { mount.attr.set & !MOUNT_ATTR_RDONLY } else { mount.attr.set };
         let mode = if is_new { None } else { tmpfs_mode(fstype, options, target.as_fd()) };
-        let label = mount_label(setup.plan, fstype);
-        let extra = [mode.as_deref().map(|mode| ("mode", mode)), label.map(|label| ("context", label))];
-        let mut words: Vec<FsOption<'_>> =
-            extra.into_iter().flatten().map(|(name, value)| FsOption::Value(name, value)).collect();
-        words.extend(options.iter().map(as_fs_option));
+        let words = fs_options(setup.plan, fstype, mode.as_deref(), options);
         let filesystem = new_filesystem(mount, fstype, source, &words, attr)?;
         if copy_up {
             copy_up::copy(target.as_fd(), filesystem.as_fd()).attempt(Code::MountFailed, || mount.describe())?;
@@ -138,7 +140,40 @@ impl Rootfs {
         if fstype == "proc" && mount.destination == Path::new("/proc") {
             self.proc = filesystem.try_clone().ok();
         }
+        if fstype == "tmpfs" && !copy_up && self.own.is_none() {
+            self.own = filesystem.try_clone().ok().map(|tmpfs| (mount.destination.clone(), tmpfs));
+        }
         self.attach_new(mount, filesystem, target.as_fd(), late)
+    }
+
+    /// The quick way of a file system that lies directly in a tmpfs which was made just before and is empty, as those of
+    /// `/dev` do: its directory needs no looking for. False, with nothing made, where that is not so or the kernel
+    /// refused something: then the other way is gone, which can tell.
+    fn filesystem_in_own(
+        &self,
+        setup: &Setup<'_>,
+        mount: &MountPlan,
+        (fstype, source): (&str, &str),
+        options: &[(String, Option<String>)],
+    ) -> bool {
+        let Some((above, tmpfs)) = &self.own else { return false };
+        let is_plain = mount.propagation.is_empty() && mount.recursive_attr.is_empty() && !source.is_empty();
+        let (Some(name), true) = (mount.destination.file_name(), is_plain && !matches!(fstype, "proc" | "sysfs"))
+        else {
+            return false;
+        };
+        if mount.destination.parent() != Some(above)
+            || mount.destination == Path::new("/proc")
+            || rustix::fs::mkdirat(tmpfs, name, Mode::from_raw_mode(0o755)).is_err()
+        {
+            return false;
+        }
+        let words = fs_options(setup.plan, fstype, None, options);
+        let made = mount::mount_in(tmpfs.as_fd(), name, (fstype, source), &words, mount.attr.set).is_ok();
+        if !made {
+            let _ = rustix::fs::unlinkat(tmpfs, name, AtFlags::REMOVEDIR);
+        }
+        made
     }
 
     /// Attaches a new file system, and what belongs to it after that.
@@ -275,6 +310,17 @@ pub(super) fn check_proc_target(
         return refuse(format!("{destination:?} cannot be mounted because it is inside /proc"));
     }
     Ok(())
+}
+
+fn fs_options<'w>(
+    plan: &'w Plan,
+    fstype: &str,
+    mode: Option<&'w str>,
+    options: &'w [(String, Option<String>)],
+) -> Vec<FsOption<'w>> {
+    let extra = [("mode", mode), ("context", mount_label(plan, fstype))];
+    let extra = extra.into_iter().filter_map(|(name, value)| value.map(|value| FsOption::Value(name, value)));
+    extra.chain(options.iter().map(as_fs_option)).collect()
 }
 
 pub(super) fn as_fs_option((name, value): &(String, Option<String>)) -> FsOption<'_> {

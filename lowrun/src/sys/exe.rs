@@ -32,21 +32,28 @@ const SEALS: SealFlags = SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlag
 /// The mount that comes back is to be dropped when there is time: the kernel takes a detached mount apart on the last
 /// close of its descriptor and waits for all CPUs with it, which costs more than all the rest here.
 pub fn protect() -> Result<Option<OwnedFd>> {
-    let program = rustix::fs::open(SELF, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).call("open")?;
-    if is_protected(program.as_fd()) {
+    if is_protected()? {
         return Ok(None);
     }
     match exchange() {
         Ok(mount) => Ok(Some(mount)),
-        Err(_) => execute_copy(&program).map(|()| None),
+        Err(_) => execute_copy(&open_self()?).map(|()| None),
     }
 }
 
+fn open_self() -> Result<OwnedFd> {
+    rustix::fs::open(SELF, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).call("open")
+}
+
 /// On a read-only mount, or a sealed file in memory: a caller may have seen to it.
-fn is_protected(program: BorrowedFd<'_>) -> bool {
-    let readonly =
-        rustix::fs::fstatvfs(program).is_ok_and(|stat| stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
-    readonly || rustix::fs::fcntl_get_seals(program).is_ok_and(|seals| seals.contains(SEALS))
+fn is_protected() -> Result<bool> {
+    let stat = rustix::fs::statfs(SELF).call("statfs")?;
+    // As statvfs(3) calls them; a file in memory is one of a tmpfs.
+    if stat.f_flags as u64 & libc::ST_RDONLY != 0 {
+        return Ok(true);
+    }
+    let is_in_memory = stat.f_type == libc::TMPFS_MAGIC;
+    Ok(is_in_memory && rustix::fs::fcntl_get_seals(open_self()?).is_ok_and(|seals| seals.contains(SEALS)))
 }
 
 /// Exchanges the program file under the running process.

@@ -123,7 +123,8 @@ impl LastWord {
         unsafe { libc::syscall(libc::SYS_futex, self.word().as_ptr(), libc::FUTEX_WAIT, seen, &raw const left) };
     }
 
-    fn text(&self) -> Option<Vec<u8>> {
+    /// The text, if the process has left one by now.
+    pub fn text(&self) -> Option<Vec<u8>> {
         let length = self.length().load(Ordering::SeqCst) as usize;
         // SAFETY: who has set the length has written the text before, within the mapping, and writes no more.
         let text =

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags};
 
 use super::{Call, Failure, Result, check, mount_old, stage};
 
@@ -188,9 +188,24 @@ fn kernel_words(context: BorrowedFd<'_>) -> Option<String> {
     last.filter(|text| !text.is_empty())
 }
 
-/// The old `mount(2)` for a target that is the working directory.
-pub fn mount_here(fstype: &str, source: &str, flags: u64, data: &str) -> Result<()> {
-    let data = std::ffi::CString::new(data).map_err(|_| Failure { call: "mount", errno: Errno::INVAL })?;
-    let flags = rustix::mount::MountFlags::from_bits_retain(flags as u32);
-    rustix::mount::mount(source, ".", fstype, flags, data.as_c_str()).call("mount")
+/// A new file system, mounted at once on `name`, a directory in one that nobody but the caller can change.
+///
+/// One `mount(2)` in the place of the six and more calls of [`new_filesystem`] and [`attach_at`], at some 4 µs less for
+/// each mount; but there is no handle, and no word about what was wrong: who is refused tries again in that way. The
+/// working directory changes.
+pub fn mount_in(
+    dir: BorrowedFd<'_>,
+    name: &OsStr,
+    (fstype, source): (&str, &str),
+    options: &[FsOption<'_>],
+    attr: u64,
+) -> Result<()> {
+    // As a flag of `mount(2)` it would be the file system's, too, which may be another's as well.
+    if attr & MOUNT_ATTR_RDONLY != 0 {
+        return Err(Failure { call: "mount", errno: Errno::INVAL });
+    }
+    let (data, superblock) = stage::data(options)?;
+    let flags = MountFlags::from_bits_retain(superblock) | mount_old::flags_of(attr);
+    rustix::process::fchdir(dir).call("fchdir")?;
+    rustix::mount::mount(source, name, fstype, flags, data.as_c_str()).call("mount")
 }

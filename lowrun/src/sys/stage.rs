@@ -148,7 +148,7 @@ pub(super) fn new_filesystem(fstype: &str, source: &str, options: &[FsOption<'_>
 }
 
 /// Options as the text that `mount(2)` takes, and those that it takes as flags.
-fn data(options: &[FsOption<'_>]) -> Result<(CString, u32)> {
+pub(super) fn data(options: &[FsOption<'_>]) -> Result<(CString, u32)> {
     let mut flags = 0;
     let mut words: Vec<String> = Vec::new();
     for option in options {
