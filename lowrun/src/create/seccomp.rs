@@ -2,11 +2,16 @@
 //!
 //! Compiling a profile of Docker's size takes milliseconds; reading the result of the last time takes microseconds. The
 //! cache lies in a directory below `--root` whose name is no container's id; it must belong to lowrun's user and be
-//! closed to everybody else, and so must each file, else the profile is compiled anew. The key is a hash of the
-//! profile's text and of all that its meaning depends on.
+//! closed to everybody else, and so must each file, else the profile is compiled anew. Each file has, beside the filter,
+//! the profile's text and all that its meaning depends on, and is compared with it byte by byte: a hash makes the name
+//! alone. (A hash that could stand for the text takes longer than the comparison, most of all where a virtual machine
+//! traps the question which instructions for it the processor has.)
 
+mod bpf;
 mod enosys;
+mod ranges;
 
+use std::hash::{DefaultHasher, Hasher};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -16,7 +21,6 @@ use rustix::fs::{AtFlags, Dir as Listing, Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use sha2::{Digest, Sha256};
 
 use crate::fault::{Attempt, Code, Fault, Result};
 use crate::spec::{Operator, Seccomp, Syscall, SyscallArg};
@@ -51,20 +55,20 @@ pub struct Listener {
 
 /// The filter of a profile; `None` if the section filters nothing. It is also put into the container's directory.
 pub fn prepare(section: &RawValue, root: &Path, dir: &Dir) -> Result<Option<Filter>> {
-    let key = key(section.get());
+    let origin = origin(section.get());
     let cache = Cache::open(root);
-    if let Some(filter) = cache.as_ref().and_then(|cache| cache.load(&key)) {
-        if cache.is_some_and(|cache| cache.link(&key, dir).is_err()) {
-            store(dir.fd(), FILTER_FILE, &filter).attempt(Code::StateInvalid, || "store the seccomp filter")?;
+    if let Some(filter) = cache.as_ref().and_then(|cache| cache.load(&origin)) {
+        if cache.is_some_and(|cache| cache.link(&origin, dir).is_err()) {
+            store(dir.fd(), FILTER_FILE, (&[], &filter)).attempt(Code::StateInvalid, || "store the seccomp filter")?;
         }
         return Ok(Some(filter));
     }
     let Some(filter) = compile(section)? else { return Ok(None) };
-    store(dir.fd(), FILTER_FILE, &filter).attempt(Code::StateInvalid, || "store the seccomp filter")?;
+    store(dir.fd(), FILTER_FILE, (&[], &filter)).attempt(Code::StateInvalid, || "store the seccomp filter")?;
     // A filter with a listener names a path of this one container.
     if let Some(cache) = cache.filter(|_| filter.listener.is_none()) {
         // The cache is a convenience: a full disk costs time only.
-        let _ = store(cache.0.as_fd(), &key, &filter).and_then(|()| cache.shrink());
+        let _ = store(cache.0.as_fd(), &name(&origin), (&origin, &filter)).and_then(|()| cache.shrink());
     }
     Ok(Some(filter))
 }
@@ -72,22 +76,36 @@ pub fn prepare(section: &RawValue, root: &Path, dir: &Dir) -> Result<Option<Filt
 /// The filter in a container's directory.
 pub fn load(dir: &Dir, listener: Option<Listener>) -> Result<Filter> {
     let attempted = || format!("read the seccomp filter in {}", dir.path().display());
-    let filter = read(dir.fd(), FILTER_FILE).attempt(Code::StateInvalid, attempted)?;
-    let (flags, program) = filter.ok_or_else(|| Fault::new(Code::StateInvalid, attempted()).cause("it is damaged"))?;
-    Ok(Filter { program, flags, listener })
+    let kept = read(dir.fd(), FILTER_FILE).attempt(Code::StateInvalid, attempted)?;
+    let kept = kept.ok_or_else(|| Fault::new(Code::StateInvalid, attempted()).cause("it is damaged"))?;
+    Ok(Filter { program: kept.program().to_vec(), flags: kept.flags, listener })
 }
 
-fn key(profile: &str) -> String {
-    let mut hash = Sha256::new();
+/// What a filter comes of: the profile's text and all that its meaning depends on.
+fn origin(profile: &str) -> Vec<u8> {
     let library = ScmpVersion::current().map(|version| version.to_string()).unwrap_or_default();
     let system = rustix::system::uname();
-    for part in [env!("CARGO_PKG_VERSION"), &library, std::env::consts::ARCH, profile] {
-        hash.update((part.len() as u64).to_le_bytes());
-        hash.update(part);
+    let parts = [
+        env!("CARGO_PKG_VERSION").as_bytes(),
+        library.as_bytes(),
+        std::env::consts::ARCH.as_bytes(),
+        system.release().to_bytes(),
+        system.version().to_bytes(),
+        profile.as_bytes(),
+    ];
+    let mut origin = Vec::with_capacity(profile.len() + 256);
+    for part in parts {
+        origin.extend((part.len() as u64).to_le_bytes());
+        origin.extend(part);
     }
-    hash.update(system.release().to_bytes());
-    hash.update(system.version().to_bytes());
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    origin
+}
+
+/// The name of the file for it.
+fn name(origin: &[u8]) -> String {
+    let mut hash = DefaultHasher::new();
+    hash.write(origin);
+    format!("{:016x}", hash.finish())
 }
 
 /// The directory of kept filters.
@@ -107,17 +125,18 @@ impl Cache {
         is_private(fd.as_fd()).then_some(Cache(fd))
     }
 
-    fn load(&self, key: &str) -> Option<Filter> {
-        let (flags, program) = read(self.0.as_fd(), key).ok()??;
-        self.mark_used(key);
-        Some(Filter { program, flags, listener: None })
+    fn load(&self, origin: &[u8]) -> Option<Filter> {
+        let name = name(origin);
+        let kept = read(self.0.as_fd(), &name).ok()?.filter(|kept| kept.origin() == origin)?;
+        self.mark_used(&name);
+        Some(Filter { program: kept.program().to_vec(), flags: kept.flags, listener: None })
     }
 
     /// Its time is that of its last use. Where it cannot be set, the filter goes as if it were not used.
-    fn mark_used(&self, key: &str) {
+    fn mark_used(&self, name: &str) {
         let now = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
         let times = Timestamps { last_access: now, last_modification: now };
-        let _ = rustix::fs::utimensat(&self.0, key, &times, AtFlags::SYMLINK_NOFOLLOW);
+        let _ = rustix::fs::utimensat(&self.0, name, &times, AtFlags::SYMLINK_NOFOLLOW);
     }
 
     /// Removes the filters that were not used for longest, down to [`CACHE_MAX`]; containers have links of their own.
@@ -139,8 +158,8 @@ impl Cache {
         oldest.try_for_each(|(_, name)| rustix::fs::unlinkat(&self.0, name, AtFlags::empty()).call("unlinkat"))
     }
 
-    fn link(&self, key: &str, dir: &Dir) -> sys::Result<()> {
-        rustix::fs::linkat(&self.0, key, dir.fd(), FILTER_FILE, AtFlags::empty()).call("linkat")
+    fn link(&self, origin: &[u8], dir: &Dir) -> sys::Result<()> {
+        rustix::fs::linkat(&self.0, name(origin), dir.fd(), FILTER_FILE, AtFlags::empty()).call("linkat")
     }
 }
 
@@ -150,8 +169,38 @@ fn is_private(fd: BorrowedFd<'_>) -> bool {
     rustix::fs::fstat(fd).is_ok_and(|stat| stat.st_uid == me && stat.st_mode & 0o077 == 0)
 }
 
-/// Flags (8 bytes, little endian) and the program.
-fn read(dir: BorrowedFd<'_>, name: &str) -> sys::Result<Option<(u64, Vec<u8>)>> {
+/// A file of a filter: the flags and the length of the origin (8 bytes each, little endian), the origin, the program.
+struct Kept {
+    flags: u64,
+    /// The origin ends, and the program begins, at this byte.
+    program_at: usize,
+    bytes: Vec<u8>,
+}
+
+/// Bytes before the origin.
+const HEADER: usize = 16;
+
+impl Kept {
+    /// `None` of what is no filter.
+    fn parse(bytes: Vec<u8>) -> Option<Kept> {
+        let (flags, rest) = bytes.split_first_chunk::<8>()?;
+        let (length, rest) = rest.split_first_chunk::<8>()?;
+        let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
+        let program = rest.get(length..)?;
+        let is_whole = !program.is_empty() && program.len().is_multiple_of(kernel::INSTRUCTION_BYTES);
+        is_whole.then_some(Kept { flags: u64::from_le_bytes(*flags), program_at: HEADER + length, bytes })
+    }
+
+    fn origin(&self) -> &[u8] {
+        &self.bytes[HEADER..self.program_at]
+    }
+
+    fn program(&self) -> &[u8] {
+        &self.bytes[self.program_at..]
+    }
+}
+
+fn read(dir: BorrowedFd<'_>, name: &str) -> sys::Result<Option<Kept>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = rustix::fs::openat(dir, name, flags, Mode::empty()).call("openat")?;
     let size = rustix::fs::fstat(&file).call("fstat")?.st_size as u64;
@@ -160,16 +209,15 @@ fn read(dir: BorrowedFd<'_>, name: &str) -> sys::Result<Option<(u64, Vec<u8>)>> 
     }
     let mut bytes = Vec::with_capacity(size as usize);
     std::fs::File::from(file).take(FILE_MAX).read_to_end(&mut bytes).call("read")?;
-    let Some((flags, program)) = bytes.split_first_chunk::<8>() else { return Ok(None) };
-    let whole = !program.is_empty() && program.len().is_multiple_of(kernel::INSTRUCTION_BYTES);
-    Ok(whole.then(|| (u64::from_le_bytes(*flags), program.to_vec())))
+    Ok(Kept::parse(bytes))
 }
 
-fn store(dir: BorrowedFd<'_>, name: &str, filter: &Filter) -> sys::Result<()> {
+fn store(dir: BorrowedFd<'_>, name: &str, (origin, filter): (&[u8], &Filter)) -> sys::Result<()> {
     let temporary = format!(".{name}.{}", rustix::process::getpid().as_raw_nonzero());
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(dir, &temporary, flags, Mode::from_raw_mode(0o600)).call("openat")?;
-    let bytes = [&filter.flags.to_le_bytes()[..], &filter.program].concat();
+    let (flags, length) = (filter.flags.to_le_bytes(), (origin.len() as u64).to_le_bytes());
+    let bytes = [&flags[..], &length, origin, &filter.program].concat();
     let written = std::fs::File::from(file).write_all(&bytes).call("write");
     let result = written.and_then(|()| rustix::fs::renameat(dir, &temporary, dir, name).call("renameat"));
     if result.is_err() {
@@ -249,6 +297,12 @@ fn profile_flags(names: Option<&[String]>) -> Result<u64> {
 }
 
 fn build(profile: &Seccomp) -> Result<Vec<u8>> {
+    let program = unmerged(profile)?;
+    Ok(ranges::merge(&bpf::from_bytes(&program)).map_or(program, |merged| bpf::to_bytes(&merged)))
+}
+
+/// The filter as libseccomp makes it, and what stands before it.
+fn unmerged(profile: &Seccomp) -> Result<Vec<u8>> {
     let default = action(&profile.default_action, profile.default_errno_ret)?;
     let library = |what: &str, error: libseccomp::error::SeccompError| invalid(format!("{what}: {error}"));
     let mut filter = ScmpFilterContext::new(default).map_err(|error| library("make a filter", error))?;
@@ -257,7 +311,7 @@ fn build(profile: &Seccomp) -> Result<Vec<u8>> {
         let arch = architecture(name).ok_or_else(|| invalid(format!("architecture {name:?} is not known")))?;
         filter.add_arch(arch).map_err(|error| library("add an architecture", error))?;
     }
-    // A binary tree instead of a chain: the average call passes fewer comparisons.
+    // A binary tree instead of a chain: the average call passes fewer comparisons, should the ranges not be merged.
     let _ = filter.set_ctl_optimize(2);
     for rule in &profile.syscalls {
         add_rule(&mut filter, rule, default)?;
@@ -429,15 +483,15 @@ mod tests {
             let entries = root.path().join(CACHE_DIR).read_dir().unwrap();
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
         };
-        let used = root.path().join(CACHE_DIR).join(key(section(2).get()));
+        let used = root.path().join(CACHE_DIR).join(name(&origin(section(2).get())));
         for number in 1..CACHE_MAX + 10 {
             prepare(&section(number), root.path(), &dir).unwrap();
             assert!(number < 2 || used.exists(), "it has gone after {number}");
             prepare(&section(2), root.path(), &dir).unwrap();
         }
         assert_eq!(names().len(), CACHE_MAX);
-        assert!(names().contains(&key(section(CACHE_MAX + 9).get())));
-        assert!(!names().contains(&key(section(1).get())));
+        assert!(names().contains(&name(&origin(section(CACHE_MAX + 9).get()))));
+        assert!(!names().contains(&name(&origin(section(1).get()))));
     }
 
     #[test]
@@ -445,10 +499,27 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let cache = Cache::open(root.path()).unwrap();
         let filter = Filter { program: vec![7; 16], flags: 4, listener: None };
-        store(cache.0.as_fd(), "key", &filter).unwrap();
-        assert_eq!(cache.load("key").unwrap().program, filter.program);
-        let path = root.path().join(CACHE_DIR).join("key");
+        let put = |origin: &[u8], at: &[u8]| store(cache.0.as_fd(), &name(at), (origin, &filter)).unwrap();
+        put(b"key", b"key");
+        assert_eq!(cache.load(b"key").unwrap().program, filter.program);
+        // Under the name of another profile, as if two had one hash.
+        put(b"key", b"other");
+        assert!(cache.load(b"other").is_none());
+        let path = root.path().join(CACHE_DIR).join(name(b"key"));
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
-        assert!(cache.load("key").is_none());
+        assert!(cache.load(b"key").is_none());
+    }
+
+    #[test]
+    fn a_damaged_file_is_no_filter() {
+        let whole = [&4_u64.to_le_bytes()[..], &3_u64.to_le_bytes(), b"key", &[7; 16]].concat();
+        let kept = Kept::parse(whole.clone()).unwrap();
+        assert_eq!((kept.flags, kept.origin(), kept.program()), (4, &b"key"[..], &[7; 16][..]));
+        for length in 0..whole.len() {
+            // Eight bytes less are a shorter program.
+            assert_eq!(Kept::parse(whole[..length].to_vec()).is_some(), length == whole.len() - 8, "{length}");
+        }
+        let huge = [&4_u64.to_le_bytes()[..], &u64::MAX.to_le_bytes(), &[7; 16]].concat();
+        assert!(Kept::parse(huge).is_none());
     }
 }

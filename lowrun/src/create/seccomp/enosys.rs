@@ -15,23 +15,16 @@
 use libseccomp::{ScmpArch, ScmpSyscall};
 
 use super::architecture;
+use super::bpf::{
+    Instruction, JUMP, JUMP_EQUAL, JUMP_GREATER, JUMP_SET, LOAD_ABSOLUTE, OFFSET_ARCH, OFFSET_NUMBER, RETURN, to_bytes,
+};
 use crate::spec::Seccomp;
 
-const LOAD_ABSOLUTE: u16 = 0x20;
-const JUMP: u16 = 0x05;
-const JUMP_EQUAL: u16 = 0x15;
-const JUMP_GREATER: u16 = 0x25;
-const JUMP_SET: u16 = 0x45;
-const RETURN: u16 = 0x06;
-const OFFSET_NUMBER: u32 = 0;
-const OFFSET_ARCH: u32 = 4;
 const RETURN_ERRNO: u32 = 0x0005_0000;
 /// Set in the numbers of x32.
 const X32_BIT: u32 = 0x4000_0000;
 /// Instructions of one architecture.
 const BLOCK: usize = 7;
-
-type Instruction = (u16, u8, u8, u32);
 
 /// `AUDIT_ARCH_*`, under which the kernel tells the architecture of a call. That of x32 is that of x86-64.
 const AUDIT_ARCHES: [(ScmpArch, u32); 18] = [
@@ -57,13 +50,7 @@ const AUDIT_ARCHES: [(ScmpArch, u32); 18] = [
 
 /// The filter with the answer for new calls in front.
 pub(super) fn prepend(program: &[u8], profile: &Seccomp) -> Vec<u8> {
-    let stub = stub(profile);
-    let mut whole = Vec::with_capacity(stub.len() * 8 + program.len());
-    for (code, yes, no, value) in stub {
-        whole.extend(code.to_ne_bytes());
-        whole.extend([yes, no]);
-        whole.extend(value.to_ne_bytes());
-    }
+    let mut whole = to_bytes(&stub(profile));
     whole.extend(program);
     whole
 }
