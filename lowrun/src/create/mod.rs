@@ -92,9 +92,8 @@ impl Created {
     /// For a caller that stays, when the process has ended: why it never became the program, if so. Nothing of the
     /// container is left then.
     pub fn take_refusal(&mut self) -> Option<Box<Fault>> {
-        let made = self.unsettled.take()?;
-        let fault = made.host.as_ref()?.last_fault()?;
-        made.unmake(&self.container.dir, fault.code);
+        let fault = self.unsettled.as_ref()?.host.as_ref()?.last_fault()?;
+        self.unsettled.take()?.unmake(&self.container.dir, fault.code);
         Some(fault)
     }
 }
