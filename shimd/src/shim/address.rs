@@ -3,15 +3,20 @@
 //! A plain address (containerd 1.x: ttrpc, version 2), JSON (1.7, 2.x), or a protobuf message (2.3).
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use prost::Message;
 use proto_shim::bootstrap::BootstrapResult;
 use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
 
 use crate::error::{Error, Result};
 
 /// The newest task service that is spoken here.
 const VERSION_MAX: i32 = 3;
+/// How long the listener of a killed process may be there when its connections have ended.
+const DYING: Duration = Duration::from_millis(500);
 
 /// A shim's socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +30,11 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
+    /// The socket at a path, as our own shims serve it.
+    pub(crate) fn at(path: &Path) -> Endpoint {
+        Endpoint { version: VERSION_MAX, address: format!("unix://{}", path.display()), protocol: "ttrpc".to_owned() }
+    }
+
     /// Reads what a shim of `runtime` printed.
     pub(crate) fn parse(output: &[u8], runtime: &str) -> Result<Endpoint> {
         let endpoint = from_protobuf(output).or_else(|| from_json(output)).or_else(|| from_text(output));
@@ -49,13 +59,25 @@ impl Endpoint {
 
     /// Whether somebody listens there.
     pub(crate) async fn is_served(&self) -> bool {
-        use std::io::ErrorKind::{ConnectionRefused, NotFound};
-        let Some(path) = self.path() else { return false };
-        match tokio::net::UnixStream::connect(path).await {
-            Ok(_) => true,
-            // Any other error says that it is there: its queue is full.
-            Err(error) => !matches!(error.kind(), ConnectionRefused | NotFound),
+        !is_gone(&self.connect().await)
+    }
+
+    /// The same, where that one may just be dying. The kernel closes the descriptors of a killed process one after the other,
+    /// often the connections before the listener: who saw a connection end can still make another, which nobody takes, and
+    /// which ends with the listener.
+    async fn stays_served(&self) -> bool {
+        let connected = self.connect().await;
+        let Ok(mut connection) = connected else { return !is_gone(&connected) };
+        // A shim says nothing unasked. One that lives may end a connection, too, because it has too many.
+        match tokio::time::timeout(DYING, connection.read_u8()).await {
+            Ok(_) => self.is_served().await,
+            Err(_) => true,
         }
+    }
+
+    async fn connect(&self) -> std::io::Result<UnixStream> {
+        let path = self.path().ok_or(std::io::ErrorKind::NotFound)?;
+        UnixStream::connect(path).await
     }
 
     /// Removes the socket of a shim that is gone; most have done so themselves. One that is served stays: it is of a shim
@@ -65,10 +87,16 @@ impl Endpoint {
         let Some(seen) = socket_at(&path) else { return };
         // What came meanwhile is another file. Between the last look and the removal there is a moment left; a successor
         // that comes just then is alone with its own container, as nobody else finds its socket.
-        if !self.is_served().await && socket_at(&path) == Some(seen) {
+        if !self.stays_served().await && socket_at(&path) == Some(seen) {
             let _ = std::fs::remove_file(path);
         }
     }
+}
+
+/// Whether nobody listens. Any other error says that somebody does: the queue is full.
+fn is_gone(connected: &std::io::Result<UnixStream>) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, NotFound};
+    connected.as_ref().is_err_and(|error| matches!(error.kind(), ConnectionRefused | NotFound))
 }
 
 /// Which file the socket at `path` is.
@@ -123,6 +151,37 @@ mod tests {
         drop(listener);
         endpoint.remove_unserved_socket().await;
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_socket_goes_also_while_its_shim_is_dying() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let endpoint = Endpoint::parse(format!("unix://{}", path.display()).as_bytes(), "r").unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let dying = std::thread::spawn(move || {
+            std::thread::sleep(DYING / 5);
+            drop(listener);
+        });
+        endpoint.remove_unserved_socket().await;
+        assert!(!path.exists());
+        dying.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_shim_that_takes_no_more_connections_keeps_its_socket() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let endpoint = Endpoint::parse(format!("unix://{}", path.display()).as_bytes(), "r").unwrap();
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let full = tokio::spawn(async move {
+            loop {
+                drop(listener.accept().await);
+            }
+        });
+        endpoint.remove_unserved_socket().await;
+        assert!(path.exists());
+        full.abort();
     }
 
     #[test]

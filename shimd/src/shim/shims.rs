@@ -15,7 +15,7 @@ use super::launch::Subject;
 use super::log::LogCopy;
 use super::stray::Strays;
 use super::{Endpoint, Launcher, Shim};
-use crate::error::{Chain, Result};
+use crate::error::{Chain, Error, Result};
 use crate::name::Namespace;
 use crate::trash::Trash;
 
@@ -175,6 +175,28 @@ impl Shims {
         self.leaving().remove(&bundle.path);
     }
 
+    /// Removes sockets that no bundle names and nobody serves. To be called before a shim is started.
+    pub(crate) async fn forget_sockets(&self) -> Result<()> {
+        let mut named = HashSet::new();
+        for kind in Kind::ALL {
+            for (namespace, id) in self.bundles(kind)? {
+                named.extend(self.bundle(kind, &namespace, &id).endpoint().map(|endpoint| endpoint.address));
+            }
+        }
+        let directory = &self.launcher.socket_directory;
+        let failed = |error| Error::io(format!("list {}", directory.display()), error);
+        for entry in std::fs::read_dir(directory).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            let endpoint = Endpoint::at(&path);
+            if !named.contains(&endpoint.address) && !endpoint.is_served().await {
+                tracing::info!(socket = %path.display(), "a socket that was nobody's is removed");
+                // It may be no file.
+                let _ = std::fs::remove_file(path);
+            }
+        }
+        Ok(())
+    }
+
     fn leaving(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
         self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -221,6 +243,26 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
+    async fn sockets_that_are_nobodys_go() {
+        let directory = tempfile::tempdir().unwrap();
+        let shims = shims(directory.path());
+        let sockets = shims.launcher.socket_directory.clone();
+        std::fs::create_dir(&sockets).unwrap();
+        let listen = |name: &str| std::os::unix::net::UnixListener::bind(sockets.join(name)).unwrap();
+        let served = listen("served");
+        drop([listen("left"), listen("named")]);
+        let namespace = Namespace::parse("n").unwrap();
+        let bundle = shims.make_bundle(Kind::Task, &namespace, "a", None).unwrap().disarm();
+        let endpoint = Some(Endpoint::at(&sockets.join("named")));
+        bundle.record(&ShimRecord { program: "/bin/true".into(), endpoint, is_of_sandbox: false }).unwrap();
+        shims.forget_sockets().await.unwrap();
+        let mut left: Vec<_> = std::fs::read_dir(&sockets).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["named", "served"]);
+        drop(served);
+    }
+
+    #[tokio::test]
     async fn of_bundles_that_go_at_once_none_spares_the_shim_for_another() {
         let directory = tempfile::tempdir().unwrap();
         let shims = shims(directory.path());
@@ -229,8 +271,7 @@ pub(crate) mod tests {
         let namespace = Namespace::parse("n").unwrap();
         let bundles = [(Kind::Task, "a"), (Kind::Task, "b"), (Kind::Sandbox, "a")].map(|(kind, id)| {
             let bundle = shims.make_bundle(kind, &namespace, id, None).unwrap().disarm();
-            let address = format!("unix://{}", socket.display());
-            let endpoint = Some(Endpoint { version: 3, address, protocol: "ttrpc".to_owned() });
+            let endpoint = Some(Endpoint::at(&socket));
             bundle.record(&ShimRecord { program: "/bin/true".into(), endpoint, is_of_sandbox: false }).unwrap();
             bundle
         });

@@ -21,6 +21,7 @@ use crate::shim::{Connection, OwnedSubject, Shim};
 impl Tasks {
     /// Finds all tasks again. What has to be cleaned up is cleaned up in the background.
     pub(crate) async fn recover(self: &Arc<Self>) -> Result<()> {
+        self.shims.forget_sockets().await?;
         let mut found = JoinSet::new();
         for (namespace, id) in self.shims.bundles(Kind::Task)? {
             // Nobody else claims anything yet, and each bundle is found once.
