@@ -159,6 +159,17 @@ impl Ingest {
         self.offset
     }
 
+    /// Waits for bytes to come, unless the supervisor ends the call before: whatever came then would come for nothing.
+    pub(crate) async fn wait_for<T>(&mut self, bytes: impl Future<Output = T>) -> Result<T, Fault> {
+        let mut bytes = std::pin::pin!(bytes);
+        loop {
+            tokio::select! {
+                bytes = &mut bytes => return Ok(bytes),
+                answer = self.next_answer() => drop(answer?),
+            }
+        }
+    }
+
     /// Sends the next bytes. They are acknowledged later: an error may belong to earlier ones.
     pub(crate) async fn write(&mut self, data: Bytes) -> Result<(), Fault> {
         let request = rpc::WriteContentRequest {

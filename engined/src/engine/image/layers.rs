@@ -97,7 +97,9 @@ async fn fetch(job: &Job<'_>, number: usize, layer: &Descriptor) -> Result<bool,
     let resumed = ingest.offset() > 0;
     let failed = |fault| (fault, resumed);
     let mut blob = job.remote.blob(layer, ingest.offset());
-    while let Some(bytes) = blob.next().await.map_err(|error| failed(error.fault()))? {
+    while let Some(bytes) =
+        ingest.wait_for(blob.next()).await.map_err(failed)?.map_err(|error| failed(error.fault()))?
+    {
         ingest.write(bytes).await.map_err(failed)?;
         job.board.downloaded(number, blob.offset());
     }

@@ -8,6 +8,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use proto_containerd::services::content::ListStatusesRequest;
 use strata_fault::{Fault, code};
 use tokio::sync::mpsc;
 
@@ -83,7 +84,12 @@ impl Scene {
 }
 
 fn engine(supervisor: &Supervisor) -> Arc<Images> {
-    let config = strata_registry::Config { stall: Duration::from_secs(2), ..Default::default() };
+    engine_with_stall(supervisor, Duration::from_secs(2))
+}
+
+/// An engine that waits so long for a registry that is silent.
+fn engine_with_stall(supervisor: &Supervisor, stall: Duration) -> Arc<Images> {
+    let config = strata_registry::Config { stall, ..Default::default() };
     Images::new(supervisor.client(), strata_registry::Client::new(config), "overlayfs")
 }
 
@@ -337,17 +343,30 @@ async fn a_pull_goes_on_when_the_supervisor_crashed(mut scene: Scene) {
         [Layer::new(Packing::Gzip, &[("a", b"a")]), Layer::new(Packing::Plain, &[("b", &noise(3, 20_000_000))])];
     let made = scene.push("app:1", &layers);
     let proxy = Proxy::start(scene.registry.port, 12_000_000, true).await;
+    scene.images = engine_with_stall(&scene.supervisor, Duration::from_secs(60));
     let (images, name) = (Arc::clone(&scene.images), proxy.name("app:1"));
     let pulling = tokio::spawn(async move { pull(&images, &name).await.0 });
-    tokio::time::sleep(Duration::from_millis(800)).await;
+    // All that came through is in the supervisor: what the kernel holds for a connection is lost with it.
+    while ingested(&scene).await < 11_900_000 {
+        assert!(!pulling.is_finished());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     tokio::task::block_in_place(|| scene.supervisor.crash());
     proxy.allow(1 << 40);
-    assert_eq!(pulling.await.unwrap().unwrap().image.id, made.id);
+    // The registry's silence on the old connection is not waited out.
+    let pulled = tokio::time::timeout(Duration::from_secs(30), pulling).await.expect("it goes on");
+    assert_eq!(pulled.unwrap().unwrap().image.id, made.id);
     assert!(proxy.passed() < 20_000_000 + (4 << 20), "{}", proxy.passed());
     scene.assert_clean().await;
     assert!(scene.supervisor.ctr(&["images", "check"]).contains("complete"));
     // The stream of changes is there again, and names are remembered.
     assert_eq!(scene.images.local(&proxy.name("app:1")).await.unwrap().unwrap().id, made.id);
+}
+
+/// Bytes of the largest ingest there is.
+async fn ingested(scene: &Scene) -> i64 {
+    let statuses = scene.supervisor.client().content().list_statuses(ListStatusesRequest::default()).await;
+    statuses.unwrap().into_inner().statuses.iter().map(|status| status.offset).max().unwrap_or_default()
 }
 
 async fn a_full_disk(mut scene: Scene) {
