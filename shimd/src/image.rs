@@ -80,6 +80,7 @@ impl Images {
 
     /// Replaces the fields that `paths` of a field mask name; all where there are none.
     pub(crate) fn update(&self, namespace: &Namespace, wanted: Info, paths: &[String]) -> Result<Info> {
+        check_name("image name", &wanted.name)?;
         let entry = key(&[namespace.as_str(), &wanted.name]);
         self.0.write(Durability::Synced, |writer| {
             let mut record: Image = writer.require(&entry, &wanted.name)?;

@@ -8,7 +8,7 @@ use crate::db::record::{Labels, Lease};
 use crate::db::{Access, Durability, Store, Table, Writer, key, prefix, tail};
 use crate::error::{Error, Result};
 use crate::filter::{Fields, Filters, label, present};
-use crate::name::{Namespace, check_labels, check_name};
+use crate::name::{Digest, Namespace, check_labels, check_name};
 
 /// Types of what a lease can hold, as containerd writes them.
 pub(crate) const CONTENT: &str = "content";
@@ -93,12 +93,12 @@ pub(crate) fn list(store: &Store, namespace: &Namespace, filters: &Filters) -> R
 }
 
 pub(crate) fn add_resource(store: &Store, namespace: &Namespace, lease: &str, resource: &Resource) -> Result<()> {
-    check_kind(&resource.kind)?;
+    resource.check()?;
     store.write(Durability::Process, |writer| hold(writer, namespace, Some(lease), &resource.kind, &resource.id))
 }
 
 pub(crate) fn delete_resource(store: &Store, namespace: &Namespace, lease: &str, resource: &Resource) -> Result<()> {
-    check_kind(&resource.kind)?;
+    resource.check()?;
     store.write(Durability::Process, |writer| {
         writer.require::<Lease>(&key(&[namespace.as_str(), lease]), lease)?;
         release(writer, namespace, Some(lease), &resource.kind, &resource.id)
@@ -112,11 +112,19 @@ pub(crate) fn resources(store: &Store, namespace: &Namespace, lease: &str) -> Re
     Ok(keys.iter().map(|entry| Resource { kind: tail(entry, 2), id: tail(entry, 3) }).collect())
 }
 
-fn check_kind(kind: &str) -> Result<()> {
-    if matches!(kind, CONTENT | INGEST) || kind.strip_prefix("snapshots/").is_some_and(|name| !name.is_empty()) {
-        return Ok(());
+impl Resource {
+    /// Whether it could be held: the kinds are containerd's, and so is what is said of others.
+    fn check(&self) -> Result<()> {
+        let words: Vec<&str> = self.kind.split('/').collect();
+        match words[..] {
+            [CONTENT] => Digest::parse(&self.id).map(drop),
+            [INGEST] | ["snapshots", _] => Ok(()),
+            [CONTENT | INGEST | "snapshots", ..] => {
+                Err(Error::invalid(format!("resource type {:?}", self.kind), "it has too few words or too many"))
+            }
+            _ => Err(Error::Unimplemented { what: format!("leases of resource type {:?}", self.kind) }),
+        }
     }
-    Err(Error::Unimplemented { what: format!("leases of resource type {kind:?}") })
 }
 
 fn keys_below(view: &impl Access, prefix: &[u8]) -> Result<Vec<Vec<u8>>> {

@@ -15,6 +15,7 @@ use crate::diff::store::pack_to;
 use crate::diff::{PLAIN_LAYER, Target, run_blocking};
 use crate::error::{Error, Result as OurResult};
 use crate::name::Digest;
+use crate::transfer::is_layer;
 
 const STEP: &str = "pull";
 /// Label of a packed layer: its diff id.
@@ -62,6 +63,7 @@ async fn make(daemon: &Api, scope: Scope, request: wire::DiffRequest) -> OurResu
 
 async fn apply(daemon: &Daemon, scope: Scope, request: wire::ApplyRequest) -> OurResult<wire::ApplyResponse> {
     let diff = required(request.diff, "diff")?;
+    check_layer(&diff.media_type)?;
     let digest = Digest::parse(&diff.digest)?;
     let target = Target::from_mounts(&mounts(request.mounts))?;
     let (blob, _) = daemon.content.blob(&scope.namespace, &digest)?;
@@ -70,6 +72,15 @@ async fn apply(daemon: &Daemon, scope: Scope, request: wire::ApplyRequest) -> Ou
         run_blocking(move || sync(&target)).await?;
     }
     Ok(wire::ApplyResponse { applied: Some(descriptor(PLAIN_LAYER, &applied.diff_id, applied.size)) })
+}
+
+/// What a layer is packed with is seen by its bytes; what else was done to one, none here undoes.
+fn check_layer(media_type: &str) -> OurResult<()> {
+    let is_packed = media_type.split('+').skip(1).all(|form| matches!(form, "gzip" | "zstd"));
+    if is_layer(media_type) && is_packed {
+        return Ok(());
+    }
+    Err(Error::Unimplemented { what: format!("to apply a layer of media type {media_type:?}") })
 }
 
 fn sync(target: &Target) -> OurResult<()> {

@@ -9,6 +9,7 @@ use super::Api;
 use super::convert::{labels, mask, required, wire_labels};
 use super::scope::OrStatus;
 use crate::db::record::Labels;
+use crate::error::Error;
 use crate::filter::Filters;
 use crate::name::Namespace;
 
@@ -63,7 +64,9 @@ impl Namespaces for Api {
     }
 
     async fn delete(&self, request: Request<wire::DeleteNamespaceRequest>) -> Result<Response<()>, Status> {
-        let name = Namespace::parse(&request.get_ref().name).or_status(STEP)?;
+        let name = &request.get_ref().name;
+        // None can have such a name.
+        let name = Namespace::parse(name).map_err(|_| Error::not_found("namespace", name)).or_status(STEP)?;
         self.namespaces.delete(&name).or_status(STEP)?;
         self.events.publish(&name, "/namespaces/delete", &events::NamespaceDelete { name: name.to_string() });
         Ok(Response::new(()))

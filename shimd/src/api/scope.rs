@@ -39,6 +39,7 @@ impl Scope {
     pub(super) fn of<T>(request: &Request<T>) -> Result<Scope> {
         let metadata = request.metadata();
         let namespace = text(metadata, NAMESPACE_HEADER)?
+            .filter(|namespace| !namespace.is_empty())
             .ok_or_else(|| Error::refused("request", format!("namespace is required (header {NAMESPACE_HEADER})")))?;
         let lease = text(metadata, LEASE_HEADER)?.filter(|lease| !lease.is_empty());
         if let Some(lease) = lease {

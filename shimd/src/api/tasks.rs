@@ -116,9 +116,9 @@ impl Tasks for Api {
     }
 
     async fn exec(&self, request: Request<wire::ExecProcessRequest>) -> Result<Response<()>, Status> {
+        check_identifier("exec", &request.get_ref().exec_id).or_status("create")?;
         let task = task(self, &request, |request| &request.container_id, "create")?;
         let request = request.into_inner();
-        check_identifier("exec", &request.exec_id).or_status("create")?;
         let exec = Exec {
             exec_id: request.exec_id,
             stdin: request.stdin,

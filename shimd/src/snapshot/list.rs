@@ -9,7 +9,7 @@ use crate::db::{Access, Durability, key, prefix, tail};
 use crate::error::Result;
 use crate::filter::{Fields, Filters, label};
 use crate::mask;
-use crate::name::{Namespace, check_labels};
+use crate::name::{Namespace, check_labels, check_name};
 
 /// A snapshot under its name.
 pub(crate) struct Info {
@@ -42,6 +42,7 @@ impl Snapshots {
 
     /// Replaces labels, as `paths` of a field mask say.
     pub(crate) fn update(&self, namespace: &Namespace, name: &str, labels: &Labels, paths: &[String]) -> Result<Info> {
+        check_name("snapshot name", name)?;
         check_labels(labels)?;
         let entry = key(&[namespace.as_str(), name]);
         let record = self.store.write(Durability::Process, |writer| {

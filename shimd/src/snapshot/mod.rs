@@ -237,12 +237,13 @@ impl Snapshots {
         check_name("snapshot name", name)?;
         check_labels(&labels)?;
         let directory = self.store.write(Durability::Process, |writer| {
+            // Before the other is looked for: who commits a second time learns that it is done.
+            self.check_new(writer, namespace, name)?;
             let old = key(&[namespace.as_str(), from]);
             let mut record: Snapshot = writer.require(&old, from)?;
             if record.kind() != SnapshotKind::Active {
                 return Err(Error::refused(format!("snapshot {from:?}"), "only an active snapshot can be committed"));
             }
-            self.check_new(writer, namespace, name)?;
             leave(writer, namespace, from, &record)?;
             lease::release(writer, namespace, lease, lease::SNAPSHOT, from)?;
             record.kind = SnapshotKind::Committed.into();

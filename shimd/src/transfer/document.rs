@@ -59,6 +59,14 @@ mod digest {
     }
 }
 
+/// Whether a media type is a layer's, whatever was done to it.
+pub(crate) fn is_layer(media_type: &str) -> bool {
+    let base = media_type.split('+').next().unwrap_or_default();
+    matches!(base, "application/vnd.oci.image.layer.v1.tar" | "application/vnd.oci.image.layer.nondistributable.v1.tar")
+        || media_type.starts_with(mt::DOCKER_LAYER)
+        || media_type.starts_with("application/vnd.docker.image.rootfs.foreign.diff.tar")
+}
+
 impl Descriptor {
     pub(crate) fn new(media_type: &str, digest: Digest, size: u64) -> Descriptor {
         let media_type = media_type.to_owned();
@@ -78,12 +86,7 @@ impl Descriptor {
     }
 
     pub(crate) fn is_layer(&self) -> bool {
-        let base = self.media_type.split('+').next().unwrap_or_default();
-        matches!(
-            base,
-            "application/vnd.oci.image.layer.v1.tar" | "application/vnd.oci.image.layer.nondistributable.v1.tar"
-        ) || self.media_type.starts_with(mt::DOCKER_LAYER)
-            || self.media_type.starts_with("application/vnd.docker.image.rootfs.foreign.diff.tar")
+        is_layer(&self.media_type)
     }
 
     /// Layers that may not be passed on.

@@ -42,6 +42,7 @@ use crate::name::Namespace;
 use crate::snapshot::Snapshots;
 use crate::upkeep::Upkeep;
 use document::Descriptor;
+pub(crate) use document::is_layer;
 use export::Export;
 use gather::Wanted;
 pub(crate) use platform::architecture;

@@ -124,10 +124,23 @@ impl Lab {
             eprintln!("skipped: there is no containerd 2.x: run 'make setup'");
             return None;
         };
-        let directory = leftovers::directory();
-        let mut lab = Lab { directory, child: None, theirs: Some(program), lease: None };
+        Some(Lab::start_of(program).await)
+    }
+
+    /// The same of Debian's containerd.
+    pub(crate) async fn start_debians_with_lease() -> Option<Lab> {
+        let program = Path::new("/usr/bin/containerd");
+        if !is_root() || !program.exists() {
+            eprintln!("skipped: there is no containerd of Debian's: run 'make setup'");
+            return None;
+        }
+        Some(Lab::start_of(program.to_owned()).await)
+    }
+
+    async fn start_of(program: PathBuf) -> Lab {
+        let mut lab = Lab { directory: leftovers::directory(), child: None, theirs: Some(program), lease: None };
         lab.up().await;
-        Some(lab.leased().await)
+        lab.leased().await
     }
 
     async fn leased(self) -> Lab {
@@ -176,7 +189,7 @@ impl Lab {
 
     fn containerd(&self, program: &Path) -> Command {
         let config = format!(
-            "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = ['io.containerd.grpc.v1.cri']\n[grpc]\naddress = {:?}\n",
+            "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = ['io.containerd.grpc.v1.cri', 'io.containerd.internal.v1.opt']\n[grpc]\naddress = {:?}\n",
             self.path("lib"),
             self.path("run/shimd"),
             self.socket()
