@@ -339,9 +339,9 @@ async fn a_pull_after_a_kill_is_resumed(scene: Scene) {
 }
 
 async fn a_pull_goes_on_when_the_supervisor_crashed(mut scene: Scene) {
-    let layers =
-        [Layer::new(Packing::Gzip, &[("a", b"a")]), Layer::new(Packing::Plain, &[("b", &noise(3, 20_000_000))])];
-    let made = scene.push("app:1", &layers);
+    // One layer, of which nothing is unpacked yet: Debian's containerd, killed while it prepares a snapshot, can prepare none from
+    // then on, as it finds the directory there.
+    let made = scene.push("app:1", &[Layer::new(Packing::Plain, &[("b", &noise(3, 20_000_000))])]);
     let proxy = Proxy::start(scene.registry.port, 12_000_000, true).await;
     scene.images = engine_with_stall(&scene.supervisor, Duration::from_secs(60));
     let (images, name) = (Arc::clone(&scene.images), proxy.name("app:1"));
