@@ -24,10 +24,10 @@ const BUNDLE: &str = "/bundle";
 
 /// config.json: read, planned, written and read again with the same outcome.
 pub(crate) fn config(input: &[u8]) {
-    let Ok(spec) = serde_json::from_slice::<Spec>(input) else { return };
+    let Ok(spec) = spec::any_case::from_slice::<Spec>(input) else { return };
     let planned = plan("c", Path::new(BUNDLE), &spec);
     let text = serde_json::to_vec(&spec).expect("what was read can be written");
-    let again: Spec = serde_json::from_slice(&text).expect("what was written can be read");
+    let again: Spec = spec::any_case::from_slice(&text).expect("what was written can be read");
     let planned_again = plan("c", Path::new(BUNDLE), &again);
     assert_eq!(format!("{planned:?}"), format!("{planned_again:?}"));
     if let Ok(plan) = planned {

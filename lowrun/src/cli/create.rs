@@ -219,7 +219,7 @@ pub(super) fn load_spec(bundle: &Path) -> Result<Box<Spec>> {
         }
         result => result.call("open").attempt(Code::BundleInvalid, || format!("read {}", path.display()))?,
     };
-    serde_json::from_slice(&text)
+    crate::spec::any_case::from_slice(&text)
         .map_err(|error| Fault::new(Code::SpecInvalid, format!("read {}", path.display())).cause(error.to_string()))
 }
 

@@ -108,7 +108,7 @@ fn process(container: &Container, typed: &Typed) -> Result<Box<spec::Process>> {
     if let Some(path) = typed.value("process").filter(|path| !path.is_empty()) {
         let text =
             std::fs::read(path).call("open").attempt(Code::InvalidArgument, || format!("read {}", path.display()))?;
-        return serde_json::from_slice(&text).map_err(|error| {
+        return crate::spec::any_case::from_slice(&text).map_err(|error| {
             Fault::new(Code::SpecInvalid, format!("read {}", path.display())).cause(error.to_string())
         });
     }

@@ -76,7 +76,7 @@ fn check_schemas(typed: &Typed) -> Result<()> {
 fn read(path: &str) -> Result<Resources> {
     let text = if path == "-" { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(path) };
     let text = text.call("open").attempt(Code::InvalidArgument, || format!("read {path}"))?;
-    serde_json::from_str(&text)
+    crate::spec::any_case::from_str(&text)
         .map_err(|error| Fault::new(Code::SpecInvalid, format!("read {path}")).cause(error.to_string()))
 }
 

@@ -232,7 +232,8 @@ fn invalid(cause: impl Into<String>) -> Box<Fault> {
 
 /// Compiles a profile; public for the fuzz target.
 pub fn compile(section: &RawValue) -> Result<Option<Filter>> {
-    let profile: Seccomp = serde_json::from_str(section.get()).map_err(|error| invalid(error.to_string()))?;
+    let profile: Seccomp =
+        crate::spec::any_case::from_str(section.get()).map_err(|error| invalid(error.to_string()))?;
     if profile.default_action.is_empty() && profile.syscalls.is_empty() {
         return Ok(None);
     }

@@ -4,6 +4,7 @@
 //! is decided in `plan`, not here. Nothing is validated beyond the JSON types. The seccomp section stays raw text: its
 //! bytes are the key of the filter cache, and on a hit nobody reads it.
 
+pub mod any_case;
 mod linux;
 mod process;
 
@@ -130,7 +131,7 @@ mod tests {
     fn nulls_and_unknown_fields_are_read_as_absent() {
         let text = r#"{"ociVersion":"1.0.2","mounts":null,"process":{"args":null,"user":null,"future":1},"hooks":null,
             "linux":{"namespaces":null,"resources":{"devices":null,"memory":{"limit":null}}},"vm":{}}"#;
-        let spec: Spec = serde_json::from_str(text).unwrap();
+        let spec: Spec = any_case::from_str(text).unwrap();
         assert_eq!(spec.oci_version, "1.0.2");
         assert!(spec.mounts.is_empty());
         assert!(spec.process.unwrap().args.is_empty());
@@ -139,14 +140,14 @@ mod tests {
 
     #[test]
     fn a_wrong_type_is_an_error_that_names_the_line() {
-        let error = serde_json::from_str::<Spec>(r#"{"mounts":7}"#).unwrap_err();
+        let error = any_case::from_str::<Spec>(r#"{"mounts":7}"#).unwrap_err();
         assert!(error.to_string().contains("line 1"), "{error}");
     }
 
     #[test]
     fn the_seccomp_section_keeps_its_bytes() {
         let text = r#"{"linux":{"seccomp":{ "defaultAction" : "SCMP_ACT_ALLOW" }}}"#;
-        let spec: Spec = serde_json::from_str(text).unwrap();
+        let spec: Spec = any_case::from_str(text).unwrap();
         let raw = spec.linux.unwrap().seccomp.unwrap();
         assert_eq!(raw.get(), r#"{ "defaultAction" : "SCMP_ACT_ALLOW" }"#);
     }

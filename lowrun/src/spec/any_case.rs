@@ -1,0 +1,417 @@
+//! JSON whose keys may be written in any case: `"CPU": {"Cpus": "0"}` is `"cpu": {"cpus": "0"}`. So runc reads every document,
+//! as Go does, and configurations are about that it alone has read; a key passed over in silence would be a limit that is not set.
+//!
+//! Wrapped around serde_json's own deserializer: where a struct is read, a key that is none of its fields but for the case
+//! becomes that field's name. The keys of maps stay as they are. A field that comes twice so (or just twice) is put together
+//! as Go does it: of objects both count, of all else the last.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::value::{MapDeserializer, SeqDeserializer};
+use serde::de::{
+    DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Error, IntoDeserializer, MapAccess, SeqAccess, Visitor,
+};
+use serde::forward_to_deserialize_any;
+use serde_json::Value;
+
+/// Reads a document.
+pub fn from_slice<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
+    let mut json = serde_json::Deserializer::from_slice(text);
+    match T::deserialize(AnyCase(&mut json)) {
+        Ok(value) => json.end().map(|()| value),
+        // Seldom; and what a map holds twice is no error.
+        Err(error) if error.to_string().starts_with("duplicate field") => {
+            T::deserialize(serde_json::from_slice::<Tree>(text)?)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// As [`from_slice`].
+pub fn from_str<T: DeserializeOwned>(text: &str) -> serde_json::Result<T> {
+    from_slice(text.as_bytes())
+}
+
+/// The names of a struct's fields.
+type Fields = &'static [&'static str];
+
+struct AnyCase<D>(D);
+
+impl<'de, D: Deserializer<'de>> Deserializer<'de> for AnyCase<D> {
+    type Error = D::Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.0.deserialize_any(Eyes { visitor, fields: &[] })
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.0.deserialize_option(Eyes { visitor, fields: &[] })
+    }
+
+    /// By this name serde_json knows the text that is to stay as it is.
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, D::Error> {
+        self.0.deserialize_newtype_struct(name, Eyes { visitor, fields: &[] })
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        fields: Fields,
+        visitor: V,
+    ) -> Result<V::Value, D::Error> {
+        self.0.deserialize_struct(name, fields, Eyes { visitor, fields })
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        variants: Fields,
+        visitor: V,
+    ) -> Result<V::Value, D::Error> {
+        self.0.deserialize_enum(name, variants, visitor)
+    }
+
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.0.deserialize_ignored_any(visitor)
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple
+        tuple_struct map identifier
+    }
+}
+
+/// Reads what is below in the same way.
+struct Eyes<V> {
+    visitor: V,
+    fields: Fields,
+}
+
+impl<'de, V: Visitor<'de>> Visitor<'de> for Eyes<V> {
+    type Value = V::Value;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.visitor.expecting(formatter)
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<V::Value, E> {
+        self.visitor.visit_bool(value)
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<V::Value, E> {
+        self.visitor.visit_i64(value)
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<V::Value, E> {
+        self.visitor.visit_u64(value)
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<V::Value, E> {
+        self.visitor.visit_f64(value)
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<V::Value, E> {
+        self.visitor.visit_str(value)
+    }
+
+    fn visit_borrowed_str<E: Error>(self, value: &'de str) -> Result<V::Value, E> {
+        self.visitor.visit_borrowed_str(value)
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<V::Value, E> {
+        self.visitor.visit_unit()
+    }
+
+    fn visit_none<E: Error>(self) -> Result<V::Value, E> {
+        self.visitor.visit_none()
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, value: D) -> Result<V::Value, D::Error> {
+        self.visitor.visit_some(AnyCase(value))
+    }
+
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, value: D) -> Result<V::Value, D::Error> {
+        self.visitor.visit_newtype_struct(AnyCase(value))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, values: A) -> Result<V::Value, A::Error> {
+        self.visitor.visit_seq(Below { values, fields: &[] })
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, values: A) -> Result<V::Value, A::Error> {
+        self.visitor.visit_map(Below { values, fields: self.fields })
+    }
+
+    fn visit_enum<A: EnumAccess<'de>>(self, value: A) -> Result<V::Value, A::Error> {
+        self.visitor.visit_enum(value)
+    }
+}
+
+/// The elements of a list, or the keys and values of an object.
+struct Below<A> {
+    values: A,
+    fields: Fields,
+}
+
+impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Below<A> {
+    type Error = A::Error;
+
+    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
+        self.values.next_element_seed(Seed(seed))
+    }
+}
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Below<A> {
+    type Error = A::Error;
+
+    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
+        match self.fields {
+            [] => self.values.next_key_seed(seed),
+            fields => self.values.next_key_seed(Key { seed, fields }),
+        }
+    }
+
+    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, A::Error> {
+        self.values.next_value_seed(Seed(seed))
+    }
+}
+
+struct Seed<S>(S);
+
+impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Seed<S> {
+    type Value = S::Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, value: D) -> Result<S::Value, D::Error> {
+        self.0.deserialize(AnyCase(value))
+    }
+}
+
+/// The field that a key of an object names.
+struct Key<S> {
+    seed: S,
+    fields: Fields,
+}
+
+impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Key<S> {
+    type Value = S::Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, key: D) -> Result<S::Value, D::Error> {
+        let key: Cow<'de, str> = Name::deserialize(key)?.0;
+        self.seed.deserialize(field(&key, self.fields).into_deserializer())
+    }
+}
+
+fn field(key: &str, fields: Fields) -> &str {
+    if fields.contains(&key) {
+        return key;
+    }
+    fields.iter().find(|field| field.eq_ignore_ascii_case(key)).copied().unwrap_or(key)
+}
+
+#[derive(Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// A document with its keys in their order, of which a struct is read whose fields come twice.
+enum Tree {
+    Leaf(Value),
+    List(Vec<Tree>),
+    Object(Vec<(String, Tree)>),
+}
+
+impl Tree {
+    /// The fields of a struct, each once.
+    fn merge(entries: Vec<(String, Tree)>, fields: Fields) -> Vec<(String, Tree)> {
+        let mut merged: Vec<(String, Tree)> = Vec::new();
+        for (key, value) in entries {
+            let name = field(&key, fields);
+            // No more than there are fields, however many keys there are.
+            if !fields.contains(&name) {
+                continue;
+            }
+            match (merged.iter_mut().find(|(known, _)| known == name), value) {
+                (Some((_, Tree::Object(first))), Tree::Object(second)) => first.extend(second),
+                (Some((_, first)), second) => *first = second,
+                (None, value) => merged.push((name.to_owned(), value)),
+            }
+        }
+        merged
+    }
+
+    fn into_value(self) -> Value {
+        match self {
+            Tree::Leaf(value) => value,
+            Tree::List(list) => list.into_iter().map(Tree::into_value).collect(),
+            Tree::Object(entries) => entries.into_iter().map(|(key, value)| (key, value.into_value())).collect(),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Tree {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Tree, D::Error> {
+        json.deserialize_any(TreeVisitor)
+    }
+}
+
+struct TreeVisitor;
+
+impl<'de> Visitor<'de> for TreeVisitor {
+    type Value = Tree;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("JSON")
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Tree, E> {
+        Ok(Tree::Leaf(value.into()))
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Tree, E> {
+        Ok(Tree::Leaf(value.into()))
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Tree, E> {
+        Ok(Tree::Leaf(value.into()))
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Tree, E> {
+        Ok(Tree::Leaf(value.into()))
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Tree, E> {
+        Ok(Tree::Leaf(value.into()))
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Tree, E> {
+        Ok(Tree::Leaf(Value::Null))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<Tree, A::Error> {
+        let mut list = Vec::new();
+        while let Some(value) = values.next_element()? {
+            list.push(value);
+        }
+        Ok(Tree::List(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut values: A) -> Result<Tree, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(entry) = values.next_entry()? {
+            entries.push(entry);
+        }
+        Ok(Tree::Object(entries))
+    }
+}
+
+impl<'de> IntoDeserializer<'de, serde_json::Error> for Tree {
+    type Deserializer = Tree;
+
+    fn into_deserializer(self) -> Tree {
+        self
+    }
+}
+
+impl<'de> Deserializer<'de> for Tree {
+    type Error = serde_json::Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> serde_json::Result<V::Value> {
+        match self {
+            Tree::Leaf(value) => value.deserialize_any(visitor),
+            Tree::List(list) => visitor.visit_seq(SeqDeserializer::new(list.into_iter())),
+            Tree::Object(entries) => visitor.visit_map(MapDeserializer::new(entries.into_iter())),
+        }
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> serde_json::Result<V::Value> {
+        match self {
+            Tree::Leaf(Value::Null) => visitor.visit_none(),
+            value => visitor.visit_some(value),
+        }
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        fields: Fields,
+        visitor: V,
+    ) -> serde_json::Result<V::Value> {
+        match self {
+            Tree::Object(entries) => Tree::Object(Tree::merge(entries, fields)).deserialize_any(visitor),
+            other => other.deserialize_any(visitor),
+        }
+    }
+
+    /// What is to stay text is that again: other spaces, the same sense.
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        visitor: V,
+    ) -> serde_json::Result<V::Value> {
+        self.into_value().deserialize_newtype_struct(name, visitor)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        variants: Fields,
+        visitor: V,
+    ) -> serde_json::Result<V::Value> {
+        self.into_value().deserialize_enum(name, variants, visitor)
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple
+        tuple_struct map identifier ignored_any
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::Spec;
+
+    fn canonical(text: &str) -> serde_json::Value {
+        serde_json::to_value(from_str::<Spec>(text).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_key_in_another_case_is_the_same_field() {
+        let odd = r#"{"OCIVERSION":"1.2.0","Linux":{"RESOURCES":{"CPU":{"Cpus":"0","quota":1},"hugepageLimits":[{"pagesize":"2MB"}]},
+            "Namespaces":[{"Type":"pid"}]},"process":{"User":{"UID":7},"args":["A"]}}"#;
+        let usual = r#"{"ociVersion":"1.2.0","linux":{"resources":{"cpu":{"cpus":"0","quota":1},"hugepageLimits":[{"pageSize":"2MB"}]},
+            "namespaces":[{"type":"pid"}]},"process":{"user":{"uid":7},"args":["A"]}}"#;
+        assert_eq!(canonical(odd), canonical(usual));
+        assert_ne!(canonical(odd), canonical("{}"));
+    }
+
+    #[test]
+    fn the_keys_of_maps_stay_and_so_does_what_is_raw() {
+        let text =
+            r#"{"annotations":{"Process":"a","process":"b"},"Linux":{"unified":{},"seccomp":{ "DefaultAction" : 1 }}}"#;
+        let spec: Spec = from_str(text).unwrap();
+        assert_eq!(spec.annotations.len(), 2);
+        assert_eq!(spec.linux.unwrap().seccomp.unwrap().get(), r#"{ "DefaultAction" : 1 }"#);
+    }
+
+    #[test]
+    fn a_field_that_comes_twice_is_put_together() {
+        let twice = r#"{"linux":{"resources":{"cpu":{"shares":1,"quota":2},"CPU":{"Cpus":"0","Shares":3},"pids":{"limit":4}}},
+            "Linux":{"namespaces":[{"type":"pid"}],"Resources":{"Pids":{"limit":5}, "memory":{}}},"process":{"args":["a"],"Args":["b"]}}"#;
+        let once = r#"{"linux":{"resources":{"cpu":{"shares":3,"quota":2,"cpus":"0"},"pids":{"limit":5},"memory":{}},
+            "namespaces":[{"type":"pid"}]},"process":{"args":["b"]}}"#;
+        assert_eq!(canonical(twice), canonical(once));
+        // Null is the last word, and what comes after it begins anew.
+        let gone =
+            r#"{"process":{"args":["a"]},"Process":null,"annotations":{"a":"1","a":"2"},"Annotations":{"b":"3"}}"#;
+        assert_eq!(canonical(gone), canonical(r#"{"annotations":{"a":"2","b":"3"}}"#));
+        let seccomp = r#"{"linux":{"seccomp":{"a":[1]}},"LINUX":{"seccomp":{"b":2}}}"#;
+        assert_eq!(canonical(seccomp)["linux"]["seccomp"], serde_json::json!({ "a": [1], "b": 2 }));
+    }
+
+    #[test]
+    fn a_key_that_is_none_is_passed_over_and_an_end_is_an_end() {
+        assert_eq!(canonical(r#"{"ociVersio":"1","x":{"y":[1,"z",{}]}}"#), canonical("{}"));
+        assert!(from_str::<Spec>("{} {}").unwrap_err().to_string().contains("trailing"));
+    }
+}
