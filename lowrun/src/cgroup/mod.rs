@@ -188,8 +188,9 @@ impl Cgroup {
     /// With the systemd driver: has the unit made around the process, with its limits; then what systemd leaves out.
     pub fn start_unit(&self, plan: &CgroupPlan, pid: Pid, is_made: &Cell<bool>) -> Result<()> {
         let Some((unit, own)) = plan.unit.as_ref().zip(self.unit.as_ref()) else { return Ok(()) };
-        // Left of another unit of this name: systemd knows no freezer of v1, and would move the process into one of v2.
-        self.main().map_or(Ok(()), check_thawed)?;
+        // Another's unit of this name: as with directories. And what is left of one: systemd knows no freezer of v1, and would
+        // move the process into one of v2.
+        self.main().map_or(Ok(()), |hierarchy| check_empty(hierarchy).and_then(|()| check_thawed(hierarchy)))?;
         let (mut limits, _) = properties::of(&plan.resources, self.is_unified())?;
         limits.extend(properties::devices(&plan.devices, self.is_unified()));
         let oom_group = plan.resources.unified.get("memory.oom.group").map(String::as_str);
@@ -374,8 +375,26 @@ impl Cgroup {
             .is_some_and(|hierarchy| write(&hierarchy.dir.join("freezer.state"), "THAWED").is_ok())
     }
 
-    /// Sends SIGKILL to everything in the container.
+    /// Sends SIGKILL to everything in the container, and lets it die at once.
     pub fn kill(&self) -> Result<()> {
+        let result = self.kill_all();
+        self.lift_cpu_limit();
+        result
+    }
+
+    /// To die takes time of a processor. Who has used up more than was given (many tasks on many processors, or a guest
+    /// whose machine stood still) would wait for it longer than anybody waits for its end.
+    fn lift_cpu_limit(&self) {
+        let (hierarchy, file, word) = if self.is_unified() {
+            (self.unified(), "cpu.max", "max")
+        } else {
+            (self.controller("cpu"), "cpu.cfs_quota_us", "-1")
+        };
+        // Not there, or not its user's: then it dies by and by.
+        let _ = hierarchy.map(|hierarchy| write(&hierarchy.dir.join(file), word));
+    }
+
+    fn kill_all(&self) -> Result<()> {
         if let Some(hierarchy) = self.unified()
             && write(&hierarchy.dir.join("cgroup.kill"), "1").is_ok()
         {
@@ -449,15 +468,21 @@ fn add_to(hierarchy: &Hierarchy, pid: Pid) -> Result<()> {
 
 /// A directory that is there already must be empty and not frozen, and keeps no rules of who was there before.
 fn check_unused(hierarchy: &Hierarchy) -> Result<()> {
+    check_empty(hierarchy)?;
+    check_thawed(hierarchy)?;
+    if hierarchy.is_unified() {
+        devices::detach(&hierarchy.dir);
+    }
+    Ok(())
+}
+
+/// Who is in it already would be killed with the container.
+fn check_empty(hierarchy: &Hierarchy) -> Result<()> {
     let processes = read(&hierarchy.dir.join("cgroup.procs")).unwrap_or_default();
     let count = processes.lines().count();
     if count != 0 {
         return Err(Fault::new(Code::CgroupInUse, format!("make cgroup {}", hierarchy.dir.display()))
             .cause(format!("container's cgroup is not empty: {count} process(es) found")));
-    }
-    check_thawed(hierarchy)?;
-    if hierarchy.is_unified() {
-        devices::detach(&hierarchy.dir);
     }
     Ok(())
 }
