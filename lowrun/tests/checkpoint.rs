@@ -315,6 +315,27 @@ fn a_dumped_container_is_gone_and_a_restored_one_is_there() {
     stage.is_clean();
 }
 
+/// CRIU looks for the mount that such a path is on, and finds none.
+#[test]
+fn dots_in_the_source_of_a_bind_are_not_told_to_criu() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("runc's criu is the real one") {
+        return;
+    }
+    stage.mount("/tmp/here", "bind", ".", &["bind"]);
+    stage.mount("/tmp/below", "bind", "./rootfs/./root", &["bind"]);
+    stage.script(COUNT);
+    stage.detached();
+    let fake = Fake::new(&stage);
+    fake.call(&stage, &["checkpoint", stage.id()]).ok();
+    fake.call(&stage, &["restore", "-d", stage.id()]).ok();
+    let mounts = fake.pairs(RESTORE, field::EXT_MNT);
+    for (inside, source) in [("/tmp/here", stage.bundle()), ("/tmp/below", stage.rootfs().join("root"))] {
+        assert!(mounts.contains(&(inside.to_owned(), source.display().to_string())), "{mounts:?}");
+    }
+    stage.delete();
+}
+
 /// Descriptors that a caller has open beside stdio, and the directories that they are of.
 const LEAK: &str = "exec 3</etc 7</usr 9</var";
 const LEAKED: [&str; 3] = ["/etc", "/usr", "/var"];
@@ -412,8 +433,11 @@ fn a_container_goes_on_where_it_was_saved() {
     stage.config["linux"]["resources"]["pids"] = json!({ "limit": 60 });
     stage.script(COUNT);
     // Files of the host as its stdio CRIU could not find again.
+    let log = stage.dir.path().join("log");
     let quietly = |words: &[&str]| {
-        stage.call_after(&format!("exec >/dev/null 2>/dev/null; {LEAK}"), &[words, &[stage.id()]].concat()).ok();
+        let words = [&["--log", log.to_str().unwrap()], words, &[stage.id()]].concat();
+        let outcome = stage.call_after(&format!("exec >/dev/null 2>/dev/null; {LEAK}"), &words);
+        assert_eq!(outcome.status, 0, "{words:?}: {}", std::fs::read_to_string(&log).unwrap());
     };
     let open = || stage.exec("for link in /proc/1/fd/*; do readlink $link; done").ok().out;
     quietly(&["run", "-d"]);

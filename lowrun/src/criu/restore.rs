@@ -308,6 +308,8 @@ fn describe_mounts(draft: &mut Draft, plan: &Plan, state: &State) {
     for mount in &plan.mounts {
         if let MountKind::Bind { source, .. } = &mount.kind {
             let destination = resolved(root.as_ref(), &plan.rootfs, &mount.destination);
+            // CRIU finds no mount by a path that ends in `/.`.
+            let source: PathBuf = source.components().collect();
             draft.external_mount(&destination, &source.display().to_string());
         }
         for (destination, hierarchy) in cgroup_binds(plan, &state.cgroup, mount) {
