@@ -6,27 +6,34 @@
 //! as Go does it: of objects both count, of all else the last.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::value::{MapDeserializer, SeqDeserializer};
 use serde::de::{
     DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Error, IntoDeserializer, MapAccess, SeqAccess, Visitor,
 };
 use serde::forward_to_deserialize_any;
 use serde_json::Value;
 
+/// The fields that are maps: their keys are names, and stay as they are.
+const MAPS: [&str; 6] = ["annotations", "sysctl", "netdevices", "timeoffsets", "rdma", "unified"];
+
 /// Reads a document.
 pub fn from_slice<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
-    let mut json = serde_json::Deserializer::from_slice(text);
-    match T::deserialize(AnyCase(&mut json)) {
-        Ok(value) => json.end().map(|()| value),
+    match read(text) {
         // Seldom; and what a map holds twice is no error.
         Err(error) if error.to_string().starts_with("duplicate field") => {
-            T::deserialize(serde_json::from_slice::<Tree>(text)?)
+            read(&serde_json::to_vec(&serde_json::from_slice::<Tree>(text)?.merged(false))?)
         }
-        Err(error) => Err(error),
+        result => result,
     }
+}
+
+fn read<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
+    let mut json = serde_json::Deserializer::from_slice(text);
+    let value = T::deserialize(AnyCase(&mut json))?;
+    json.end().map(|()| value)
 }
 
 /// As [`from_slice`].
@@ -213,7 +220,7 @@ fn field(key: &str, fields: Fields) -> &str {
 #[derive(Deserialize)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// A document with its keys in their order, of which a struct is read whose fields come twice.
+/// A document with its keys in their order, and each as often as it comes.
 enum Tree {
     Leaf(Value),
     List(Vec<Tree>),
@@ -221,30 +228,27 @@ enum Tree {
 }
 
 impl Tree {
-    /// The fields of a struct, each once.
-    fn merge(entries: Vec<(String, Tree)>, fields: Fields) -> Vec<(String, Tree)> {
-        let mut merged: Vec<(String, Tree)> = Vec::new();
+    /// The document with each key once.
+    fn merged(self, is_map: bool) -> Value {
+        let entries = match self {
+            Tree::Leaf(value) => return value,
+            Tree::List(list) => return list.into_iter().map(|element| element.merged(false)).collect(),
+            Tree::Object(entries) => entries,
+        };
+        let mut merged: BTreeMap<String, Tree> = BTreeMap::new();
         for (key, value) in entries {
-            let name = field(&key, fields);
-            // No more than there are fields, however many keys there are.
-            if !fields.contains(&name) {
-                continue;
-            }
-            match (merged.iter_mut().find(|(known, _)| known == name), value) {
-                (Some((_, Tree::Object(first))), Tree::Object(second)) => first.extend(second),
-                (Some((_, first)), second) => *first = second,
-                (None, value) => merged.push((name.to_owned(), value)),
+            let key = if is_map { key } else { key.to_ascii_lowercase() };
+            match (merged.get_mut(&key), value) {
+                (Some(Tree::Object(first)), Tree::Object(second)) => first.extend(second),
+                (Some(first), second) => *first = second,
+                (None, value) => drop(merged.insert(key, value)),
             }
         }
-        merged
-    }
-
-    fn into_value(self) -> Value {
-        match self {
-            Tree::Leaf(value) => value,
-            Tree::List(list) => list.into_iter().map(Tree::into_value).collect(),
-            Tree::Object(entries) => entries.into_iter().map(|(key, value)| (key, value.into_value())).collect(),
-        }
+        let each = |(key, value): (String, Tree)| {
+            let is_map = !is_map && MAPS.contains(&key.as_str());
+            (key, value.merged(is_map))
+        };
+        merged.into_iter().map(each).collect()
     }
 }
 
@@ -301,68 +305,6 @@ impl<'de> Visitor<'de> for TreeVisitor {
             entries.push(entry);
         }
         Ok(Tree::Object(entries))
-    }
-}
-
-impl<'de> IntoDeserializer<'de, serde_json::Error> for Tree {
-    type Deserializer = Tree;
-
-    fn into_deserializer(self) -> Tree {
-        self
-    }
-}
-
-impl<'de> Deserializer<'de> for Tree {
-    type Error = serde_json::Error;
-
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> serde_json::Result<V::Value> {
-        match self {
-            Tree::Leaf(value) => value.deserialize_any(visitor),
-            Tree::List(list) => visitor.visit_seq(SeqDeserializer::new(list.into_iter())),
-            Tree::Object(entries) => visitor.visit_map(MapDeserializer::new(entries.into_iter())),
-        }
-    }
-
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> serde_json::Result<V::Value> {
-        match self {
-            Tree::Leaf(Value::Null) => visitor.visit_none(),
-            value => visitor.visit_some(value),
-        }
-    }
-
-    fn deserialize_struct<V: Visitor<'de>>(
-        self,
-        _name: &'static str,
-        fields: Fields,
-        visitor: V,
-    ) -> serde_json::Result<V::Value> {
-        match self {
-            Tree::Object(entries) => Tree::Object(Tree::merge(entries, fields)).deserialize_any(visitor),
-            other => other.deserialize_any(visitor),
-        }
-    }
-
-    /// What is to stay text is that again: other spaces, the same sense.
-    fn deserialize_newtype_struct<V: Visitor<'de>>(
-        self,
-        name: &'static str,
-        visitor: V,
-    ) -> serde_json::Result<V::Value> {
-        self.into_value().deserialize_newtype_struct(name, visitor)
-    }
-
-    fn deserialize_enum<V: Visitor<'de>>(
-        self,
-        name: &'static str,
-        variants: Fields,
-        visitor: V,
-    ) -> serde_json::Result<V::Value> {
-        self.into_value().deserialize_enum(name, variants, visitor)
-    }
-
-    forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple
-        tuple_struct map identifier ignored_any
     }
 }
 
