@@ -52,21 +52,20 @@ static void nodes(void)
 	MUST(symlink("/proc/self/fd/2", "dev/stderr"));
 }
 
-/* What the spec mounts on /sys/fs/cgroup: in a cgroup namespace a tmpfs with each hierarchy, none of them writable. */
+/* What the spec mounts on /sys/fs/cgroup: in a cgroup namespace a tmpfs with each v1 hierarchy, none of them writable. */
 static void cgroup_mounts(void)
 {
 	const unsigned long flags = MS_NOSUID | MS_NOEXEC | MS_NODEV;
 	MUST(mount("tmpfs", "sys/fs/cgroup", "tmpfs", flags, "mode=755"));
 	for (int i = 0; i < count; i++) {
 		char target[128], data[96];
+		if (strcmp(groups[i].name, "unified") == 0)
+			continue;
 		snprintf(target, sizeof target, "sys/fs/cgroup/%.63s", groups[i].name);
 		MUST(mkdir(target, 0755));
 		snprintf(data, sizeof data, strcmp(groups[i].name, "systemd") ? "%.63s" : "none,name=%.63s",
 		         groups[i].name);
-		if (strcmp(groups[i].name, "unified") == 0)
-			MUST(mount("cgroup", target, "cgroup2", flags | MS_RDONLY, NULL));
-		else
-			MUST(mount("cgroup", target, "cgroup", flags | MS_RDONLY, data));
+		MUST(mount("cgroup", target, "cgroup", flags | MS_RDONLY, data));
 	}
 	MUST(mount(NULL, "sys/fs/cgroup", NULL, MS_BIND | MS_REMOUNT | MS_RDONLY | flags, NULL));
 }
@@ -123,7 +122,7 @@ static void child(const char *rootfs)
 static void device_rules(const char *group)
 {
 	static const char *allowed[] = {"c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm",
-	                                "c 5:0 rwm", "c 5:2 rwm", "c 136:* rwm"};
+	                                "c 5:0 rwm", "c 5:2 rwm", "c 10:200 rwm", "c 136:* rwm"};
 	char file[600];
 	int fd;
 	snprintf(file, sizeof file, "%s/devices.deny", group);

@@ -150,15 +150,24 @@ impl HostEnd {
 
 impl HostEnd {
     /// The fault that a process which has ended told after it was ready; whatever else there is, is no word of lowrun's.
-    pub fn last_fault(&self) -> Option<Box<Fault>> {
+    pub fn last_fault(&self, process: BorrowedFd<'_>) -> Option<Box<Fault>> {
         let mut buffer = Vec::with_capacity(MESSAGE_MAX);
-        let heard = rustix::net::recv(&self.socket, rustix::buffer::spare_capacity(&mut buffer), RecvFlags::DONTWAIT);
-        if !heard.is_ok_and(|(length, _)| length > 0) {
+        if !is_heard(&self.socket, process, Some(Duration::ZERO)).is_ok_and(|heard| heard)
+            || !read(&self.socket, &mut buffer).is_ok_and(|length| length > 0)
+        {
             buffer = self.last.text()?;
         }
         match decode(&buffer) {
             Some(FromInit::Fault(fault)) => Some(fault),
             _ => None,
+        }
+    }
+
+    /// Waits, not for ever, until a process that is ready has become the program or has ended.
+    pub fn await_program(&self, process: BorrowedFd<'_>) {
+        let _ = is_heard(&self.socket, process, Some(READY_PATIENCE));
+        if self.last.is_armed() {
+            self.last.wait(READY_PATIENCE);
         }
     }
 

@@ -232,3 +232,30 @@ fn without_pivot_the_container_still_sees_its_root_alone() {
     assert!(outcome.out.starts_with("/bin/sh\n"), "{outcome:?}");
     stage.is_clean();
 }
+
+#[test]
+fn a_relative_path_among_options_is_the_callers() {
+    let Some(mut stage) = stage() else { return };
+    let layer = stage.bundle().join("layer");
+    std::fs::create_dir(&layer).unwrap();
+    std::fs::write(layer.join("found"), "layer\n").unwrap();
+    // After those of /dev and the hierarchies, which are mounted in directories of their own.
+    stage.mount("/mix", "overlay", "overlay", &["lowerdir=layer:rootfs"]);
+    stage.script("cat /mix/found");
+    assert_eq!(stage.output(), "layer\n");
+}
+
+#[test]
+fn what_is_covered_gets_no_more_mounts() {
+    let Some(mut stage) = stage() else { return };
+    let volume = stage.dir.path().join("volume");
+    std::fs::create_dir(&volume).unwrap();
+    symlink("/dev", volume.join("link")).unwrap();
+    stage.mount("/dev", "tmpfs", "tmpfs", &["mode=755"]);
+    stage.mount("/dev/v", "bind", volume.to_str().unwrap(), &["bind"]);
+    // Leads to /dev, and covers it.
+    stage.mount("/dev/v/link", "tmpfs", "tmpfs", &["mode=755"]);
+    stage.mount("/dev/late", "tmpfs", "tmpfs", &["mode=751"]);
+    stage.script("stat -c %a /dev/late; ls -d /dev/v 2>/dev/null");
+    assert_eq!(stage.run().out, "751\n");
+}

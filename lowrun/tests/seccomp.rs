@@ -143,9 +143,9 @@ fn what_is_kept_is_the_owners_alone_and_trusted_only_then() {
     let kept: Vec<_> = std::fs::read_dir(&cache).unwrap().flatten().map(|entry| entry.path()).collect();
     assert_eq!(kept.len(), 1);
     // A filter that allows everything (one instruction: return ALLOW), as somebody else would like to place it.
-    // Before it stands what it is made of: flags, a length of eight bytes, and as many bytes.
+    // Before it stands what it is made of: a mark, flags, a length of eight bytes, and as many bytes.
     let real = std::fs::read(&kept[0]).unwrap();
-    let program_at = 16 + u64::from_le_bytes(real[8..16].try_into().unwrap()) as usize;
+    let program_at = 24 + u64::from_le_bytes(real[16..24].try_into().unwrap()) as usize;
     let forged = [&real[..program_at], &[6, 0, 0, 0, 0, 0, 0xff, 0x7f]].concat();
     let forge = |mode: u32| {
         let _ = std::fs::remove_file(&kept[0]);

@@ -28,7 +28,7 @@ pub struct Own {
 
 /// Whether the machine has cgroup v2 only.
 pub fn is_unified() -> bool {
-    open_mount(CWD, MOUNTS).and_then(|mounts| magic(mounts.as_fd())) == Some(CGROUP2_MAGIC)
+    rustix::fs::statfs(MOUNTS).is_ok_and(|stat| stat.f_type as u64 == CGROUP2_MAGIC)
 }
 
 /// Every usable hierarchy.
@@ -36,12 +36,15 @@ pub fn own() -> Result<Vec<Own>> {
     let text =
         crate::sys::read_kernel_file("/proc/self/cgroup").attempt(Code::CgroupFailed, || "read /proc/self/cgroup")?;
     let text = String::from_utf8_lossy(&text);
-    let mounts = open_mount(CWD, MOUNTS);
+    let attempted = || format!("open {MOUNTS}");
+    let mounts = open_mount(CWD, MOUNTS).attempt(Code::CgroupFailed, attempted)?;
     let place = |mounts: OwnedFd| {
         let unified = magic(mounts.as_fd()) == Some(CGROUP2_MAGIC);
-        text.lines().filter_map(parse).filter_map(|line| place(line, mounts.as_fd(), unified)).collect()
+        let places = text.lines().filter_map(parse).map(|line| place(line, mounts.as_fd(), unified));
+        places.filter_map(sys::Result::transpose).collect()
     };
-    let own: Vec<Own> = mounts.map(place).unwrap_or_default();
+    let own: sys::Result<Vec<Own>> = mounts.map_or(Ok(Vec::new()), place);
+    let own = own.attempt(Code::CgroupFailed, attempted)?;
     if own.is_empty() {
         return Err(Fault::new(Code::CgroupFailed, "find the cgroup hierarchies")
             .cause(format!("nothing of /proc/self/cgroup is mounted below {MOUNTS}")));
@@ -57,24 +60,24 @@ fn parse(line: &str) -> Option<(&str, &str)> {
 }
 
 /// A place in one hierarchy, whose mount is looked for in `mounts`: from there the way is shorter than from the root.
-fn place((controllers, path): (&str, &str), mounts: BorrowedFd<'_>, unified: bool) -> Option<Own> {
+fn place((controllers, path): (&str, &str), mounts: BorrowedFd<'_>, unified: bool) -> sys::Result<Option<Own>> {
     let name = match controllers {
         "" if unified => "",
-        _ if unified => return None,
+        _ if unified => return Ok(None),
         "" => "unified",
         named => named.strip_prefix("name=").unwrap_or(named),
     };
     let mount = if name.is_empty() { PathBuf::from(MOUNTS) } else { Path::new(MOUNTS).join(name) };
-    let top = open_mount(mounts, if name.is_empty() { "." } else { name })?;
+    let Some(top) = open_mount(mounts, if name.is_empty() { "." } else { name })? else { return Ok(None) };
     let wanted = if controllers.is_empty() { CGROUP2_MAGIC } else { CGROUP_MAGIC };
     // A hierarchy that is not mounted limits nothing: like runc, go without it.
     if magic(top.as_fd()) != Some(wanted) {
-        return None;
+        return Ok(None);
     }
     let path = path.trim_start_matches('/');
     // Above the root of lowrun's own cgroup namespace there is nothing for us: use the root.
     let path = if path.starts_with("..") { "" } else { path };
-    Some(Own { controllers: controllers.to_owned(), mount, top, path: PathBuf::from(path) })
+    Ok(Some(Own { controllers: controllers.to_owned(), mount, top, path: PathBuf::from(path) }))
 }
 
 /// The v2 cgroup of another process, as a path of this mount namespace.
@@ -87,8 +90,12 @@ pub fn unified_of(pidfd: BorrowedFd<'_>) -> sys::Result<PathBuf> {
     Ok(mount.join(path.trim_start_matches('/')))
 }
 
-fn open_mount(dir: BorrowedFd<'_>, name: &str) -> Option<OwnedFd> {
-    rustix::fs::openat(dir, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
+/// A handle of a directory that hierarchies may be mounted in or on; `None` if it is not there, or not for lowrun.
+fn open_mount(dir: BorrowedFd<'_>, name: &str) -> sys::Result<Option<OwnedFd>> {
+    match rustix::fs::openat(dir, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => Ok(None),
+        result => result.call("openat").map(Some),
+    }
 }
 
 fn magic(handle: BorrowedFd<'_>) -> Option<u64> {

@@ -54,7 +54,7 @@ pub struct Cgroup {
 }
 
 /// A directory in one hierarchy.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Hierarchy {
     /// `cpu,cpuacct`, `name=systemd`, or empty for v2.
     pub controllers: String,
@@ -72,13 +72,13 @@ pub struct Hierarchy {
 #[derive(Clone, Debug, Default)]
 pub struct Top(Option<Rc<OwnedFd>>);
 
-impl PartialEq for Top {
-    fn eq(&self, _: &Top) -> bool {
-        true
+impl PartialEq for Hierarchy {
+    fn eq(&self, other: &Hierarchy) -> bool {
+        (&self.controllers, &self.mount, &self.dir) == (&other.controllers, &other.mount, &other.dir)
     }
 }
 
-impl Eq for Top {}
+impl Eq for Hierarchy {}
 
 impl Hierarchy {
     /// Whether this is the v2 hierarchy.
@@ -106,6 +106,7 @@ impl Hierarchy {
     /// A path of this hierarchy as a call with a directory takes it.
     fn way_to<'a>(&'a self, path: &'a Path) -> (BorrowedFd<'a>, &'a Path) {
         match (&self.top.0, path.strip_prefix(&self.mount)) {
+            (Some(top), Ok(below)) if below.as_os_str().is_empty() => (top.as_fd(), Path::new(".")),
             (Some(top), Ok(below)) => (top.as_fd(), below),
             _ => (CWD, path),
         }
@@ -570,4 +571,37 @@ pub(crate) fn write_limit(dir: &Path, file: &str, value: &str) -> Result<()> {
         let code = if failure.errno == Errno::NOENT { Code::Unsupported } else { Code::LimitInvalid };
         Fault::of(code, format!("write {value:?} to {}", dir.join(file).display()), failure)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_of_a_hierarchy_is_a_directory_that_is_there() {
+        let mount = tempfile::tempdir().unwrap();
+        std::fs::write(mount.path().join("cgroup.procs"), "1\n").unwrap();
+        let top = rustix::fs::open(mount.path(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        let at = |dir: PathBuf| Hierarchy {
+            controllers: "pids".to_owned(),
+            mount: mount.path().to_owned(),
+            dir,
+            top: Top(Some(Rc::new(top.try_clone().unwrap()))),
+        };
+        let plan = CgroupPlan {
+            path: CgroupPath::Absolute(PathBuf::new()),
+            is_named: true,
+            unit: None,
+            owner: None,
+            resources: Box::default(),
+            devices: Vec::new(),
+        };
+        let refused = Cgroup::default().create_in(&at(mount.path().to_owned()), &plan).unwrap_err();
+        assert_eq!(refused.code, Code::CgroupInUse, "who is in it is nobody of ours");
+        let own = at(mount.path().join("a/b"));
+        Cgroup::default().create_in(&own, &plan).unwrap();
+        assert!(own.dir.is_dir());
+        remove_dir(&own, Instant::now()).unwrap();
+        assert!(!own.dir.exists() && mount.path().join("a").is_dir());
+    }
 }

@@ -13,7 +13,7 @@ use crate::create::{self, Created, Request, hooks, notify, socket, wait};
 use crate::fault::{Attempt, Code, Fault, Result, Step};
 use crate::plan::unit::{self, UnitPlan};
 use crate::plan::{self, Plan};
-use crate::spec::Spec;
+use crate::spec::{Hooks, Spec};
 use crate::state::{self, Status};
 use crate::sys::{self, Call};
 use crate::systemd;
@@ -90,11 +90,8 @@ pub(super) fn run(global: &Global, typed: &Typed) -> Result<i32> {
     let (ours, theirs) =
         if terminal { terminal_pair().map(|(ours, theirs)| (Some(ours), Some(theirs)))? } else { (None, None) };
     let request = input.request(global, typed, (program, theirs), true)?;
-    // Nobody is to be told that the program runs: what is left to do is to wait for its end.
-    let is_told = input.notifies
-        || pid_file(typed).is_some()
-        || input.spec.hooks.as_ref().is_some_and(|hooks| !hooks.poststart.is_empty());
-    let stays = !terminal && !is_told;
+    // Where nobody is to be told that the program runs, what is left to do is to wait for its end.
+    let stays = !terminal && !input.tells_beginning(typed);
     let mut created = create::create(Request { stays, ..request })?;
     finish_run(global, typed, &created)?;
     let relay = ours.as_ref().map(Terminal::receive).transpose();
@@ -102,7 +99,7 @@ pub(super) fn run(global: &Global, typed: &Typed) -> Result<i32> {
     if relay.is_none() {
         hand_on_readiness(global, &created, Some(&signals));
     }
-    let status = wait::foreground(created.pidfd.as_fd(), &signals, relay.as_mut());
+    let status = wait::foreground(created.pidfd.as_fd(), &signals, relay.as_mut(), || created.await_program());
     drop(relay);
     let status = status.or_else(|fault| abandon(global, &created, fault))?;
     if let Some(refusal) = created.take_refusal() {
@@ -167,6 +164,12 @@ impl Input {
         }
         let bundle = plan::clean_bundle(&bundle);
         Ok(Input { id, bundle, spec, plan, notifies: false })
+    }
+
+    /// Whether something is to be done when the program runs, or may take long until it does.
+    fn tells_beginning(&self, typed: &Typed) -> bool {
+        let hooks = |hooks: &Hooks| !hooks.poststart.is_empty() || !hooks.start_container.is_empty();
+        self.notifies || pid_file(typed).is_some() || self.spec.hooks.as_ref().is_some_and(hooks)
     }
 
     /// With a socket for the program's readiness, where the caller named one in the environment.

@@ -78,7 +78,7 @@ pub(super) fn exec(global: &Global, typed: &Typed) -> Result<i32> {
     // A program of which the caller learns nothing must not stay.
     let mut relay = attend(typed, pid, ours.as_ref()).inspect_err(|_| end(pidfd.as_fd()))?;
     let Some(signals) = signals else { return Ok(0) };
-    wait::foreground(pidfd.as_fd(), &signals, relay.as_mut()).inspect_err(|_| end(pidfd.as_fd()))
+    wait::foreground(pidfd.as_fd(), &signals, relay.as_mut(), || ()).inspect_err(|_| end(pidfd.as_fd()))
 }
 
 /// Writes the pid file, and takes the terminal.

@@ -2,8 +2,9 @@
 //!
 //! Called by `cli` for `create` and `run`. Order: the state directory claims the id; everything is opened that the
 //! container side will need; the process is cloned; while it makes its mounts, the host side makes the cgroups (on
-//! another CPU, if there is one) and writes the state; then both meet. Each phase can be undone: `Undo` does it
-//! unless the last phase disarms it.
+//! another CPU, if there is one) and writes the state; then both meet. Each phase can be undone by
+//! `Made`, which `create` lets go of when all is there; who stays until the program ends keeps it until then, because the
+//! program may never have begun.
 
 mod clone;
 pub mod exec;
@@ -89,10 +90,17 @@ pub struct Created {
 }
 
 impl Created {
+    /// For a caller that stays: waits until the program has begun. What is not the program yet, signals are not for.
+    pub fn await_program(&self) {
+        if let Some(host) = self.unsettled.as_ref().and_then(|made| made.host.as_ref()) {
+            host.await_program(self.pidfd.as_fd());
+        }
+    }
+
     /// For a caller that stays, when the process has ended: why it never became the program, if so. Nothing of the
     /// container is left then.
     pub fn take_refusal(&mut self) -> Option<Box<Fault>> {
-        let fault = self.unsettled.as_ref()?.host.as_ref()?.last_fault()?;
+        let fault = self.unsettled.as_ref()?.host.as_ref()?.last_fault(self.pidfd.as_fd())?;
         self.unsettled.take()?.unmake(&self.container.dir, fault.code);
         Some(fault)
     }

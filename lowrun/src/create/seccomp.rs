@@ -34,7 +34,10 @@ pub const FILTER_FILE: &str = "seccomp.bpf";
 const CACHE_DIR: &str = "@seccomp";
 /// Most filters that are kept: a machine has few profiles, but a profile that is made for each container is new each time.
 const CACHE_MAX: usize = 128;
-/// Longest filter that is read.
+/// What a profile becomes, beside libseccomp's part in it: to be raised with each change of it, so that nothing stays in
+/// force that was made in another way.
+const FORM: &str = "1";
+/// Longest file of a filter that is read, with the profile that it comes of.
 const FILE_MAX: u64 = 1 << 20;
 
 /// A filter ready to be installed.
@@ -57,16 +60,14 @@ pub struct Listener {
 pub fn prepare(section: &RawValue, root: &Path, dir: &Dir) -> Result<Option<Filter>> {
     let origin = origin(section.get());
     let cache = Cache::open(root);
-    if let Some(filter) = cache.as_ref().and_then(|cache| cache.load(&origin)) {
-        if cache.is_some_and(|cache| cache.link(&origin, dir).is_err()) {
-            store(dir.fd(), FILTER_FILE, (&[], &filter)).attempt(Code::StateInvalid, || "store the seccomp filter")?;
-        }
+    if let Some(filter) = cache.as_ref().and_then(|cache| cache.take(&origin, dir)) {
         return Ok(Some(filter));
     }
     let Some(filter) = compile(section)? else { return Ok(None) };
     store(dir.fd(), FILTER_FILE, (&[], &filter)).attempt(Code::StateInvalid, || "store the seccomp filter")?;
-    // A filter with a listener names a path of this one container.
-    if let Some(cache) = cache.filter(|_| filter.listener.is_none()) {
+    // A filter with a listener names a path of this one container, and what is too long to be read is not kept.
+    let is_kept = filter.listener.is_none() && (origin.len() + filter.program.len()) as u64 <= FILE_MAX / 2;
+    if let Some(cache) = cache.filter(|_| is_kept) {
         // The cache is a convenience: a full disk costs time only.
         let _ = store(cache.0.as_fd(), &name(&origin), (&origin, &filter)).and_then(|()| cache.shrink());
     }
@@ -78,7 +79,7 @@ pub fn load(dir: &Dir, listener: Option<Listener>) -> Result<Filter> {
     let attempted = || format!("read the seccomp filter in {}", dir.path().display());
     let kept = read(dir.fd(), FILTER_FILE).attempt(Code::StateInvalid, attempted)?;
     let kept = kept.ok_or_else(|| Fault::new(Code::StateInvalid, attempted()).cause("it is damaged"))?;
-    Ok(Filter { program: kept.program().to_vec(), flags: kept.flags, listener })
+    Ok(Filter { listener, ..kept.filter() })
 }
 
 /// What a filter comes of: the profile's text and all that its meaning depends on.
@@ -86,6 +87,7 @@ fn origin(profile: &str) -> Vec<u8> {
     let library = ScmpVersion::current().map(|version| version.to_string()).unwrap_or_default();
     let system = rustix::system::uname();
     let parts = [
+        FORM.as_bytes(),
         env!("CARGO_PKG_VERSION").as_bytes(),
         library.as_bytes(),
         std::env::consts::ARCH.as_bytes(),
@@ -125,11 +127,24 @@ impl Cache {
         is_private(fd.as_fd()).then_some(Cache(fd))
     }
 
-    fn load(&self, origin: &[u8]) -> Option<Filter> {
+    /// The filter of an origin, put into the container's directory. It is compared there, under a name that is no one
+    /// else's: what is kept under its own name here may be another's at the next look.
+    fn take(&self, origin: &[u8], dir: &Dir) -> Option<Filter> {
         let name = name(origin);
-        let kept = read(self.0.as_fd(), &name).ok()?.filter(|kept| kept.origin() == origin)?;
-        self.mark_used(&name);
-        Some(Filter { program: kept.program().to_vec(), flags: kept.flags, listener: None })
+        let filter = match rustix::fs::linkat(&self.0, &name, dir.fd(), FILTER_FILE, AtFlags::empty()) {
+            Ok(()) => {
+                let filter = same(read(dir.fd(), FILTER_FILE), origin);
+                if filter.is_none() {
+                    let _ = rustix::fs::unlinkat(dir.fd(), FILTER_FILE, AtFlags::empty());
+                }
+                filter
+            }
+            Err(Errno::NOENT) => None,
+            // No more links, or another file system.
+            Err(_) => same(read(self.0.as_fd(), &name), origin)
+                .filter(|filter| store(dir.fd(), FILTER_FILE, (&[], filter)).is_ok()),
+        };
+        filter.inspect(|_| self.mark_used(&name))
     }
 
     /// Its time is that of its last use. Where it cannot be set, the filter goes as if it were not used.
@@ -157,10 +172,11 @@ impl Cache {
         let mut oldest = kept.iter().take(excess);
         oldest.try_for_each(|(_, name)| rustix::fs::unlinkat(&self.0, name, AtFlags::empty()).call("unlinkat"))
     }
+}
 
-    fn link(&self, origin: &[u8], dir: &Dir) -> sys::Result<()> {
-        rustix::fs::linkat(&self.0, name(origin), dir.fd(), FILTER_FILE, AtFlags::empty()).call("linkat")
-    }
+/// What was read, if it comes of the origin.
+fn same(read: sys::Result<Option<Kept>>, origin: &[u8]) -> Option<Filter> {
+    read.ok()?.filter(|kept| kept.origin() == origin).map(|kept| kept.filter())
 }
 
 /// Whether a file or directory is ours and closed to others.
@@ -169,34 +185,39 @@ fn is_private(fd: BorrowedFd<'_>) -> bool {
     rustix::fs::fstat(fd).is_ok_and(|stat| stat.st_uid == me && stat.st_mode & 0o077 == 0)
 }
 
-/// A file of a filter: the flags and the length of the origin (8 bytes each, little endian), the origin, the program.
+/// A file of a filter: `MAGIC`, the flags and the length of the origin (8 bytes each, little endian), the origin, the
+/// program. Those of older containers have the flags and the program alone.
 struct Kept {
     flags: u64,
-    /// The origin ends, and the program begins, at this byte.
-    program_at: usize,
+    /// The origin is in these bytes, and the program after it.
+    origin: std::ops::Range<usize>,
     bytes: Vec<u8>,
 }
 
-/// Bytes before the origin.
-const HEADER: usize = 16;
+/// No flags of a filter.
+const MAGIC: [u8; 8] = *b"lowrun\0\xff";
 
 impl Kept {
     /// `None` of what is no filter.
     fn parse(bytes: Vec<u8>) -> Option<Kept> {
-        let (flags, rest) = bytes.split_first_chunk::<8>()?;
-        let (length, rest) = rest.split_first_chunk::<8>()?;
-        let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
-        let program = rest.get(length..)?;
+        let number = |at: usize| Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
+        let (flags, origin) = if bytes.starts_with(&MAGIC) {
+            let end = usize::try_from(number(16)?).ok()?.checked_add(24)?;
+            (number(8)?, 24..end)
+        } else {
+            (number(0)?, 8..8)
+        };
+        let program = bytes.get(origin.end..)?;
         let is_whole = !program.is_empty() && program.len().is_multiple_of(kernel::INSTRUCTION_BYTES);
-        is_whole.then_some(Kept { flags: u64::from_le_bytes(*flags), program_at: HEADER + length, bytes })
+        is_whole.then_some(Kept { flags, origin, bytes })
     }
 
     fn origin(&self) -> &[u8] {
-        &self.bytes[HEADER..self.program_at]
+        &self.bytes[self.origin.clone()]
     }
 
-    fn program(&self) -> &[u8] {
-        &self.bytes[self.program_at..]
+    fn filter(&self) -> Filter {
+        Filter { program: self.bytes[self.origin.end..].to_vec(), flags: self.flags, listener: None }
     }
 }
 
@@ -217,7 +238,7 @@ fn store(dir: BorrowedFd<'_>, name: &str, (origin, filter): (&[u8], &Filter)) ->
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(dir, &temporary, flags, Mode::from_raw_mode(0o600)).call("openat")?;
     let (flags, length) = (filter.flags.to_le_bytes(), (origin.len() as u64).to_le_bytes());
-    let bytes = [&flags[..], &length, origin, &filter.program].concat();
+    let bytes = [&MAGIC[..], &flags, &length, origin, &filter.program].concat();
     let written = std::fs::File::from(file).write_all(&bytes).call("write");
     let result = written.and_then(|()| rustix::fs::renameat(dir, &temporary, dir, name).call("renameat"));
     if result.is_err() {
@@ -501,26 +522,45 @@ mod tests {
         let cache = Cache::open(root.path()).unwrap();
         let filter = Filter { program: vec![7; 16], flags: 4, listener: None };
         let put = |origin: &[u8], at: &[u8]| store(cache.0.as_fd(), &name(at), (origin, &filter)).unwrap();
+        let states = tempfile::tempdir().unwrap();
+        let take = |origin: &[u8], container: &str| {
+            let dir = Dir::create(states.path(), container).unwrap();
+            let taken = cache.take(origin, &dir);
+            assert_eq!(taken.is_some(), states.path().join(container).join(FILTER_FILE).exists());
+            taken
+        };
         put(b"key", b"key");
-        assert_eq!(cache.load(b"key").unwrap().program, filter.program);
+        assert_eq!(take(b"key", "a").unwrap().program, filter.program);
         // Under the name of another profile, as if two had one hash.
         put(b"key", b"other");
-        assert!(cache.load(b"other").is_none());
+        assert!(take(b"other", "b").is_none());
         let path = root.path().join(CACHE_DIR).join(name(b"key"));
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
-        assert!(cache.load(b"key").is_none());
+        assert!(take(b"key", "c").is_none());
     }
 
     #[test]
-    fn a_damaged_file_is_no_filter() {
-        let whole = [&4_u64.to_le_bytes()[..], &3_u64.to_le_bytes(), b"key", &[7; 16]].concat();
+    fn a_profile_that_is_too_long_is_not_kept() {
+        let (root, states) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let dir = Dir::create(states.path(), "c").unwrap();
+        let text = format!(r#"{{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{}]}}"#, " ".repeat(FILE_MAX as usize));
+        assert!(prepare(&RawValue::from_string(text).unwrap(), root.path(), &dir).unwrap().is_some());
+        assert!(root.path().join(CACHE_DIR).read_dir().unwrap().next().is_none());
+        assert!(load(&dir, None).is_ok());
+    }
+
+    #[test]
+    fn a_damaged_file_is_no_filter_and_an_older_one_is() {
+        let whole = [&MAGIC[..], &4_u64.to_le_bytes(), &3_u64.to_le_bytes(), b"key", &[7; 16]].concat();
         let kept = Kept::parse(whole.clone()).unwrap();
-        assert_eq!((kept.flags, kept.origin(), kept.program()), (4, &b"key"[..], &[7; 16][..]));
+        assert_eq!((kept.origin(), kept.filter().flags, kept.filter().program), (&b"key"[..], 4, vec![7; 16]));
         for length in 0..whole.len() {
             // Eight bytes less are a shorter program.
             assert_eq!(Kept::parse(whole[..length].to_vec()).is_some(), length == whole.len() - 8, "{length}");
         }
-        let huge = [&4_u64.to_le_bytes()[..], &u64::MAX.to_le_bytes(), &[7; 16]].concat();
+        let huge = [&MAGIC[..], &4_u64.to_le_bytes(), &u64::MAX.to_le_bytes(), &[7; 16]].concat();
         assert!(Kept::parse(huge).is_none());
+        let old = Kept::parse([&4_u64.to_le_bytes()[..], &[7; 16]].concat()).unwrap();
+        assert_eq!((old.origin(), old.filter().flags, old.filter().program), (&b""[..], 4, vec![7; 16]));
     }
 }

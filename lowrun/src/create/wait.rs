@@ -14,7 +14,14 @@ use crate::sys::{self, Call};
 const OWN: [i32; 3] = [libc::SIGCHLD, libc::SIGURG, libc::SIGPIPE];
 
 /// Waits until the process ends and is reaped; gives its exit status, 128 and the number for a signal.
-pub fn foreground(pidfd: BorrowedFd<'_>, signals: &OwnedFd, terminal: Option<&mut Terminal>) -> Result<i32> {
+///
+/// `before_signal` is called before one is handed on.
+pub fn foreground(
+    pidfd: BorrowedFd<'_>,
+    signals: &OwnedFd,
+    terminal: Option<&mut Terminal>,
+    before_signal: impl Fn(),
+) -> Result<i32> {
     if let Some(terminal) = terminal {
         return terminal.relay(pidfd, signals);
     }
@@ -24,6 +31,9 @@ pub fn foreground(pidfd: BorrowedFd<'_>, signals: &OwnedFd, terminal: Option<&mu
             return Ok(status);
         }
         let signal = sys::signal::next(signals.as_fd()).attempt(Code::SystemError, || "wait for the program")?;
+        if !OWN.contains(&signal) {
+            before_signal();
+        }
         hand_on(pidfd, signal);
     }
 }

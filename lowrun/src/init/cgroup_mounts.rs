@@ -3,7 +3,6 @@
 //! On v1 a tmpfs with a directory for each hierarchy: in a cgroup namespace each is mounted anew and shows the
 //! container's part as its root; else the container's own directories are bound.
 
-use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
@@ -17,7 +16,7 @@ use crate::fault::{Attempt, Code, Result};
 use crate::plan::mounts::{AttrChange, MountPlan};
 use crate::plan::namespaces::Kind;
 use crate::sys::Call;
-use crate::sys::mount::{self, FsOption, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID};
+use crate::sys::mount::{self, FsOption, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, Visit};
 
 /// What runc gives the mounts that it makes for the cgroup hierarchies.
 const CGROUP_ATTR: u64 = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
@@ -47,10 +46,11 @@ impl Rootfs {
             link_controllers(tmpfs.as_fd(), &hierarchy.controllers, name.to_str().unwrap_or_default());
         }
         mount::attach(tmpfs.as_fd(), target.as_fd()).attempt(Code::MountFailed, attempted)?;
+        let visit = Visit::new(tmpfs.as_fd()).attempt(Code::MountFailed, attempted)?;
         for hierarchy in &v1 {
-            let name = hierarchy.mount.file_name().unwrap_or_default();
-            mount_hierarchy(setup, mount, hierarchy, (tmpfs.as_fd(), name))?;
+            mount_hierarchy(setup, mount, hierarchy, (tmpfs.as_fd(), &visit))?;
         }
+        drop(visit);
         // One call for the tmpfs and all that is on it, where the kernel has that.
         let attr = AttrChange { set: mount.attr.set | CGROUP_ATTR, ..mount.attr }.to_attr();
         mount::mount_setattr(tmpfs.as_fd(), true, &attr)
@@ -104,15 +104,16 @@ fn mount_hierarchy(
     setup: &Setup<'_>,
     mount: &MountPlan,
     hierarchy: &Hierarchy,
-    (tmpfs, name): (BorrowedFd<'_>, &OsStr),
+    (tmpfs, visit): (BorrowedFd<'_>, &Visit),
 ) -> Result<()> {
     let attempted = || mount.describe();
+    let name = hierarchy.mount.file_name().unwrap_or_default();
     let tree = if setup.plan.namespaces.is_new(Kind::Cgroup) {
         let words: Vec<FsOption<'_>> = match hierarchy.controllers.strip_prefix("name=") {
             Some(name) => vec![FsOption::Flag("none"), FsOption::Value("name", name)],
             None => hierarchy.controllers.split(',').map(FsOption::Flag).collect(),
         };
-        if mount::mount_in(tmpfs, name, ("cgroup", "cgroup"), &words, CGROUP_ATTR).is_ok() {
+        if visit.mount(name, ("cgroup", "cgroup"), &words, CGROUP_ATTR).is_ok() {
             return Ok(());
         }
         new_filesystem(mount, "cgroup", "cgroup", &words, CGROUP_ATTR | mount.attr.set)?

@@ -47,7 +47,6 @@ pub struct Program<'a> {
 
 /// Gives up what the program may not have, waits to be started, and becomes the program.
 pub fn become_program(program: &Program<'_>) -> Result<std::convert::Infallible> {
-    reopen_null().step("create:process")?;
     if program.first.is_none_or(|setup| setup.fifo.is_none()) {
         // Where it cannot be, the channel stays open until the program runs.
         program.channel.outlive();
@@ -70,6 +69,8 @@ fn fail(program: &Program<'_>, fault: Box<Fault>) -> ! {
 
 fn take_last_steps(program: &Program<'_>) -> Result<std::convert::Infallible> {
     let process = program.process;
+    // What the image has for it is looked up when there is little left that a link in `/proc/self/fd` could lead to.
+    reopen_null().step("create:process")?;
     set_attributes(program).step("create:process")?;
     set_limits(program).step("create:limits")?;
     if let (Some(filter), false) = (program.filter, process.no_new_privileges) {

@@ -5,6 +5,7 @@
 //! resolved below a handle of the root. So a symlink in the image, or one that is swapped in through a shared volume
 //! while this runs, leads nowhere but into the container.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -21,7 +22,7 @@ use crate::plan::Plan;
 use crate::plan::mounts::{MountKind, MountPlan};
 use crate::sys::mount::{
     self, FsOption, MOUNT_ATTR_ATIME_MASK, MOUNT_ATTR_NODEV, MOUNT_ATTR_NODIRATIME, MOUNT_ATTR_NOEXEC,
-    MOUNT_ATTR_NOSUID, MOUNT_ATTR_NOSYMFOLLOW, MOUNT_ATTR_RDONLY, MountAttr,
+    MOUNT_ATTR_NOSUID, MOUNT_ATTR_NOSYMFOLLOW, MOUNT_ATTR_RDONLY, MountAttr, Visit,
 };
 use crate::sys::{Call, Failure};
 use crate::trace::span;
@@ -52,7 +53,7 @@ pub(super) struct Rootfs {
     pub(super) null: Option<Mask>,
     /// The container's own procfs, where it is given one.
     pub(super) proc: Option<OwnedFd>,
-    /// The last new tmpfs, while nothing but what lies below it was mounted since.
+    /// The last new tmpfs, while nothing was mounted since but by `filesystem_in_own`, on directories of its own.
     own: Option<(PathBuf, OwnedFd)>,
 }
 
@@ -77,7 +78,13 @@ impl Rootfs {
     }
 
     fn mount(&mut self, setup: &Setup<'_>, channel: &InitEnd, mount: &MountPlan) -> Result<()> {
-        self.own.take_if(|(above, _)| mount.destination == *above || !mount.destination.starts_with(above));
+        if let MountKind::Filesystem { fstype, source, options, copy_up: false } = &mount.kind
+            && self.filesystem_in_own(setup, mount, (fstype, source), options)
+        {
+            return Ok(());
+        }
+        // Whatever comes now may cover it, or a part of the way to it.
+        self.own = None;
         match &mount.kind {
             MountKind::Bind { source, .. } => {
                 if setup.host_opens_sources && setup.plan.is_in_root(source) {
@@ -119,9 +126,6 @@ impl Rootfs {
         options: &[(String, Option<String>)],
         copy_up: bool,
     ) -> Result<()> {
-        if !copy_up && self.filesystem_in_own(setup, mount, (fstype, source), options) {
-            return Ok(());
-        }
         let (target, is_new) = match fstype {
             "proc" | "sysfs" => (self.plain_target(mount)?, false),
             _ => self.find_target(mount, true)?,
@@ -140,7 +144,7 @@ impl Rootfs {
         if fstype == "proc" && mount.destination == Path::new("/proc") {
             self.proc = filesystem.try_clone().ok();
         }
-        if fstype == "tmpfs" && !copy_up && self.own.is_none() {
+        if fstype == "tmpfs" && !copy_up {
             self.own = filesystem.try_clone().ok().map(|tmpfs| (mount.destination.clone(), tmpfs));
         }
         self.attach_new(mount, filesystem, target.as_fd(), late)
@@ -156,24 +160,28 @@ impl Rootfs {
         (fstype, source): (&str, &str),
         options: &[(String, Option<String>)],
     ) -> bool {
-        let Some((above, tmpfs)) = &self.own else { return false };
+        let Some((tmpfs, name)) = self.own_place(mount) else { return false };
         let is_plain = mount.propagation.is_empty() && mount.recursive_attr.is_empty() && !source.is_empty();
-        let (Some(name), true) = (mount.destination.file_name(), is_plain && !matches!(fstype, "proc" | "sysfs"))
-        else {
+        if !is_plain || matches!(fstype, "proc" | "sysfs") {
             return false;
-        };
-        if mount.destination.parent() != Some(above)
-            || mount.destination == Path::new("/proc")
-            || rustix::fs::mkdirat(tmpfs, name, Mode::from_raw_mode(0o755)).is_err()
-        {
+        }
+        // Nobody can have a name in it yet but those that lowrun made.
+        if rustix::fs::mkdirat(tmpfs, name, Mode::from_raw_mode(0o755)).is_err() {
             return false;
         }
         let words = fs_options(setup.plan, fstype, None, options);
-        let made = mount::mount_in(tmpfs.as_fd(), name, (fstype, source), &words, mount.attr.set).is_ok();
-        if !made {
+        let made = Visit::new(tmpfs).and_then(|visit| visit.mount(name, (fstype, source), &words, mount.attr.set));
+        if made.is_err() {
             let _ = rustix::fs::unlinkat(tmpfs, name, AtFlags::REMOVEDIR);
         }
-        made
+        made.is_ok()
+    }
+
+    /// The tmpfs of `own` and a name, if the mount goes directly into it.
+    fn own_place<'m>(&self, mount: &'m MountPlan) -> Option<(BorrowedFd<'_>, &'m OsStr)> {
+        let (above, tmpfs) = self.own.as_ref()?;
+        let lies_in_own = mount.destination.parent() == Some(above) && mount.destination != Path::new("/proc");
+        mount.destination.file_name().filter(|_| lies_in_own).map(|name| (tmpfs.as_fd(), name))
     }
 
     /// Attaches a new file system, and what belongs to it after that.

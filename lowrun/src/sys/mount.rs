@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
 use super::{Call, Failure, Result, check, mount_old, stage};
 
@@ -188,24 +188,45 @@ fn kernel_words(context: BorrowedFd<'_>) -> Option<String> {
     last.filter(|text| !text.is_empty())
 }
 
-/// A new file system, mounted at once on `name`, a directory in one that nobody but the caller can change.
+/// A directory in a file system that nobody but the caller can change, as the working directory, until it is dropped.
 ///
-/// One `mount(2)` in the place of the six and more calls of [`new_filesystem`] and [`attach_at`], at some 4 µs less for
-/// each mount; but there is no handle, and no word about what was wrong: who is refused tries again in that way. The
-/// working directory changes.
-pub fn mount_in(
-    dir: BorrowedFd<'_>,
-    name: &OsStr,
-    (fstype, source): (&str, &str),
-    options: &[FsOption<'_>],
-    attr: u64,
-) -> Result<()> {
-    // As a flag of `mount(2)` it would be the file system's, too, which may be another's as well.
-    if attr & MOUNT_ATTR_RDONLY != 0 {
-        return Err(Failure { call: "mount", errno: Errno::INVAL });
+/// In it a new file system can be mounted by one `mount(2)`, in the place of the six and more calls of
+/// [`new_filesystem`] and [`attach_at`], which cost some 4 µs more. But there is no handle, and no word about what was
+/// wrong: who is refused tries again in that way.
+pub struct Visit {
+    home: OwnedFd,
+}
+
+impl Visit {
+    pub fn new(dir: BorrowedFd<'_>) -> Result<Visit> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let home = rustix::fs::open(c".", flags, Mode::empty()).call("open")?;
+        rustix::process::fchdir(dir).call("fchdir")?;
+        Ok(Visit { home })
     }
-    let (data, superblock) = stage::data(options)?;
-    let flags = MountFlags::from_bits_retain(superblock) | mount_old::flags_of(attr);
-    rustix::process::fchdir(dir).call("fchdir")?;
-    rustix::mount::mount(source, name, fstype, flags, data.as_c_str()).call("mount")
+
+    /// Mounts a new file system on the directory `name`.
+    pub fn mount(
+        &self,
+        name: &OsStr,
+        (fstype, source): (&str, &str),
+        options: &[FsOption<'_>],
+        attr: u64,
+    ) -> Result<()> {
+        let has_comma = |option: &FsOption<'_>| matches!(option, FsOption::Value(_, value) if value.contains(','));
+        let (data, superblock) = stage::data(options)?;
+        // As flags of `mount(2)`, read-only would be the file system's, too, which may be another's as well, and some
+        // words would be taken that the newer calls refuse; and a comma there ends an option.
+        if attr & MOUNT_ATTR_RDONLY != 0 || superblock != 0 || options.iter().any(has_comma) {
+            return Err(Failure { call: "mount", errno: Errno::INVAL });
+        }
+        rustix::mount::mount(source, name, fstype, mount_old::flags_of(attr), data.as_c_str()).call("mount")
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        // A directory that was left can be gone back to, whatever became of it.
+        let _ = rustix::process::fchdir(&self.home);
+    }
 }

@@ -22,6 +22,8 @@ use super::bpf::{
 
 /// Most steps of a walk: a chain of 4096 comparisons takes the square of that at worst.
 const STEPS_MAX: usize = 1 << 24;
+/// In the place of an instruction that is not known yet: a jump to where the old filter looks at arguments.
+const TO_ARGUMENTS: u16 = u16::MAX;
 
 /// What becomes of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,8 +96,8 @@ impl Walk<'_> {
                     at += usize::from(if self.arch == Some(value) { yes } else { no });
                 }
                 _ if word == Word::Number => {
-                    for (part, holds) in parts(code, value, numbers)? {
-                        self.from(at + usize::from(if holds { yes } else { no }), word, part)?;
+                    for part in parts(code, value, numbers)? {
+                        self.from(at + usize::from(if part.holds { yes } else { no }), word, part.numbers)?;
                     }
                     return Some(());
                 }
@@ -110,8 +112,15 @@ impl Walk<'_> {
     }
 }
 
-/// A range cut where a comparison changes: the parts in order, and whether it holds there.
-fn parts(code: u16, value: u32, (first, last): (u32, u32)) -> Option<Vec<((u32, u32), bool)>> {
+/// A part of a range, in which a comparison holds or does not.
+struct Part {
+    /// The first number and the last.
+    numbers: (u32, u32),
+    holds: bool,
+}
+
+/// A range cut where a comparison changes, in order.
+fn parts(code: u16, value: u32, (first, last): (u32, u32)) -> Option<Vec<Part>> {
     // The numbers at which it turns from one to the other; it holds from the first of them on, from the second not.
     let turns: Vec<u64> = match code {
         JUMP_EQUAL => vec![u64::from(value), u64::from(value) + 1],
@@ -128,7 +137,7 @@ fn parts(code: u16, value: u32, (first, last): (u32, u32)) -> Option<Vec<((u32, 
     for turn in turns.into_iter().chain([u64::from(last) + 1]) {
         let until = turn.min(u64::from(last) + 1);
         if until > from {
-            parts.push(((from as u32, (until - 1) as u32), holds));
+            parts.push(Part { numbers: (from as u32, (until - 1) as u32), holds });
             from = until;
         }
         holds = !holds;
@@ -198,9 +207,6 @@ fn assemble(
     }
     Some(merged)
 }
-
-/// In the place of an instruction that is not known yet: a jump to where the old filter looks at arguments.
-const TO_ARGUMENTS: u16 = u16::MAX;
 
 /// The code of a binary search for the range of a number, written from its end, because jumps go forward alone: where
 /// one leads is there before it. A place is counted from the end, too.
