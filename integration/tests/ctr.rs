@@ -133,9 +133,7 @@ fn content() {
 #[test]
 fn snapshots() {
     supervisor(|s| {
-        let listed = s.text(&["snapshots", "ls"]);
-        let layer = listed.lines().find(|line| line.trim_end().ends_with("Committed")).expect("a layer");
-        let layer = layer.split_whitespace().next().expect("its name");
+        let layer = &first_committed(&s.text(&["snapshots", "ls"]));
         s.run(&["snapshots", "prepare", "active", layer]).ok();
         // Nothing holds a view: it is there as long as nobody collects.
         s.run(&["snapshots", "view", "view", layer]).ok();
@@ -163,6 +161,72 @@ fn snapshots() {
         );
         assert!(s.run(&["snapshots", "rm", layer]).code == 0 || !s.text(&["snapshots", "ls"]).is_empty());
     });
+}
+
+#[test]
+fn native_snapshots() {
+    supervisor(|s| {
+        let native = |arguments: &[&str]| s.text(&[&["snapshots", "--snapshotter", "native"], arguments].concat());
+        table(
+            s,
+            None,
+            &[
+                ("snapshots --snapshotter native ls", 0, &["KEY"]),
+                (
+                    "run --snapshotter native BUSYBOX native sh -c 'echo >/new; rm /etc/passwd; echo over >>/etc/group'",
+                    0,
+                    &[],
+                ),
+                ("tasks rm native", 1, &["not found"]),
+                ("snapshots --snapshotter native tree", 0, &["native", "\\_"]),
+                ("snapshots --snapshotter native mounts TMP native", 0, &["mount -t bind", "-o rbind,rw"]),
+                ("snapshots --snapshotter native usage native", 0, &["native", "MiB"]),
+                ("snapshots info native", 1, &["not found"]),
+            ],
+        );
+        let layer = first_committed(&native(&["ls"]));
+        native(&["prepare", "active", &layer]);
+        native(&["view", "view", &layer]);
+        table(
+            s,
+            None,
+            &[
+                ("snapshots --snapshotter native mounts TMP view", 0, &["mount -t bind", "-o rbind,ro"]),
+                ("snapshots --snapshotter native prepare active", 1, &["already exists"]),
+                ("snapshots --snapshotter native prepare other none", 1, &["not found"]),
+                ("snapshots --snapshotter native prepare other active", 1, &["not committed", "invalid argument"]),
+                ("snapshots --snapshotter native commit done active", 0, &[]),
+                ("snapshots --snapshotter native label done a=b", 0, &["a=b"]),
+                ("snapshots --snapshotter native info done", 0, &["\"Kind\": \"Committed\"", "\"a\": \"b\""]),
+                ("snapshots --snapshotter native rm done", 0, &[]),
+                ("snapshots --snapshotter native rm done", 1, &["not found"]),
+            ],
+        );
+        let plain = "application/vnd.oci.image.layer.v1.tar";
+        let diff = s.run(&["snapshots", "--snapshotter", "native", "diff", "--media-type", plain, "native"]).ok();
+        let names = names_of(&diff.stdout);
+        assert_eq!(names, ["etc/", "etc/.wh.passwd", "etc/group", "new"]);
+        s.run(&["images", "rm", "--sync", s.busybox()]).ok();
+        assert!(native(&["ls"]).contains("native"), "a container holds what it stands on");
+        s.run(&["containers", "rm", "native"]).ok();
+        s.run(&["images", "rm", "--sync", "example.org/none:1"]);
+        wait::until("native snapshots are collected", || (native(&["ls"]).lines().count() == 1).then_some(()));
+    });
+}
+
+/// The first committed snapshot of a list.
+fn first_committed(listed: &str) -> String {
+    let layer = listed.lines().find(|line| line.trim_end().ends_with("Committed")).expect("a layer");
+    layer.split_whitespace().next().expect("its name").to_owned()
+}
+
+/// What an archive holds, sorted.
+fn names_of(archive: &[u8]) -> Vec<String> {
+    let mut archive = tar::Archive::new(archive);
+    let entries = archive.entries().expect("an archive").map(|entry| entry.expect("an entry"));
+    let mut names: Vec<String> = entries.map(|entry| entry.path().expect("a path").display().to_string()).collect();
+    names.sort();
+    names
 }
 
 #[test]
@@ -306,6 +370,32 @@ fn flags_of_run() {
             ],
         );
         assert_eq!(s.text(&["containers", "ls", "-q"]), "");
+    });
+}
+
+#[test]
+fn programs_are_installed_from_an_image() {
+    supervisor(|s| {
+        let busybox = |place: &str| s.path(place).join("bin/busybox").exists();
+        table(s, None, &[("plugins ls id==opt", 0, &["io.containerd.internal.v1", "ok"])]);
+        s.run(&["install", s.busybox()]).ok();
+        std::fs::create_dir(s.path("tmp/other")).expect("another place");
+        assert!(busybox("opt"), "it is where the daemon says");
+        table(
+            s,
+            None,
+            &[
+                ("install BUSYBOX", 1, &["cannot replace"]),
+                ("install --replace BUSYBOX", 0, &[]),
+                ("install --path TMP/other BUSYBOX", 0, &[]),
+            ],
+        );
+        assert!(busybox("tmp/other"));
+        // A shim that lies there is found.
+        let shim = s.path("opt/bin/containerd-shim-installed-v1");
+        std::fs::write(&shim, "#!/bin/sh\necho it was found >&2\nexit 1\n").expect("a program");
+        std::fs::set_permissions(&shim, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("its mode");
+        table(s, None, &[("run --rm --runtime io.containerd.installed.v1 BUSYBOX a true", 1, &["it was found"])]);
     });
 }
 

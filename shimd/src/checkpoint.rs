@@ -12,7 +12,7 @@ use prost_types::Any;
 
 use crate::content::{Commit, Content, Opening, Writer};
 use crate::db::record::Labels;
-use crate::diff::make::Packing;
+use crate::diff::make::{Changes, Packing};
 use crate::diff::store::pack_to;
 use crate::diff::{Differ, Target};
 use crate::error::{Error, Result};
@@ -76,7 +76,7 @@ impl Images<'_> {
     pub(crate) async fn store(&self, owner: &Owner, spec: Option<Any>) -> Result<[Part; 2]> {
         let content = &self.checkpoints.content;
         let opening = self.opening(owner, "images");
-        let (writer, _) = pack_to(content.clone(), opening, self.path.clone(), Packing::Plain).await?;
+        let (writer, _) = pack_to(content.clone(), opening, Changes::all(self.path.clone()), Packing::Plain).await?;
         let images = commit(writer, IMAGES).await?;
         let mut writer = Writer::open(content.clone(), self.opening(owner, "spec")).await?;
         writer.reset().await?;

@@ -31,6 +31,10 @@ pub(crate) struct Flags {
     /// Look for shims in this directory first.
     #[arg(long, value_name = "DIR")]
     pub(crate) shim_path: Option<PathBuf>,
+    /// Clients install programs in this directory, whose bin/ is where shims and runtimes are looked for next
+    /// [default: opt in the root].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) opt: Option<PathBuf>,
     /// Talk to registries with this program [default: shimd-registry beside shimd].
     #[arg(long, value_name = "FILE")]
     pub(crate) registry_helper: Option<PathBuf>,
@@ -60,6 +64,7 @@ struct File {
     state: Option<PathBuf>,
     address: Option<PathBuf>,
     shim_path: Option<PathBuf>,
+    opt: Option<PathBuf>,
     registry_helper: Option<PathBuf>,
     registry_hosts: Option<PathBuf>,
     /// Group whose members may use the socket, by number.
@@ -73,6 +78,7 @@ pub(crate) struct Config {
     pub(crate) state: PathBuf,
     pub(crate) address: PathBuf,
     pub(crate) shim_path: Option<PathBuf>,
+    pub(crate) opt: PathBuf,
     pub(crate) registry_helper: PathBuf,
     pub(crate) registry_hosts: Option<PathBuf>,
     pub(crate) group: Option<u32>,
@@ -87,8 +93,13 @@ impl Config {
         let pick = |flag: &Option<PathBuf>, file: Option<PathBuf>, default: &str| {
             absolute(flag.clone().or(file).unwrap_or_else(|| default.into()))
         };
+        let root = pick(&flags.root, file.root, DEFAULT_ROOT)?;
         Ok(Config {
-            root: pick(&flags.root, file.root, DEFAULT_ROOT)?,
+            opt: match flags.opt.clone().or(file.opt) {
+                Some(path) => absolute(path)?,
+                None => root.join("opt"),
+            },
+            root,
             state: pick(&flags.state, file.state, DEFAULT_STATE)?,
             address: pick(&flags.address, file.address, DEFAULT_ADDRESS)?,
             shim_path: flags.shim_path.clone().or(file.shim_path).map(absolute).transpose()?,
@@ -138,6 +149,7 @@ mod tests {
         std::fs::write(&path, "root = \"/a\"\nstate = \"/b\"\ngroup = 7\n").unwrap();
         let flags = Flags::try_parse_from(["shimd", "--config", path.to_str().unwrap(), "--state", "/c"]).unwrap();
         let config = Config::load(&flags).unwrap();
+        assert_eq!(config.opt, PathBuf::from("/a/opt"));
         assert_eq!((config.root, config.state, config.group), ("/a".into(), "/c".into(), Some(7)));
         assert_eq!(config.address, PathBuf::from(DEFAULT_ADDRESS));
     }

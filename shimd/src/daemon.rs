@@ -1,6 +1,6 @@
 //! The daemon: its parts, put together in the order in which they need each other, and taken down again.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -21,7 +21,7 @@ use crate::sandbox::Sandboxes;
 use crate::sandbox::controller::Controller;
 use crate::shim::bundle::Kind;
 use crate::shim::{Launcher, Shims, Spawner, runtime};
-use crate::snapshot::Snapshots;
+use crate::snapshot::{Snapshots, Snapshotters};
 use crate::task::Tasks;
 use crate::transfer::Transfers;
 use crate::trash::Trash;
@@ -38,13 +38,15 @@ pub(crate) struct Daemon {
     pub(crate) sandboxes: Sandboxes,
     pub(crate) controller: Arc<Controller>,
     pub(crate) content: Arc<Content>,
-    pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) snapshots: Snapshotters,
     pub(crate) differ: Arc<Differ>,
     pub(crate) tasks: Arc<Tasks>,
     pub(crate) gc: Gc,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) upkeep: Arc<Upkeep>,
     pub(crate) transfers: Arc<Transfers>,
+    /// Where clients install programs.
+    pub(crate) opt: PathBuf,
     /// Names this store, for as long as it exists.
     pub(crate) uuid: String,
 }
@@ -62,13 +64,17 @@ impl Daemon {
         for bundles in Kind::ALL.map(|kind| kind.place(&config.state)) {
             layout::make_passage(&bundles).map_err(failed(&bundles))?;
         }
+        for directory in ["bin", "lib"].map(|name| config.opt.join(name)) {
+            layout::make_passage(&directory).map_err(failed(&directory))?;
+        }
         let boot_id = boot_id()?;
         let store = Arc::new(Store::open(&config.root)?);
         let trash = Arc::new(Trash::open(config.root.join("trash"))?);
-        let provisional = Arc::new(Provisional::open(config.root.join("provisional"))?);
+        let provisional = Arc::new(Provisional::open(&config.root)?);
         let content = Arc::new(Content::open(&config.root, store.clone(), provisional.clone())?);
         let checkpoints = Checkpoints::open(config.root.join("checkpoints"), content.clone(), trash.clone())?;
-        let snapshots = Arc::new(Snapshots::open(&config.root, store.clone(), trash, boot_id.clone())?);
+        let open = |of| Snapshots::open(of, &config.root, store.clone(), trash.clone(), boot_id.clone());
+        let snapshots = Snapshotters::open(open)?;
         let events = Arc::new(Events::new());
         let shims = Arc::new(open_shims(config, &boot_id)?);
         let controller = Arc::new(Controller::new(store.clone(), shims.clone()));
@@ -101,6 +107,7 @@ impl Daemon {
             upkeep,
             transfers: Arc::new(transfers),
             checkpoints,
+            opt: config.opt.clone(),
             uuid: uuid(&store)?,
             store,
             events,
@@ -123,7 +130,8 @@ fn open_shims(config: &Config, boot_id: &str) -> Result<Shims> {
         events_address: config.events_address(),
         socket_directory: sockets,
         publish_binary: std::env::current_exe().map_err(failed)?,
-        search_path: runtime::search_path(config.shim_path.as_deref()),
+        search_path: runtime::search_path(config.shim_path.as_deref(), &config.opt),
+        opt: config.opt.clone(),
         forms: std::sync::Mutex::default(),
         spawner: Spawner::start().map_err(|error| Error::io("start a thread that starts programs", error))?,
     };

@@ -10,10 +10,9 @@ use crate::error::{Error, Result};
 use crate::filter::{Fields, Filters, label, present};
 use crate::name::{Digest, Namespace, check_labels, check_name};
 
-/// Types of what a lease can hold, as containerd writes them.
+/// Types of what a lease can hold beside snapshots, as containerd writes them.
 pub(crate) const CONTENT: &str = "content";
 pub(crate) const INGEST: &str = "ingests";
-pub(crate) const SNAPSHOT: &str = "snapshots/overlayfs";
 
 /// A lease under its id.
 pub(crate) struct Info {

@@ -39,6 +39,7 @@ mod transfer;
 mod trash;
 mod tree;
 mod upkeep;
+mod xattr;
 
 use std::process::ExitCode;
 use std::time::Duration;

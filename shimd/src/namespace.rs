@@ -96,11 +96,12 @@ impl Namespaces {
 
     /// Removes an empty namespace.
     pub(crate) fn delete(&self, name: &Namespace) -> Result<()> {
-        const HELD: [(Table, &str); 6] = [
+        const HELD: [(Table, &str); 7] = [
             (Table::Containers, "containers"),
             (Table::Images, "images"),
             (Table::Blobs, "content"),
             (Table::Snapshots, "snapshots"),
+            (Table::NativeSnapshots, "snapshots"),
             (Table::Leases, "leases"),
             (Table::Sandboxes, "sandboxes"),
         ];

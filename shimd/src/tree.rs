@@ -1,5 +1,7 @@
-//! Whole trees of files: removed and measured, on handles, without following a link and without recursion (the depth
+//! Whole trees of files: removed, measured and copied, on handles, without following a link and without recursion (the depth
 //! of a tree is an image's choice).
+
+pub(crate) mod copy;
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};

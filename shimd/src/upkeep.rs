@@ -10,7 +10,7 @@ use crate::db::Store;
 use crate::diff::provisional::Provisional;
 use crate::diff::run_blocking;
 use crate::error::Chain;
-use crate::snapshot::Snapshots;
+use crate::snapshot::Snapshotters;
 use crate::sys;
 
 /// How long after a commit of a snapshot its files are synced: the layers of one image go together.
@@ -21,13 +21,13 @@ const TICK: Duration = Duration::from_secs(5);
 /// The chores.
 pub(crate) struct Upkeep {
     store: Arc<Store>,
-    snapshots: Arc<Snapshots>,
+    snapshots: Snapshotters,
     provisional: Arc<Provisional>,
     sync_wanted: Notify,
 }
 
 impl Upkeep {
-    pub(crate) fn new(store: Arc<Store>, snapshots: Arc<Snapshots>, provisional: Arc<Provisional>) -> Upkeep {
+    pub(crate) fn new(store: Arc<Store>, snapshots: Snapshotters, provisional: Arc<Provisional>) -> Upkeep {
         Upkeep { store, snapshots, provisional, sync_wanted: Notify::new() }
     }
 

@@ -58,7 +58,7 @@ async fn a_layer_is_unpacked_as_it_arrives() {
     let plain = layer(&[("big", &big), ("d/e/f", b"deep")]);
     let blob = gzip(&plain);
     lab.write("r", &blob, diff_id_label(&plain)).await.unwrap();
-    assert_eq!(provisional(&lab), 1);
+    rig::eventually("it is unpacked", || provisional(&lab) == 1).await;
     let mounts = lab.prepare("tmp", "").await;
     let root = PathBuf::from(&mounts[0].source);
     assert_eq!(lab.apply(&digest(&blob), blob.len(), mounts).await.unwrap(), digest(&plain));
@@ -81,7 +81,7 @@ async fn a_layer_that_a_client_pulls_is_unpacked_as_it_arrives() {
     let plain = layer(&[("d/f", b"pulled")]);
     let blob = gzip(&plain);
     lab.write(&format!("layer-{}", digest(&blob)), &blob, HashMap::new()).await.unwrap();
-    assert_eq!(provisional(&lab), 1);
+    rig::eventually("it is unpacked", || provisional(&lab) == 1).await;
     let mounts = lab.prepare("tmp", "").await;
     let root = PathBuf::from(&mounts[0].source);
     assert_eq!(lab.apply(&digest(&blob), blob.len(), mounts).await.unwrap(), digest(&plain));
@@ -98,7 +98,7 @@ async fn a_layer_that_nobody_applies_goes_with_its_blob() {
     let lab = Lab::start_with_lease().await;
     let blob = gzip(&layer(&[("f", b"fetched")]));
     lab.write(&format!("layer-{}", digest(&blob)), &blob, HashMap::new()).await.unwrap();
-    assert_eq!(provisional(&lab), 1);
+    rig::eventually("it is unpacked", || provisional(&lab) == 1).await;
     let request = DeleteContentRequest { digest: digest(&blob) };
     lab.content().await.delete(request).await.unwrap();
     rig::eventually("the provisional directory goes", || provisional(&lab) == 0).await;

@@ -165,11 +165,12 @@ fn write_configuration(site: &Site, registry: &Registry, settings: &Settings) ->
 
 fn shimd_toml(site: &Site, shims: &Path) -> String {
     format!(
-        "root = '{}'\nstate = '{}'\naddress = '{}'\nshim_path = '{}'\n",
+        "root = '{}'\nstate = '{}'\naddress = '{}'\nshim_path = '{}'\nopt = '{}'\n",
         supervisor_root(site).display(),
         site.path("run/shimd").display(),
         supervisor_socket(site, Supervisor::Shimd).display(),
-        shims.display()
+        shims.display(),
+        site.path("opt").display()
     )
 }
 

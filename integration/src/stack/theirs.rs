@@ -124,10 +124,12 @@ pub fn start_containerd_program(site: &Site, program: &Path, environment: &[(&st
         "containerd.toml",
         &format!(
             "version = 2\nroot = '{}'\nstate = '{}'\ndisabled_plugins = ['io.containerd.grpc.v1.cri']\n\
-             [grpc]\naddress = '{}'\n[debug]\nlevel = 'info'\n",
+             [grpc]\naddress = '{}'\n[debug]\nlevel = 'info'\n\
+             [plugins.'io.containerd.internal.v1.opt']\npath = '{}'\n",
             site.path("lib/containerd").display(),
             site.path("run/containerd").display(),
-            socket.display()
+            socket.display(),
+            site.path("opt").display()
         ),
     )?;
     let mut command = site.daemon(program);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use strata_fault::{Fault, GrpcCode, Layer, code};
 use strata_registry::{
     Client, Config, Credentials, Descriptor, HostFiles, Hosts, Problem, Reference, ReferenceError, Session,
 };
+use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
 /// Answers that wait to be written, and pieces of one blob that wait to be pushed. What waits is fetched again after a kill.
@@ -34,12 +36,10 @@ pub(crate) async fn serve(hosts: Option<HostFiles>) -> io::Result<()> {
 }
 
 async fn write_answers(mut waiting: mpsc::Receiver<Answer>) -> io::Result<()> {
-    let mut output = tokio::io::stdout();
+    // Written where it is: tokio's own standard output copies each piece for another thread.
+    let mut output = pipe::Sender::from_owned_fd(io::stdout().as_fd().try_clone_to_owned()?)?;
     while let Some(answer) = waiting.recv().await {
         send(&mut output, &answer).await?;
-        if waiting.is_empty() {
-            tokio::io::AsyncWriteExt::flush(&mut output).await?;
-        }
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use super::convert::{descriptor, labels, mounts, required};
 use super::scope::{OrStatus, Scope};
 use crate::content::{Commit, Opening};
 use crate::daemon::Daemon;
-use crate::diff::make::{Packing, upper};
+use crate::diff::make::{Changes, Packing};
 use crate::diff::store::pack_to;
 use crate::diff::{PLAIN_LAYER, Target, run_blocking};
 use crate::error::{Error, Result as OurResult};
@@ -40,8 +40,8 @@ impl Diff for Api {
 /// Packs a layer straight into the content store.
 async fn make(daemon: &Api, scope: Scope, request: wire::DiffRequest) -> OurResult<wire::DiffResponse> {
     let (packing, media_type) = Packing::of(&request.media_type)?;
-    let upper = upper(&mounts(request.left), &mounts(request.right))?;
-    let reference = if request.r#ref.is_empty() { format!("diff-{}", upper.display()) } else { request.r#ref };
+    let changes = Changes::between(&mounts(request.left), &mounts(request.right))?;
+    let reference = if request.r#ref.is_empty() { format!("diff-{}", changes.now.display()) } else { request.r#ref };
     let opening = Opening {
         namespace: scope.namespace.clone(),
         lease: scope.lease,
@@ -50,7 +50,7 @@ async fn make(daemon: &Api, scope: Scope, request: wire::DiffRequest) -> OurResu
         total: 0,
         unpack: None,
     };
-    let (mut writer, diff_id) = pack_to(daemon.content.clone(), opening, upper, packing).await?;
+    let (mut writer, diff_id) = pack_to(daemon.content.clone(), opening, changes, packing).await?;
     let mut labels = labels(request.labels);
     labels.insert(UNCOMPRESSED_LABEL.to_owned(), diff_id.to_string());
     let size = writer.offset();

@@ -14,6 +14,7 @@ use super::Api;
 use super::scope::OrStatus;
 use crate::error::{Error, Result as OurResult};
 use crate::filter::{Fields, Filters, present};
+use crate::snapshot::Snapshotter;
 use crate::transfer::architecture;
 
 const STEP: &str = "report";
@@ -37,9 +38,11 @@ const fn platform_part(kind: &'static str, id: &'static str) -> Part {
 }
 
 /// Each part, as containerd calls them: of 1.x and of 2.x.
-const PARTS: [Part; 39] = [
+const PARTS: [Part; 41] = [
     part("io.containerd.content.v1", "content"),
     platform_part("io.containerd.snapshotter.v1", "overlayfs"),
+    platform_part("io.containerd.snapshotter.v1", "native"),
+    part("io.containerd.internal.v1", "opt"),
     part("io.containerd.metadata.v1", "bolt"),
     platform_part("io.containerd.differ.v1", "walking"),
     part("io.containerd.gc.v1", "scheduler"),
@@ -118,8 +121,11 @@ impl Api {
         let platform =
             Platform { os: "linux".to_owned(), architecture: architecture().to_owned(), ..Platform::default() };
         // Where snapshots lie is looked up by those who make their own beside them.
-        let exports = match part.kind {
-            "io.containerd.snapshotter.v1" => HashMap::from([("root".to_owned(), self.snapshots.root())]),
+        let export = |name: &str, value: String| HashMap::from([(name.to_owned(), value)]);
+        let exports = match (part.kind, Snapshotter::named(part.id)) {
+            ("io.containerd.snapshotter.v1", Some(of)) => export("root", self.snapshots.of(of).root()),
+            // Where `ctr install` puts programs.
+            ("io.containerd.internal.v1", _) => export("path", self.opt.display().to_string()),
             _ => HashMap::new(),
         };
         wire::Plugin {

@@ -12,9 +12,9 @@ use super::scope::{OrStatus, Scope};
 use crate::daemon::Daemon;
 use crate::db::record::SnapshotKind;
 use crate::diff::run_blocking;
-use crate::error::{Error, Result as OurResult};
+use crate::error::Result as OurResult;
 use crate::filter::Filters;
-use crate::snapshot::{Info, Mount, Request as Making, SNAPSHOTTER};
+use crate::snapshot::{Info, Mount, Request as Making};
 
 const STEP: &str = "assemble";
 /// Records of one message of a list.
@@ -62,16 +62,16 @@ impl Snapshots for Api {
     async fn mounts(&self, request: Request<wire::MountsRequest>) -> Result<Response<wire::MountsResponse>, Status> {
         let scope = Scope::of(&request).or_status(STEP)?;
         let request = request.into_inner();
-        check_snapshotter(&request.snapshotter).or_status(STEP)?;
-        let mounts = self.snapshots.mounts(&scope.namespace, &request.key).or_status(STEP)?;
+        let snapshots = self.snapshots.named(&request.snapshotter).or_status(STEP)?;
+        let mounts = snapshots.mounts(&scope.namespace, &request.key).or_status(STEP)?;
         Ok(Response::new(wire::MountsResponse { mounts: wire_mounts(mounts) }))
     }
 
     async fn commit(&self, request: Request<wire::CommitSnapshotRequest>) -> Result<Response<()>, Status> {
         let scope = Scope::of(&request).or_status(STEP)?;
         let request = request.into_inner();
-        check_snapshotter(&request.snapshotter).or_status(STEP)?;
-        self.snapshots
+        let snapshots = self.snapshots.named(&request.snapshotter).or_status(STEP)?;
+        snapshots
             .commit(&scope.namespace, scope.lease(), &request.key, &request.name, labels(request.labels))
             .or_status(STEP)?;
         let event = events::SnapshotCommit { key: request.key, name: request.name, snapshotter: request.snapshotter };
@@ -83,8 +83,8 @@ impl Snapshots for Api {
     async fn remove(&self, request: Request<wire::RemoveSnapshotRequest>) -> Result<Response<()>, Status> {
         let scope = Scope::of(&request).or_status(STEP)?;
         let request = request.into_inner();
-        check_snapshotter(&request.snapshotter).or_status(STEP)?;
-        self.snapshots.remove(&scope.namespace, &request.key).or_status(STEP)?;
+        let snapshots = self.snapshots.named(&request.snapshotter).or_status(STEP)?;
+        snapshots.remove(&scope.namespace, &request.key).or_status(STEP)?;
         let event = events::SnapshotRemove { key: request.key, snapshotter: request.snapshotter };
         self.events.publish(&scope.namespace, "/snapshot/remove", &event);
         self.gc.schedule();
@@ -97,8 +97,8 @@ impl Snapshots for Api {
     ) -> Result<Response<wire::StatSnapshotResponse>, Status> {
         let scope = Scope::of(&request).or_status(STEP)?;
         let request = request.into_inner();
-        check_snapshotter(&request.snapshotter).or_status(STEP)?;
-        let info = self.snapshots.stat(&scope.namespace, &request.key).or_status(STEP)?;
+        let snapshots = self.snapshots.named(&request.snapshotter).or_status(STEP)?;
+        let info = snapshots.stat(&scope.namespace, &request.key).or_status(STEP)?;
         Ok(Response::new(wire::StatSnapshotResponse { info: Some(to_wire(info)) }))
     }
 
@@ -108,11 +108,10 @@ impl Snapshots for Api {
     ) -> Result<Response<wire::UpdateSnapshotResponse>, Status> {
         let scope = Scope::of(&request).or_status(STEP)?;
         let request = request.into_inner();
-        check_snapshotter(&request.snapshotter).or_status(STEP)?;
+        let snapshots = self.snapshots.named(&request.snapshotter).or_status(STEP)?;
         let info = required(request.info, "info").or_status(STEP)?;
         let paths = mask(request.update_mask);
-        let updated =
-            self.snapshots.update(&scope.namespace, &info.name, &labels(info.labels), &paths).or_status(STEP)?;
+        let updated = snapshots.update(&scope.namespace, &info.name, &labels(info.labels), &paths).or_status(STEP)?;
         Ok(Response::new(wire::UpdateSnapshotResponse { info: Some(to_wire(updated)) }))
     }
 
@@ -121,10 +120,12 @@ impl Snapshots for Api {
     async fn list(&self, request: Request<wire::ListSnapshotsRequest>) -> Result<Response<Self::ListStream>, Status> {
         let scope = Scope::of(&request).or_status(STEP)?;
         let request = request.into_inner();
-        check_snapshotter(&request.snapshotter).or_status(STEP)?;
+        let snapshotter = self.snapshots.named(&request.snapshotter).or_status(STEP)?.snapshotter();
         let filters = Filters::parse(&request.filters).or_status(STEP)?;
         let daemon = self.clone();
-        let found = run_blocking(move || daemon.snapshots.list(&scope.namespace, &filters)).await.or_status(STEP)?;
+        let found = run_blocking(move || daemon.snapshots.of(snapshotter).list(&scope.namespace, &filters))
+            .await
+            .or_status(STEP)?;
         let messages = stream::iter(found).map(to_wire).chunks(LIST_CHUNK);
         Ok(Response::new(messages.map(|info| Ok(wire::ListSnapshotsResponse { info })).boxed()))
     }
@@ -132,16 +133,16 @@ impl Snapshots for Api {
     async fn usage(&self, request: Request<wire::UsageRequest>) -> Result<Response<wire::UsageResponse>, Status> {
         let scope = Scope::of(&request).or_status(STEP)?;
         let request = request.into_inner();
-        check_snapshotter(&request.snapshotter).or_status(STEP)?;
+        let snapshotter = self.snapshots.named(&request.snapshotter).or_status(STEP)?.snapshotter();
         let daemon = self.clone();
-        let usage = run_blocking(move || daemon.snapshots.usage(&scope.namespace, &request.key)).await;
+        let usage = run_blocking(move || daemon.snapshots.of(snapshotter).usage(&scope.namespace, &request.key)).await;
         let usage = usage.or_status(STEP)?;
         Ok(Response::new(wire::UsageResponse { size: usage.bytes as i64, inodes: usage.inodes as i64 }))
     }
 
     async fn cleanup(&self, request: Request<wire::CleanupRequest>) -> Result<Response<()>, Status> {
         Scope::of(&request).or_status(STEP)?;
-        check_snapshotter(&request.get_ref().snapshotter).or_status(STEP)?;
+        self.snapshots.named(&request.get_ref().snapshotter).or_status(STEP)?;
         // What is removed is always on its way out already; what no record tells of goes with the next collection.
         self.gc.schedule();
         Ok(Response::new(()))
@@ -149,15 +150,8 @@ impl Snapshots for Api {
 }
 
 fn make(daemon: &Daemon, snapshotter: &str, kind: SnapshotKind, making: Making<'_>) -> OurResult<Vec<Mount>> {
-    check_snapshotter(snapshotter)?;
-    crate::span!("assemble", "supervisor", making.key).in_scope(|| daemon.snapshots.make(kind, making))
-}
-
-fn check_snapshotter(name: &str) -> OurResult<()> {
-    if name == SNAPSHOTTER {
-        return Ok(());
-    }
-    Err(Error::invalid(format!("snapshotter {name:?}"), format!("it is not loaded; there is {SNAPSHOTTER:?}")))
+    let snapshots = daemon.snapshots.named(snapshotter)?;
+    crate::span!("assemble", "supervisor", making.key).in_scope(|| snapshots.make(kind, making))
 }
 
 fn to_wire(info: Info) -> wire::Info {

@@ -196,7 +196,7 @@ fn work(
             }
         }
     }
-    work.leave();
+    // The request is over without a commit: the file stays, the unpacking does not.
     Ok(())
 }
 
@@ -240,6 +240,8 @@ impl<'a> Work<'a> {
         };
         let file = open_file(content, &record, &opening.reference)?;
         let shared = shared(content, opening.expected.as_ref());
+        // What is here already does not come by here.
+        let feed = if shared.is_none() { begin_unpacking(content, opening, &file) } else { None };
         let mut work = Work {
             content,
             opening,
@@ -249,8 +251,7 @@ impl<'a> Work<'a> {
             hasher: Sha256::new(),
             offset: 0,
             written_out: 0,
-            // What is here already does not come by here.
-            feed: if shared.is_none() { begin_unpacking(content, opening) } else { None },
+            feed,
             shared,
         };
         match work.shared_size() {
@@ -273,13 +274,13 @@ impl<'a> Work<'a> {
             if count == 0 {
                 return Ok(());
             }
-            self.account(Bytes::copy_from_slice(&buffer[..count]));
+            self.account(&buffer[..count]);
         }
     }
 
     fn write(&mut self, data: Bytes) -> Result<()> {
         self.file.write_all(&data).map_err(|error| self.failed("write", error))?;
-        self.account(data);
+        self.account(&data);
         if self.offset - self.written_out >= WRITE_OUT {
             // Only a hint: the sync at the end is what counts.
             let _ = sys::begin_write_out(self.file.as_fd(), self.written_out, self.offset - self.written_out);
@@ -288,14 +289,13 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    fn account(&mut self, data: Bytes) {
-        self.hasher.update(&data);
-        self.offset += data.len() as u64;
-        if let Some(feed) = &mut self.feed
-            && !feed.push(data)
-        {
-            self.feed = None;
+    /// Bytes that are in the file now.
+    fn account(&mut self, data: &[u8]) {
+        if let Some(feed) = &self.feed {
+            feed.push(data.len());
         }
+        self.hasher.update(data);
+        self.offset += data.len() as u64;
     }
 
     fn reset(&mut self) -> Result<()> {
@@ -305,9 +305,8 @@ impl<'a> Work<'a> {
         self.offset = 0;
         self.written_out = 0;
         self.shared = None;
-        if let Some(feed) = self.feed.take() {
-            feed.cancel();
-            self.feed = begin_unpacking(self.content, self.opening);
+        if self.feed.take().is_some() {
+            self.feed = begin_unpacking(self.content, self.opening, &self.file);
         }
         Ok(())
     }
@@ -325,10 +324,7 @@ impl<'a> Work<'a> {
         match (outcome, self.feed.take()) {
             (Ok(()), Some(feed)) => self.content.provisional.keep(digest.clone(), self.offset, feed),
             (Ok(()), None) => {}
-            (Err(error), feed) => {
-                if let Some(feed) = feed {
-                    feed.cancel();
-                }
+            (Err(error), _) => {
                 if matches!(error, Error::Exists { .. }) {
                     hold_what_is_there(self.content, self.opening, &digest)?;
                 }
@@ -408,13 +404,6 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// The request is over without a commit: the file stays, the unpacking does not.
-    fn leave(self) {
-        if let Some(feed) = self.feed {
-            feed.cancel();
-        }
-    }
-
     fn remove_file(&self) {
         if let Err(error) = std::fs::remove_file(self.content.ingest_path(self.record.directory)) {
             tracing::warn!(error = %Chain(&error), "remove the file of an ingest");
@@ -442,8 +431,8 @@ fn shared(content: &Content, expected: Option<&Digest>) -> Option<Digest> {
     expected.filter(|digest| content.info_of_file(digest).is_ok()).cloned()
 }
 
-fn begin_unpacking(content: &Content, opening: &Opening) -> Option<Feed> {
-    content.provisional.start(opening.unpack.as_ref()?)
+fn begin_unpacking(content: &Content, opening: &Opening, file: &File) -> Option<Feed> {
+    content.provisional.start(opening.unpack.as_ref()?, file)
 }
 
 fn begin(content: &Content, opening: &Opening, entry: &[u8]) -> Result<Ingest> {

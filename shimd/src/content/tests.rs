@@ -13,7 +13,7 @@ struct Rig {
 
 fn open(root: &Path) -> Arc<Content> {
     let store = Arc::new(Store::open(root).unwrap());
-    let provisional = Arc::new(Provisional::open(root.join("provisional")).unwrap());
+    let provisional = Arc::new(Provisional::open(root).unwrap());
     store
         .write(Durability::Process, |writer| {
             writer.put(&key(&["ns"]), &NamespaceRecord::default())?;

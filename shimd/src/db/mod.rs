@@ -52,10 +52,13 @@ pub(crate) enum Table {
     /// `namespace, lease, type, id`; no values.
     LeaseResources = 9,
     Sandboxes = 10,
+    /// Those of the snapshotter `native`, as [`Table::Snapshots`] and [`Table::SnapshotChildren`].
+    NativeSnapshots = 11,
+    NativeSnapshotChildren = 12,
 }
 
 impl Table {
-    const ALL: [Table; 11] = [
+    const ALL: [Table; 13] = [
         Table::Meta,
         Table::Namespaces,
         Table::Containers,
@@ -67,6 +70,8 @@ impl Table {
         Table::Leases,
         Table::LeaseResources,
         Table::Sandboxes,
+        Table::NativeSnapshots,
+        Table::NativeSnapshotChildren,
     ];
 
     fn from_number(number: u8) -> Option<Table> {
@@ -86,6 +91,8 @@ impl Table {
             Table::Leases => "leases",
             Table::LeaseResources => "lease-resources",
             Table::Sandboxes => "sandboxes",
+            Table::NativeSnapshots => "native-snapshots",
+            Table::NativeSnapshotChildren => "native-snapshot-children",
         })
     }
 }
@@ -148,7 +155,12 @@ pub(crate) trait Access {
     fn scan(&self, table: Table, prefix: &[u8], visit: Visit<'_>) -> Result<()>;
 
     fn get<R: Record>(&self, key: &[u8]) -> Result<Option<R>> {
-        self.bytes(R::TABLE, key)?.map(|bytes| decode(&bytes)).transpose()
+        self.get_in(R::TABLE, key)
+    }
+
+    /// The same of another table than the record's own.
+    fn get_in<R: Record>(&self, table: Table, key: &[u8]) -> Result<Option<R>> {
+        self.bytes(table, key)?.map(|bytes| decode(&bytes)).transpose()
     }
 
     /// The record, or the error that it is not there; `name` is for people.
@@ -157,11 +169,24 @@ pub(crate) trait Access {
     }
 
     /// Calls `visit` for each record whose key begins with `prefix`.
-    fn each<R: Record>(&self, prefix: &[u8], mut visit: impl FnMut(&[u8], R) -> Result<()>) -> Result<()>
+    fn each<R: Record>(&self, prefix: &[u8], visit: impl FnMut(&[u8], R) -> Result<()>) -> Result<()>
     where
         Self: Sized,
     {
-        self.scan(R::TABLE, prefix, &mut |key, value| {
+        self.each_in(R::TABLE, prefix, visit)
+    }
+
+    /// The same of another table than the record's own.
+    fn each_in<R: Record>(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        mut visit: impl FnMut(&[u8], R) -> Result<()>,
+    ) -> Result<()>
+    where
+        Self: Sized,
+    {
+        self.scan(table, prefix, &mut |key, value| {
             visit(key, decode(value)?)?;
             Ok(ControlFlow::Continue(()))
         })
@@ -350,7 +375,12 @@ pub(crate) struct Writer {
 
 impl Writer {
     pub(crate) fn put<R: Record>(&mut self, key: &[u8], record: &R) -> Result<()> {
-        self.put_bytes(R::TABLE, key, record.encode_to_vec())
+        self.put_in(R::TABLE, key, record)
+    }
+
+    /// Puts a record into another table than its own.
+    pub(crate) fn put_in<R: Record>(&mut self, table: Table, key: &[u8], record: &R) -> Result<()> {
+        self.put_bytes(table, key, record.encode_to_vec())
     }
 
     /// Enters a key that has no value.

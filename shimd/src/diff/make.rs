@@ -1,31 +1,31 @@
 //! A layer made of what a snapshot holds beyond its parents.
 //!
-//! With overlayfs that is the upper directory, as it is: its whiteouts become `.wh.` files again. So what is asked for
-//! must be one layer on top of the other side: any two of our own snapshots of which one stands on the other.
+//! With overlayfs that is the upper directory, as it is: its whiteouts become `.wh.` files again. Two whole directories are
+//! compared, file by file. Two overlays of which none stands on the other are not.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
+use super::compare::{Found, Level};
 use super::tar::write::ArchiveWriter;
 use super::tar::{Entry, Kind, Time};
 use crate::error::{Error, Result};
 use crate::name::Digest;
 use crate::snapshot::Mount;
+use crate::xattr::{self, Xattrs};
 
 /// Bytes of a file read at once.
 const READ_LEN: usize = 128 << 10;
 /// overlayfs's own attributes describe its layers, not the files.
 const OVERLAY_XATTRS: &[u8] = b"trusted.overlay.";
-const XATTR_MAX: usize = 64 << 10;
 
 /// How a layer is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,16 +51,33 @@ impl Packing {
     }
 }
 
-/// The directory whose contents are the difference between `left` and `right`.
-pub(crate) fn upper(left: &[Mount], right: &[Mount]) -> Result<PathBuf> {
-    let (below, above) = (layers(left)?, layers(right)?);
-    match above.as_slice() {
-        [upper, lower @ ..] if lower == below.as_slice() => Ok(upper.into()),
-        // A first layer is compared with an empty directory.
-        [upper] if below.len() == 1 && is_empty(&below[0])? => Ok(upper.into()),
-        _ => Err(Error::Unimplemented {
-            what: "compare snapshots of which one is not a layer on top of the other".to_owned(),
-        }),
+/// What a layer is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Changes {
+    pub(crate) now: PathBuf,
+    /// What of `now` was there before; nothing of it becomes part of the layer unless it has changed, and what is gone
+    /// becomes a whiteout.
+    pub(crate) before: Option<PathBuf>,
+}
+
+impl Changes {
+    /// All that is in `directory`.
+    pub(crate) fn all(directory: PathBuf) -> Changes {
+        Changes { now: directory, before: None }
+    }
+
+    /// What makes `right` of `left`.
+    pub(crate) fn between(left: &[Mount], right: &[Mount]) -> Result<Changes> {
+        let (below, above) = (layers(left)?, layers(right)?);
+        match (below.as_slice(), above.as_slice()) {
+            (below, [upper, lower @ ..]) if lower == below => Ok(Changes::all(upper.into())),
+            // A first layer is compared with an empty directory.
+            ([below], [upper]) if is_empty(below)? => Ok(Changes::all(upper.into())),
+            ([below], [above]) => Ok(Changes { now: above.into(), before: Some(below.into()) }),
+            _ => Err(Error::Unimplemented {
+                what: "compare snapshots of which one is not a layer on top of the other".to_owned(),
+            }),
+        }
     }
 }
 
@@ -85,32 +102,39 @@ fn is_empty(path: &str) -> Result<bool> {
     Ok(entries.next().is_none())
 }
 
-/// Writes the layer in `directory` to `out`, packed; gives the digest of the plain archive.
-pub(crate) fn pack<W: Write>(directory: &Path, packing: Packing, out: W) -> Result<Digest> {
+/// Writes the layer of `changes` to `out`, packed; gives the digest of the plain archive.
+pub(crate) fn pack<W: Write>(changes: &Changes, packing: Packing, out: W) -> Result<Digest> {
     let failed = |error| unwrapped("write a layer", error);
     match packing {
-        Packing::Plain => archive(directory, out).map(|(digest, _)| digest),
+        Packing::Plain => archive(changes, out).map(|(digest, _)| digest),
         Packing::Gzip => {
             let encoder = flate2::write::GzEncoder::new(out, flate2::Compression::default());
-            let (digest, encoder) = archive(directory, encoder)?;
+            let (digest, encoder) = archive(changes, encoder)?;
             encoder.finish().map_err(failed)?;
             Ok(digest)
         }
         Packing::Zstd => {
             let encoder = zstd::stream::write::Encoder::new(out, 0).map_err(failed)?;
-            let (digest, encoder) = archive(directory, encoder)?;
+            let (digest, encoder) = archive(changes, encoder)?;
             encoder.finish().map_err(failed)?;
             Ok(digest)
         }
     }
 }
 
-fn archive<W: Write>(directory: &Path, out: W) -> Result<(Digest, W)> {
-    let root = File::open(directory)
-        .map(OwnedFd::from)
-        .map_err(|error| Error::io(format!("open {}", directory.display()), error))?;
+fn archive<W: Write>(changes: &Changes, out: W) -> Result<(Digest, W)> {
+    let open = |path: &PathBuf| {
+        File::open(path).map(OwnedFd::from).map_err(|error| Error::io(format!("open {}", path.display()), error))
+    };
+    let root = Level::open(open(&changes.now)?, changes.before.as_ref().map(open).transpose()?, Vec::new())?;
     let hashing = Hashing { out, hasher: Sha256::new() };
-    let mut packer = Packer { writer: ArchiveWriter::new(hashing), links: HashMap::new() };
+    let mut packer = Packer {
+        writer: ArchiveWriter::new(hashing),
+        is_whole: changes.before.is_none(),
+        links: HashMap::new(),
+        unchanged: HashMap::new(),
+        parents: Vec::new(),
+    };
     packer.walk(root)?;
     let Hashing { out, hasher } = packer.writer.finish().map_err(|error| unwrapped("write a layer", error))?;
     Ok((Digest::from_sha256(&hasher.finalize()), out))
@@ -135,75 +159,82 @@ impl<W: Write> Write for Hashing<W> {
 
 struct Packer<W> {
     writer: ArchiveWriter<W>,
+    /// Nothing was there before: each directory is part of the layer.
+    is_whole: bool,
     /// The first path of each file that has several.
     links: HashMap<u64, Vec<u8>>,
-}
-
-/// A directory that is being gone through, in order of names.
-struct Level {
-    handle: OwnedFd,
-    path: Vec<u8>,
-    names: std::vec::IntoIter<OsString>,
-}
-
-impl Level {
-    fn open(handle: OwnedFd, path: Vec<u8>) -> Result<Level> {
-        let names = names(&handle).map_err(|error| failed("list", &path, error))?;
-        Ok(Level { handle, path, names: names.into_iter() })
-    }
-
-    fn join(&self, name: &[u8]) -> Vec<u8> {
-        if self.path.is_empty() { name.to_vec() } else { [self.path.as_slice(), b"/", name].concat() }
-    }
-}
-
-/// Sorted: the same files make the same layer.
-fn names(directory: &OwnedFd) -> rustix::io::Result<Vec<OsString>> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(directory)? {
-        let name = entry?.file_name().to_bytes().to_vec();
-        if !matches!(name.as_slice(), b"." | b"..") {
-            names.push(OsString::from_vec(name));
-        }
-    }
-    names.sort();
-    Ok(names)
+    /// Paths of files that have not changed, but may turn out to be a changed one's under another name.
+    unchanged: HashMap<u64, Vec<Entry>>,
+    /// Directories on the way to what is looked at, which are written if anything beneath is.
+    parents: Vec<Entry>,
 }
 
 impl<W: Write> Packer<W> {
-    fn walk(&mut self, root: OwnedFd) -> Result<()> {
-        let mut levels = vec![Level::open(root, Vec::new())?];
+    fn walk(&mut self, root: Level) -> Result<()> {
+        let mut levels = vec![root];
         while let Some(level) = levels.last_mut() {
-            let Some(name) = level.names.next() else {
-                levels.pop();
+            let Some(next) = level.next() else {
+                if let Some(done) = levels.pop() {
+                    self.leave(&done.path);
+                }
                 continue;
             };
-            let path = level.join(name.as_bytes());
-            let stat = rustix::fs::statat(&level.handle, &name, AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(|error| failed("look at", &path, error))?;
-            let handle = level.handle.as_fd();
-            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                let directory = self.directory(handle, &name, &path, &stat)?;
-                levels.push(Level::open(directory, path)?);
-            } else {
-                self.other(handle, &name, &path, &stat)?;
+            let (name, found) = next?;
+            match (&found.now, &found.before) {
+                (Some(now), _) if FileType::from_raw_mode(now.st_mode) == FileType::Directory => {
+                    let inner = self.directory(level, &name, &found, now)?;
+                    levels.push(inner);
+                }
+                (Some(now), _) if level.is_unchanged(&name, &found)? => self.same(&found.path, now)?,
+                (Some(now), _) => self.other(level.handle.as_fd(), &name, &found.path, now)?,
+                (None, Some(before)) => self.whiteout(&found.path, before)?,
+                // It went while the directory was looked at.
+                (None, None) => {}
             }
         }
         Ok(())
     }
 
-    fn directory(&mut self, parent: BorrowedFd<'_>, name: &OsString, path: &[u8], stat: &Stat) -> Result<OwnedFd> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let directory =
-            rustix::fs::openat(parent, name, flags, Mode::empty()).map_err(|error| failed("open", path, error))?;
-        let (xattrs, is_opaque) = xattrs(directory.as_fd(), path)?;
-        let entry = Entry { path: [path, b"/"].concat(), xattrs, ..base(Kind::Directory, path, stat) };
-        self.write(&entry, &mut io::empty())?;
+    fn directory(&mut self, level: &Level, name: &OsString, found: &Found, stat: &Stat) -> Result<Level> {
+        let path = &found.path;
+        let inner = level.enter(name, found)?;
+        let (xattrs, is_opaque) = xattrs(inner.handle.as_fd(), path)?;
+        let entry = Entry { path: [path, b"/".as_slice()].concat(), xattrs, ..base(Kind::Directory, path, stat) };
+        if self.is_whole || !level.is_unchanged(name, found)? {
+            self.write(&entry, &mut io::empty())?;
+        } else {
+            self.parents.push(entry);
+        }
         if is_opaque {
-            let mark = Entry { path: [path, b"/.wh..wh..opq"].concat(), ..base(Kind::File, path, stat) };
+            let mark = Entry { path: [path, b"/.wh..wh..opq".as_slice()].concat(), ..base(Kind::File, path, stat) };
             self.write(&Entry { size: 0, ..mark }, &mut io::empty())?;
         }
-        Ok(directory)
+        Ok(inner)
+    }
+
+    /// A directory is done. If nothing beneath was written, nor is it.
+    fn leave(&mut self, path: &[u8]) {
+        if self.parents.last().is_some_and(|parent| parent.path.strip_suffix(b"/") == Some(path)) {
+            self.parents.pop();
+        }
+    }
+
+    /// What has not changed is no part of the layer, unless it is another name of what has.
+    fn same(&mut self, path: &[u8], stat: &Stat) -> Result<()> {
+        if stat.st_nlink < 2 {
+            return Ok(());
+        }
+        let entry = base(Kind::HardLink, path, stat);
+        match self.links.get(&stat.st_ino) {
+            Some(first) => {
+                let link = first.clone();
+                self.write(&Entry { link, ..entry }, &mut io::empty())
+            }
+            None => {
+                self.unchanged.entry(stat.st_ino).or_default().push(entry);
+                Ok(())
+            }
+        }
     }
 
     fn other(&mut self, parent: BorrowedFd<'_>, name: &OsString, path: &[u8], stat: &Stat) -> Result<()> {
@@ -230,7 +261,8 @@ impl<W: Write> Packer<W> {
         let handle =
             rustix::fs::openat(parent, name, flags, Mode::empty()).map_err(|error| failed("open", path, error))?;
         entry.xattrs = xattrs(handle.as_fd(), path)?.0;
-        self.write(&entry, &mut io::empty())
+        self.write(&entry, &mut io::empty())?;
+        self.earlier_names(path, stat)
     }
 
     fn file(&mut self, parent: BorrowedFd<'_>, name: &OsString, path: &[u8], stat: &Stat) -> Result<()> {
@@ -242,7 +274,8 @@ impl<W: Write> Packer<W> {
         let file =
             rustix::fs::openat(parent, name, flags, Mode::empty()).map_err(|error| failed("open", path, error))?;
         entry.xattrs = xattrs(file.as_fd(), path)?.0;
-        self.write(&entry, &mut File::from(file))
+        self.write(&entry, &mut File::from(file))?;
+        self.earlier_names(path, stat)
     }
 
     fn whiteout(&mut self, path: &[u8], stat: &Stat) -> Result<()> {
@@ -252,6 +285,14 @@ impl<W: Write> Packer<W> {
         };
         let entry = Entry { path: [parent, b".wh.", name].concat(), mode: 0, ..base(Kind::File, path, stat) };
         self.write(&Entry { size: 0, ..entry }, &mut io::empty())
+    }
+
+    /// The names that come before a file's first changed one.
+    fn earlier_names(&mut self, path: &[u8], stat: &Stat) -> Result<()> {
+        for entry in self.unchanged.remove(&stat.st_ino).unwrap_or_default() {
+            self.write(&Entry { link: path.to_vec(), ..entry }, &mut io::empty())?;
+        }
+        Ok(())
     }
 
     /// The second and further paths of a file become links to the first.
@@ -270,6 +311,9 @@ impl<W: Write> Packer<W> {
     }
 
     fn write(&mut self, entry: &Entry, data: &mut dyn Read) -> Result<()> {
+        for parent in std::mem::take(&mut self.parents) {
+            self.write(&parent, &mut io::empty())?;
+        }
         let mut write = || -> io::Result<()> {
             self.writer.begin(entry)?;
             let mut buffer = vec![0; READ_LEN.min(entry.size as usize)];
@@ -309,36 +353,15 @@ fn base(kind: Kind, path: &[u8], stat: &Stat) -> Entry {
     }
 }
 
-type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
-
 /// The attributes of a file, without overlayfs's own; and whether those say that it is opaque.
 fn xattrs(file: BorrowedFd<'_>, path: &[u8]) -> Result<(Xattrs, bool)> {
-    // By its name in /proc: the handle may be one that opens nothing.
-    let name = format!("/proc/self/fd/{}", file.as_raw_fd());
-    read_xattrs(&name).map_err(|error| failed("read the attributes of", path, error))
+    let all = xattr::all(file).map_err(|error| failed("read the attributes of", path, error))?;
+    let (marks, own): (Xattrs, Xattrs) = all.into_iter().partition(|(name, _)| name.starts_with(OVERLAY_XATTRS));
+    let is_opaque = marks.iter().any(|(name, value)| name == b"trusted.overlay.opaque" && value == b"y");
+    Ok((own, is_opaque))
 }
 
-fn read_xattrs(name: &str) -> rustix::io::Result<(Xattrs, bool)> {
-    let mut list = vec![0; XATTR_MAX];
-    let length = match rustix::fs::listxattr(name, &mut list) {
-        Err(Errno::OPNOTSUPP) => return Ok((Vec::new(), false)),
-        outcome => outcome?,
-    };
-    let mut found = Vec::new();
-    let mut is_opaque = false;
-    let mut value = vec![0; if length > 0 { XATTR_MAX } else { 0 }];
-    for key in list[..length].split(|byte| *byte == 0).filter(|key| !key.is_empty()) {
-        let length = rustix::fs::getxattr(name, std::ffi::OsStr::from_bytes(key), &mut value)?;
-        if key.starts_with(OVERLAY_XATTRS) {
-            is_opaque |= key == b"trusted.overlay.opaque" && value[..length] == *b"y";
-        } else {
-            found.push((key.to_vec(), value[..length].to_vec()));
-        }
-    }
-    Ok((found, is_opaque))
-}
-
-fn failed(attempted: &str, path: &[u8], error: Errno) -> Error {
+pub(super) fn failed(attempted: &str, path: &[u8], error: Errno) -> Error {
     Error::io(format!("{attempted} {:?} of a snapshot", String::from_utf8_lossy(path)), error)
 }
 
@@ -367,13 +390,88 @@ mod tests {
     fn one_layer_on_top_of_another() {
         let view = |lower: &str| vec![mount("overlay", "overlay", &format!("lowerdir={lower}"))];
         let active = vec![mount("overlay", "overlay", "workdir=/w,upperdir=/u,lowerdir=/b:/a")];
-        assert_eq!(upper(&view("/b:/a"), &active).unwrap(), PathBuf::from("/u"));
-        assert_eq!(upper(&[mount("bind", "/a", "ro")], &view("/b:/a")).unwrap(), PathBuf::from("/b"));
-        assert!(upper(&view("/c:/a"), &active).is_err());
-        assert!(upper(&[], &active).is_err());
+        let bind = |source: &str| vec![mount("bind", source, "ro")];
+        let all = |path: &str| Changes::all(path.into());
+        assert_eq!(Changes::between(&view("/b:/a"), &active).unwrap(), all("/u"));
+        assert_eq!(Changes::between(&bind("/a"), &view("/b:/a")).unwrap(), all("/b"));
+        assert!(Changes::between(&view("/c:/a"), &active).is_err());
+        assert!(Changes::between(&[], &active).is_err());
         let empty = tempfile::tempdir().unwrap();
-        let nothing = vec![mount("bind", empty.path().to_str().unwrap(), "ro")];
-        assert_eq!(upper(&nothing, &[mount("bind", "/a", "ro")]).unwrap(), PathBuf::from("/a"));
+        assert_eq!(Changes::between(&bind(empty.path().to_str().unwrap()), &bind("/a")).unwrap(), all("/a"));
+        let expected = Changes { now: "/b".into(), before: Some("/usr".into()) };
+        assert_eq!(Changes::between(&bind("/usr"), &bind("/b")).unwrap(), expected);
+    }
+
+    /// What a layer holds: path, kind, link, size.
+    type Listed = (String, Kind, String, u64);
+
+    fn listed(path: &str, kind: Kind, link: &str, size: u64) -> Listed {
+        (path.to_owned(), kind, link.to_owned(), size)
+    }
+
+    fn packed(changes: &Changes) -> Vec<Listed> {
+        let mut bytes = Vec::new();
+        let digest = pack(changes, Packing::Plain, &mut bytes).unwrap();
+        assert_eq!(digest, Digest::from_sha256(&Sha256::digest(&bytes)));
+        let mut archive = Archive::new(io::Cursor::new(bytes));
+        let mut seen = Vec::new();
+        while let Some(entry) = archive.next_entry().unwrap() {
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            seen.push((text(&entry.path), entry.kind, text(&entry.link), entry.size));
+        }
+        seen
+    }
+
+    #[test]
+    fn what_has_changed_becomes_entries() {
+        let (before, now) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let changes = Changes { now: now.path().to_owned(), before: Some(before.path().to_owned()) };
+        let was = |path: &str| before.path().join(path);
+        for directory in ["a", "dir", "gone/inner", "still/inner", "to-file"] {
+            std::fs::create_dir_all(was(directory)).unwrap();
+        }
+        for file in ["a/same", "a/written", "gone/inner/f", "link-1", "still/inner/f", "to-dir", "to-file/f"] {
+            std::fs::write(was(file), "old").unwrap();
+        }
+        std::fs::hard_link(was("link-1"), was("a/link-0")).unwrap();
+        let open = |path: &std::path::Path| OwnedFd::from(File::open(path).unwrap());
+        crate::tree::copy::copy(open(before.path()), open(now.path())).unwrap();
+        assert!(packed(&changes).is_empty());
+        let is = |path: &str| now.path().join(path);
+        std::fs::write(is("a/written"), "new").unwrap();
+        std::fs::remove_dir_all(is("gone")).unwrap();
+        std::fs::remove_file(is("to-dir")).unwrap();
+        std::fs::create_dir(is("to-dir")).unwrap();
+        std::fs::remove_dir_all(is("to-file")).unwrap();
+        std::fs::write(is("to-file"), "new").unwrap();
+        std::fs::hard_link(is("link-1"), is("link-2")).unwrap();
+        std::fs::remove_file(is("still/inner/f")).unwrap();
+        let expected = [
+            listed("a/", Kind::Directory, "", 0),
+            listed("a/written", Kind::File, "", 3),
+            listed(".wh.gone", Kind::File, "", 0),
+            listed("link-2", Kind::File, "", 3),
+            listed("a/link-0", Kind::HardLink, "link-2", 0),
+            listed("link-1", Kind::HardLink, "link-2", 0),
+            listed("still/", Kind::Directory, "", 0),
+            listed("still/inner/", Kind::Directory, "", 0),
+            listed("still/inner/.wh.f", Kind::File, "", 0),
+            listed("to-dir/", Kind::Directory, "", 0),
+            listed("to-file", Kind::File, "", 3),
+        ];
+        assert_eq!(packed(&changes), expected);
+    }
+
+    #[test]
+    fn a_time_that_was_set_back_hides_no_change() {
+        let (before, now) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let changes = Changes { now: now.path().to_owned(), before: Some(before.path().to_owned()) };
+        for (place, data) in [(&before, "old"), (&now, "new")] {
+            let file = File::create(place.path().join("f")).unwrap();
+            (&file).write_all(data.as_bytes()).unwrap();
+            file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(7)).unwrap();
+        }
+        assert_eq!(packed(&changes), [listed("f", Kind::File, "", 3)]);
     }
 
     #[test]
@@ -384,22 +482,12 @@ mod tests {
         std::fs::write(at("d/f"), "data").unwrap();
         std::fs::hard_link(at("d/f"), at("g")).unwrap();
         std::os::unix::fs::symlink("d/f", at("s")).unwrap();
-        let mut bytes = Vec::new();
-        let digest = pack(directory.path(), Packing::Plain, &mut bytes).unwrap();
-        assert_eq!(digest, Digest::from_sha256(&Sha256::digest(&bytes)));
-        let mut archive = Archive::new(io::Cursor::new(bytes));
-        let mut seen = Vec::new();
-        while let Some(entry) = archive.next_entry().unwrap() {
-            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            seen.push((text(&entry.path), entry.kind, text(&entry.link), entry.size));
-        }
-        let entry = |path: &str, kind, link: &str, size| (path.to_owned(), kind, link.to_owned(), size);
         let expected = [
-            entry("d/", Kind::Directory, "", 0),
-            entry("d/f", Kind::File, "", 4),
-            entry("g", Kind::HardLink, "d/f", 0),
-            entry("s", Kind::Symlink, "d/f", 0),
+            listed("d/", Kind::Directory, "", 0),
+            listed("d/f", Kind::File, "", 4),
+            listed("g", Kind::HardLink, "d/f", 0),
+            listed("s", Kind::Symlink, "d/f", 0),
         ];
-        assert_eq!(seen, expected);
+        assert_eq!(packed(&Changes::all(directory.path().to_owned())), expected);
     }
 }

@@ -3,8 +3,10 @@
 //! [`tar`] reads archives, [`stream`] decompresses, [`unpack`] makes files, [`provisional`] does it while a layer is still
 //! arriving; this file finds out where a layer shall go and decides which way it takes.
 
+mod compare;
 pub(crate) mod make;
 pub(crate) mod provisional;
+mod sites;
 pub(crate) mod store;
 pub(crate) mod stream;
 pub(crate) mod tar;

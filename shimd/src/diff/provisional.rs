@@ -1,14 +1,17 @@
 //! Layers unpacked while they arrive.
 //!
-//! A write of content that names the layer's diff id (label [`DIFF_ID_LABEL`]) also feeds the bytes to a [`Feed`]: they
-//! are decompressed and unpacked into a directory of their own, of which nobody knows. When the blob is committed and
-//! both digests are right, the tree is kept under the blob's digest; the first Apply of that blob to an empty snapshot
-//! takes it by renaming. Whatever goes wrong on this way is forgotten: Apply then unpacks the blob as usual, and it is
+//! A write of content that names the layer's diff id (label [`DIFF_ID_LABEL`]) also tells a [`Feed`] how far its file is:
+//! what is there is decompressed and unpacked into a directory of its own, of which nobody knows. When the blob is
+//! committed and both digests are right, the tree is kept under the blob's digest; the first Apply of that blob to an
+//! empty snapshot takes it by renaming. Whatever goes wrong on this way is forgotten: Apply then unpacks the blob as usual, and it is
 //! Apply that reports what is wrong with a layer.
 //!
 //! containerd's clients promise no diff id, but name the ingest of a layer that they pull [`LAYER_REFERENCE`], and apply it
 //! next. Those layers are unpacked as they arrive too, where there is room enough for one that nobody applies; it goes
 //! with its blob, or after [`KEEP`]. Their diff id is what they turn out to have, which Apply tells the client.
+//!
+//! The bytes are read back from the file, which the kernel has in memory still: a layer that is unpacked slowly holds up
+//! neither its own arrival, nor that of others on the same connection.
 //!
 //! Nothing here survives the process: what is left of another run is removed at start.
 
@@ -16,16 +19,17 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::stream::{self, Chunks, Filler};
+use super::run_blocking;
+use super::sites::Sites;
+use super::stream::{self, Chunks};
 use super::tar::Archive;
 use super::unpack::{self, Lower, Report, Whiteouts};
 use crate::error::{Chain, Error, Result};
@@ -40,8 +44,6 @@ const LAYER_REFERENCE: &str = "layer-";
 /// A layer that may be for nobody is unpacked where so many times its size is free.
 const ROOM: u64 = 16;
 
-/// Pieces of a blob on their way to the decompressor; a piece is what one message brought.
-const PIECES: usize = 4;
 /// How long a tree waits for its Apply.
 const KEEP: Duration = Duration::from_secs(600);
 
@@ -64,17 +66,30 @@ impl Prospect {
 pub(crate) struct Provisional {
     directory: PathBuf,
     next: AtomicU64,
+    sites: Arc<Sites>,
     slots: Arc<Semaphore>,
     trees: Mutex<HashMap<Digest, Waiting>>,
 }
 
 struct Waiting {
+    claim: Claim,
     outcome: watch::Receiver<Outcome>,
     since: Instant,
 }
 
+/// The right to unpack a layer: whoever wants the layer first, or a slot that is free.
+#[derive(Clone, Default)]
+struct Claim(Arc<AtomicBool>);
+
+impl Claim {
+    fn is_mine(&self) -> bool {
+        !self.0.swap(true, Ordering::Relaxed)
+    }
+}
+
 #[derive(Clone)]
 enum Outcome {
+    /// Or waiting for a slot.
     Working,
     Failed,
     Ready(Arc<Tree>),
@@ -113,34 +128,34 @@ fn discard(directory: &Path) {
 }
 
 impl Provisional {
-    /// Makes `directory` empty.
-    pub(crate) fn open(directory: PathBuf) -> Result<Provisional> {
+    /// Makes its directory in `root` empty.
+    pub(crate) fn open(root: &Path) -> Result<Provisional> {
+        let directory = root.join("provisional");
         let failed = |error| Error::io(format!("empty {}", directory.display()), error);
         tree::remove(&directory).map_err(|error| failed(error.into()))?;
         layout::make_private(&directory).map_err(failed)?;
-        layout::spread(&directory);
+        let sites = Arc::new(Sites::open(root.join("sites"))?);
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         // Each is three threads, and the slowest of these is bound by the processor.
         let slots = Arc::new(Semaphore::new((cores * 2).clamp(4, 16)));
-        Ok(Provisional { directory, next: AtomicU64::new(0), slots, trees: Mutex::default() })
+        Ok(Provisional { directory, next: AtomicU64::new(0), sites, slots, trees: Mutex::default() })
     }
 
-    /// Begins to unpack a layer that arrives; `None` when as many as are useful are being unpacked already, or there is
-    /// little room.
-    pub(crate) fn start(&self, prospect: &Prospect) -> Option<Feed> {
+    /// Unpacks a layer that arrives in `file`, as soon as there is a slot for it; `None` where there is little room.
+    pub(crate) fn start(&self, prospect: &Prospect, file: &File) -> Option<Feed> {
         let diff_id = match prospect {
             Prospect::Promised(diff_id) => Some(diff_id.clone()),
             Prospect::Likely { size } => self.has_room(*size).then_some(None)?,
         };
-        let permit = self.slots.clone().try_acquire_owned().ok()?;
-        let directory = self.directory.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
-        match Feed::start(directory, diff_id, permit) {
-            Ok(feed) => Some(feed),
+        let file = match file.try_clone() {
+            Ok(file) => file,
             Err(error) => {
-                tracing::warn!(error = %Chain(&error), "unpack a layer as it arrives");
-                None
+                tracing::warn!(%error, "unpack a layer as it arrives");
+                return None;
             }
-        }
+        };
+        let directory = self.directory.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
+        Some(Feed::start(Layer { directory, sites: self.sites.clone(), file, diff_id }, self.slots.clone()))
     }
 
     fn has_room(&self, size: u64) -> bool {
@@ -150,16 +165,14 @@ impl Provisional {
 
     /// Keeps what `feed` makes of its layer, now that its bytes are known to be the blob `digest` of `size` bytes.
     pub(crate) fn keep(&self, digest: Digest, size: u64, feed: Feed) {
-        if feed.pushed != size {
+        if !feed.arrival.end(size) {
             // It has seen something else than the whole blob.
-            return feed.cancel();
+            return;
         }
-        let Feed { pieces, outcome, .. } = feed;
-        // The end of the pieces is the end of the layer.
-        drop(pieces);
+        let (claim, outcome) = (feed.claim.clone(), feed.outcome.clone());
         let mut trees = self.lock();
         trees.retain(|_, waiting| waiting.since.elapsed() < KEEP);
-        trees.insert(digest, Waiting { outcome, since: Instant::now() });
+        trees.insert(digest, Waiting { claim, outcome, since: Instant::now() });
     }
 
     /// Drops the tree of a blob that is removed.
@@ -167,9 +180,13 @@ impl Provisional {
         self.lock().remove(digest);
     }
 
-    /// Takes the tree of `digest`, waiting until it is ready; `None` if there is none.
+    /// Takes the tree of `digest`, waiting until it is ready; `None` if there is none, or it still has no slot: others may
+    /// hold those for as long as their layers take to arrive.
     pub(crate) async fn take(&self, digest: &Digest) -> Option<Arc<Tree>> {
-        let mut outcome = self.lock().remove(digest)?.outcome;
+        let Waiting { claim, mut outcome, .. } = self.lock().remove(digest)?;
+        if claim.is_mine() {
+            return None;
+        }
         let outcome = outcome.wait_for(|outcome| !matches!(outcome, Outcome::Working)).await.ok()?;
         match &*outcome {
             Outcome::Ready(tree) => Some(tree.clone()),
@@ -177,8 +194,9 @@ impl Provisional {
         }
     }
 
-    /// Drops trees whose Apply never came.
+    /// Drops trees whose Apply never came, and sites that nobody wanted.
     pub(crate) fn expire(&self) {
+        self.sites.expire();
         self.lock().retain(|_, waiting| waiting.since.elapsed() < KEEP);
     }
 
@@ -187,47 +205,121 @@ impl Provisional {
     }
 }
 
-/// Takes the bytes of one layer. Dropping it without [`Provisional::keep`] discards the layer.
+/// A layer that shall be unpacked.
+struct Layer {
+    directory: PathBuf,
+    sites: Arc<Sites>,
+    file: File,
+    /// What was promised.
+    diff_id: Option<Digest>,
+}
+
+/// Is told how far the file of one layer is. Dropping it without [`Provisional::keep`] discards the layer.
 pub(crate) struct Feed {
-    pieces: SyncSender<Piece>,
-    /// Bytes so far.
-    pushed: u64,
+    claim: Claim,
+    arrival: Arc<Arrival>,
     outcome: watch::Receiver<Outcome>,
 }
 
-enum Piece {
-    Data(Bytes),
-    /// The write was given up: this is no whole layer.
-    Cancel,
+impl Feed {
+    fn start(layer: Layer, slots: Arc<Semaphore>) -> Feed {
+        let (claim, arrival) = (Claim::default(), Arc::new(Arrival::default()));
+        let (sender, outcome) = watch::channel(Outcome::Working);
+        let feed = Feed { claim: claim.clone(), arrival: arrival.clone(), outcome };
+        // Where a slot is free, nobody comes before it.
+        let free = slots.clone().try_acquire_owned().ok().filter(|_| claim.is_mine());
+        tokio::spawn(async move {
+            let slot = match free {
+                Some(slot) => slot,
+                // The semaphore is never closed.
+                None => match slots.acquire_owned().await {
+                    Ok(slot) if claim.is_mine() => slot,
+                    _ => return,
+                },
+            };
+            if let Err(error) = run_blocking(move || layer.begin(arrival, sender, slot)).await {
+                tracing::warn!(error = %Chain(&error), "unpack a layer as it arrives");
+            }
+        });
+        feed
+    }
+
+    /// So many more bytes are in the file.
+    pub(crate) fn push(&self, length: usize) {
+        self.arrival.change(|so_far| so_far.bytes += length as u64);
+    }
 }
 
-impl Feed {
-    fn start(directory: PathBuf, diff_id: Option<Digest>, permit: OwnedSemaphorePermit) -> Result<Feed> {
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.arrival.change(|so_far| so_far.end = so_far.end.or(Some(End::GivenUp)));
+    }
+}
+
+/// How much of a layer is there, and a call for those who wait for more.
+#[derive(Default)]
+struct Arrival {
+    so_far: Mutex<SoFar>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct SoFar {
+    bytes: u64,
+    end: Option<End>,
+}
+
+#[derive(Clone, Copy)]
+enum End {
+    Whole,
+    /// This is no whole layer.
+    GivenUp,
+}
+
+impl Arrival {
+    fn change(&self, change: impl FnOnce(&mut SoFar)) {
+        change(&mut self.so_far.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_one();
+    }
+
+    /// This was all, if it was `size` bytes.
+    fn end(&self, size: u64) -> bool {
+        let mut is_whole = false;
+        self.change(|so_far| {
+            is_whole = so_far.bytes == size;
+            so_far.end = Some(if is_whole { End::Whole } else { End::GivenUp });
+        });
+        is_whole
+    }
+
+    /// Waits until more than `at` bytes are there, and says how many are; none: there are no more.
+    fn more_than(&self, at: u64) -> io::Result<Option<u64>> {
+        let so_far = self.so_far.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits = |so_far: &mut SoFar| so_far.bytes <= at && so_far.end.is_none();
+        let so_far = self.changed.wait_while(so_far, waits).unwrap_or_else(PoisonError::into_inner);
+        match so_far.end {
+            Some(End::GivenUp) => Err(io::ErrorKind::ConnectionAborted.into()),
+            _ => Ok(Some(so_far.bytes).filter(|bytes| *bytes > at)),
+        }
+    }
+}
+
+impl Layer {
+    /// Starts the threads that unpack it.
+    fn begin(self, arrival: Arc<Arrival>, done: watch::Sender<Outcome>, slot: OwnedSemaphorePermit) -> Result<()> {
+        let Layer { directory, sites, file, diff_id } = self;
+        sites.make(&directory).map_err(|error| Error::io(format!("make {}", directory.display()), error))?;
         let root = make_root(&directory)?;
-        let (pieces, arriving) = sync_channel(PIECES);
         let (filler, digester, chunks) = stream::pipe_with_digest();
-        let (sender, outcome) = watch::channel(Outcome::Working);
         let work = move || {
             let tree = unpack_into(directory, root, chunks, diff_id.as_ref());
             // Nobody may be waiting any more: then the tree goes with the value.
-            let _ = sender.send(tree.map_or(Outcome::Failed, |tree| Outcome::Ready(Arc::new(tree))));
-            drop(permit);
+            let _ = done.send(tree.map_or(Outcome::Failed, |tree| Outcome::Ready(Arc::new(tree))));
+            drop(slot);
         };
         spawn("unpack", work)?;
         spawn("digest", move || digester.run())?;
-        spawn("decompress", move || decompress(filler, arriving))?;
-        Ok(Feed { pieces, pushed: 0, outcome })
-    }
-
-    /// Hands over the next bytes; waits when the unpacking is behind. `false` when it has given up.
-    pub(crate) fn push(&mut self, data: Bytes) -> bool {
-        self.pushed += data.len() as u64;
-        self.pieces.send(Piece::Data(data)).is_ok()
-    }
-
-    /// Discards the layer: its bytes turned out not to be what they should.
-    pub(crate) fn cancel(self) {
-        let _ = self.pieces.send(Piece::Cancel);
+        spawn("decompress", move || filler.run(Arriving { file, at: 0, arrival }))
     }
 }
 
@@ -239,12 +331,8 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
 fn make_root(directory: &Path) -> Result<OwnedFd> {
     let root = directory.join("fs");
     let failed = |error| Error::io(format!("make {}", root.display()), error);
-    std::fs::create_dir_all(&root).map_err(failed)?;
+    std::fs::create_dir(&root).map_err(failed)?;
     File::open(&root).map(OwnedFd::from).map_err(failed)
-}
-
-fn decompress(filler: Filler, arriving: Receiver<Piece>) {
-    filler.run(Arriving { pieces: arriving, current: Bytes::new() });
 }
 
 /// Unpacks all of `chunks`, and throws away what is not the promised layer, if one was promised.
@@ -274,23 +362,23 @@ fn unpack_checked(root: OwnedFd, chunks: Chunks, promised: Option<&Digest>) -> R
     }
 }
 
-/// The pieces as one stream.
+/// The file of a layer, as far as it is there.
 struct Arriving {
-    pieces: Receiver<Piece>,
-    current: Bytes,
+    file: File,
+    at: u64,
+    arrival: Arc<Arrival>,
 }
 
 impl Read for Arriving {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() {
-            match self.pieces.recv() {
-                Ok(Piece::Data(data)) => self.current = data,
-                Ok(Piece::Cancel) => return Err(io::Error::from(io::ErrorKind::ConnectionAborted)),
-                Err(_) => return Ok(0),
-            }
+        let Some(there) = self.arrival.more_than(self.at)? else { return Ok(0) };
+        let most = buffer.len().min(usize::try_from(there - self.at).unwrap_or(usize::MAX));
+        let count = self.file.read_at(&mut buffer[..most], self.at)?;
+        if count == 0 && most > 0 {
+            // It was made shorter: somebody began anew.
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let count = self.current.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&self.current.split_to(count));
+        self.at += count as u64;
         Ok(count)
     }
 }

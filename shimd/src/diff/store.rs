@@ -1,12 +1,11 @@
-//! Packs a directory straight into the content store.
+//! Packs a layer straight into the content store.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::make::{Packing, pack};
+use super::make::{Changes, Packing, pack};
 use crate::content::{Content, Opening, Writer};
 use crate::error::Result;
 use crate::name::Digest;
@@ -14,18 +13,18 @@ use crate::name::Digest;
 /// Pieces of an archive on their way to the content store.
 const QUEUE: usize = 8;
 
-/// Writes the archive of `directory` to an ingest, which is still to be committed; gives the digest of the plain archive.
+/// Writes the archive of `changes` to an ingest, which is still to be committed; gives the digest of the plain archive.
 pub(crate) async fn pack_to(
     content: Arc<Content>,
     opening: Opening,
-    directory: PathBuf,
+    changes: Changes,
     packing: Packing,
 ) -> Result<(Writer, Digest)> {
     let mut writer = Writer::open(content, opening).await?;
     // What an earlier attempt left there is another archive.
     writer.reset().await?;
     let (sender, mut packed) = mpsc::channel(QUEUE);
-    let packing = tokio::task::spawn_blocking(move || pack(&directory, packing, Sink(sender)));
+    let packing = tokio::task::spawn_blocking(move || pack(&changes, packing, Sink(sender)));
     while let Some(bytes) = packed.recv().await {
         writer.write(bytes).await?;
     }

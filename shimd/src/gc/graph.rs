@@ -9,7 +9,7 @@ use crate::db::{Access, Table, tail};
 use crate::error::Result;
 use crate::lease;
 use crate::name::Namespace;
-use crate::snapshot::SNAPSHOTTER;
+use crate::snapshot::Snapshotter;
 
 const ROOT: &str = "containerd.io/gc.root";
 const REF: &str = "containerd.io/gc.ref.";
@@ -36,7 +36,7 @@ pub(super) enum Scope {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Node {
     Blob(String),
-    Snapshot(String),
+    Snapshot(Snapshotter, String),
     Image(String),
     Container(String),
     Ingest(String),
@@ -68,7 +68,9 @@ impl Graph {
         graph.read_images(view)?;
         graph.read_containers(view)?;
         graph.read_blobs(view, scope)?;
-        graph.read_snapshots(view)?;
+        for snapshotter in Snapshotter::ALL {
+            graph.read_snapshots(view, snapshotter)?;
+        }
         graph.read_ingests(view)?;
         Ok(graph)
     }
@@ -117,8 +119,11 @@ impl Graph {
         view.each(&[], |entry, record: Container| {
             let place = place(entry, Node::Container)?;
             self.add_labels(&place, &record.labels);
-            if record.snapshotter == SNAPSHOTTER && !record.snapshot_key.is_empty() {
-                self.labelled.entry(place.clone()).or_default().push(Node::Snapshot(record.snapshot_key));
+            if let Some(snapshotter) = Snapshotter::named(&record.snapshotter)
+                && !record.snapshot_key.is_empty()
+            {
+                let node = Node::Snapshot(snapshotter, record.snapshot_key);
+                self.labelled.entry(place.clone()).or_default().push(node);
             }
             self.roots.push(place);
             Ok(())
@@ -137,11 +142,11 @@ impl Graph {
         })
     }
 
-    fn read_snapshots(&mut self, view: &impl Access) -> Result<()> {
-        view.each(&[], |entry, record: Snapshot| {
-            let place = place(entry, Node::Snapshot)?;
+    fn read_snapshots(&mut self, view: &impl Access, snapshotter: Snapshotter) -> Result<()> {
+        view.each_in(snapshotter.table(), &[], |entry, record: Snapshot| {
+            let place = place(entry, |name| Node::Snapshot(snapshotter, name))?;
             if !record.parent.is_empty() {
-                self.parents.insert(place.clone(), Node::Snapshot(record.parent));
+                self.parents.insert(place.clone(), Node::Snapshot(snapshotter, record.parent));
             }
             self.add_collectable(place, &record.labels);
             Ok(())
@@ -242,8 +247,10 @@ fn resource(kind: &str, id: String) -> Option<Node> {
     match kind {
         lease::CONTENT => Some(Node::Blob(id)),
         lease::INGEST => Some(Node::Ingest(id)),
-        lease::SNAPSHOT => Some(Node::Snapshot(id)),
-        _ => None,
+        kind => {
+            let snapshotter = Snapshotter::ALL.into_iter().find(|snapshotter| snapshotter.resource() == kind)?;
+            Some(Node::Snapshot(snapshotter, id))
+        }
     }
 }
 
@@ -262,7 +269,7 @@ fn referred(kind: &str, value: &str) -> Option<Node> {
     }
     let snapshotter = kind.strip_prefix("snapshot.")?;
     let name = snapshotter.split(['/', '.']).next()?;
-    (name == SNAPSHOTTER).then(|| Node::Snapshot(value.to_owned()))
+    Snapshotter::named(name).map(|snapshotter| Node::Snapshot(snapshotter, value.to_owned()))
 }
 
 /// Whether the time in the expiry label has passed; a label that is no time expires nothing.
@@ -282,9 +289,11 @@ mod tests {
     fn labels_name_what_they_refer_to() {
         assert_eq!(referred("content", "d"), Some(Node::Blob("d".to_owned())));
         assert_eq!(referred("content.l.3", "d"), Some(Node::Blob("d".to_owned())));
-        assert_eq!(referred("snapshot.overlayfs", "s"), Some(Node::Snapshot("s".to_owned())));
-        assert_eq!(referred("snapshot.overlayfs/x", "s"), Some(Node::Snapshot("s".to_owned())));
-        assert_eq!(referred("snapshot.native", "s"), None);
+        let snapshot = |snapshotter| Some(Node::Snapshot(snapshotter, "s".to_owned()));
+        assert_eq!(referred("snapshot.overlayfs", "s"), snapshot(Snapshotter::Overlayfs));
+        assert_eq!(referred("snapshot.overlayfs/x", "s"), snapshot(Snapshotter::Overlayfs));
+        assert_eq!(referred("snapshot.native", "s"), snapshot(Snapshotter::Native));
+        assert_eq!(referred("snapshot.zfs", "s"), None);
         assert_eq!(referred("contents", "d"), None);
     }
 

@@ -24,7 +24,7 @@ use crate::diff::run_blocking;
 use crate::error::{Chain, Result};
 use crate::lease;
 use crate::name::{Digest, Namespace};
-use crate::snapshot::Snapshots;
+use crate::snapshot::{Snapshotter, Snapshotters};
 use crate::sys;
 use graph::{Graph, Node, Scope, UNLEASED_AGE};
 
@@ -37,7 +37,7 @@ const PAUSE_FACTOR: u32 = 50;
 pub(crate) struct Gc {
     store: Arc<Store>,
     content: Arc<Content>,
-    snapshots: Arc<Snapshots>,
+    snapshots: Snapshotters,
     wanted: Arc<Notify>,
     comes_back: Arc<AtomicBool>,
     running: Mutex<()>,
@@ -48,12 +48,12 @@ pub(crate) struct Gc {
 struct Doomed {
     blobs: Vec<Digest>,
     ingests: Vec<u64>,
-    snapshots: Vec<u64>,
+    snapshots: Vec<(Snapshotter, u64)>,
     count: usize,
 }
 
 impl Gc {
-    pub(crate) fn new(store: Arc<Store>, content: Arc<Content>, snapshots: Arc<Snapshots>) -> Gc {
+    pub(crate) fn new(store: Arc<Store>, content: Arc<Content>, snapshots: Snapshotters) -> Gc {
         Gc { store, content, snapshots, wanted: Arc::default(), comes_back: Arc::default(), running: Mutex::new(()) }
     }
 
@@ -103,7 +103,7 @@ impl Gc {
     }
 }
 
-fn collect(store: &Store, content: &Content, snapshots: &Snapshots, scope: Scope) -> Result<usize> {
+fn collect(store: &Store, content: &Content, snapshots: &Snapshotters, scope: Scope) -> Result<usize> {
     // Taken before the view: a write in between makes the number stale, which only costs a second marking.
     let seq = store.seq();
     let graph = Graph::read(&store.read()?, scope)?;
@@ -122,7 +122,9 @@ fn collect(store: &Store, content: &Content, snapshots: &Snapshots, scope: Scope
         content.remove_files(&doomed.blobs, &doomed.ingests);
         doomed
     };
-    snapshots.remove_files(&doomed.snapshots);
+    for (snapshotter, number) in doomed.snapshots {
+        snapshots.of(snapshotter).discard(number);
+    }
     tracing::debug!(count = doomed.count, "garbage was collected");
     sys::trim_malloc();
     Ok(young)
@@ -131,7 +133,7 @@ fn collect(store: &Store, content: &Content, snapshots: &Snapshots, scope: Scope
 fn remove_records(
     writer: &mut Writer,
     content: &Content,
-    snapshots: &Snapshots,
+    snapshots: &Snapshotters,
     garbage: Vec<(Namespace, Node)>,
 ) -> Result<Doomed> {
     let mut doomed = Doomed { count: garbage.len(), ..Doomed::default() };
@@ -145,7 +147,10 @@ fn remove_records(
             }
             // An ingest that somebody writes is not garbage, whatever the records say.
             Node::Ingest(name) => doomed.ingests.extend(content.abort_in(writer, &namespace, &name)?),
-            Node::Snapshot(name) => doomed.snapshots.push(snapshots.remove_in(writer, &namespace, &name)?),
+            Node::Snapshot(snapshotter, name) => {
+                let number = snapshots.of(snapshotter).remove_in(writer, &namespace, &name)?;
+                doomed.snapshots.push((snapshotter, number));
+            }
             Node::Image(name) => writer.remove(Table::Images, &key(&[namespace.as_str(), &name]))?,
             Node::Lease(name) => lease::delete_in(writer, &namespace, &name)?,
             Node::Container(_) => {}

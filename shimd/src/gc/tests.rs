@@ -6,14 +6,14 @@ use super::*;
 use crate::db::record::{Blob, Container, Image, Labels, Lease, Namespace as NamespaceRecord, SnapshotKind};
 use crate::diff::provisional::Provisional;
 use crate::filter::Filters;
-use crate::snapshot::{Request, SNAPSHOTTER};
+use crate::snapshot::{Request, Snapshots};
 use crate::trash::Trash;
 
 struct Rig {
     _directory: tempfile::TempDir,
     store: Arc<Store>,
     content: Arc<Content>,
-    snapshots: Arc<Snapshots>,
+    snapshots: Snapshotters,
     namespace: Namespace,
 }
 
@@ -22,10 +22,11 @@ fn rig() -> Rig {
     let root: &Path = directory.path();
     let store = Arc::new(Store::open(root).unwrap());
     store.write(Durability::Process, |writer| writer.put(b"ns", &NamespaceRecord::default())).unwrap();
-    let provisional = Arc::new(Provisional::open(root.join("provisional")).unwrap());
+    let provisional = Arc::new(Provisional::open(root).unwrap());
     let content = Arc::new(Content::open(root, store.clone(), provisional).unwrap());
     let trash = Arc::new(Trash::open(root.join("trash")).unwrap());
-    let snapshots = Arc::new(Snapshots::open(root, store.clone(), trash, "boot".to_owned()).unwrap());
+    let snapshots =
+        Snapshotters::open(|of| Snapshots::open(of, root, store.clone(), trash.clone(), "boot".to_owned())).unwrap();
     Rig { _directory: directory, store, content, snapshots, namespace: Namespace::parse("ns").unwrap() }
 }
 
@@ -48,14 +49,14 @@ impl Rig {
 
     fn layer(&self, name: &str, parent: &str) {
         let request = Request { namespace: &self.namespace, lease: None, key: "tmp", parent, labels: Labels::new() };
-        self.snapshots.make(SnapshotKind::Active, request).unwrap();
-        self.snapshots.commit(&self.namespace, None, "tmp", name, Labels::new()).unwrap();
+        self.snapshots.of(Snapshotter::Overlayfs).make(SnapshotKind::Active, request).unwrap();
+        self.snapshots.of(Snapshotter::Overlayfs).commit(&self.namespace, None, "tmp", name, Labels::new()).unwrap();
     }
 
     fn collect(&self) -> (String, String) {
         collect(&self.store, &self.content, &self.snapshots, Scope::All).unwrap();
         let blobs = self.content.list(&self.namespace, &Filters::default()).unwrap();
-        let snapshots = self.snapshots.list(&self.namespace, &Filters::default()).unwrap();
+        let snapshots = self.snapshots.of(Snapshotter::Overlayfs).list(&self.namespace, &Filters::default()).unwrap();
         let digits = blobs.iter().map(|info| info.digest.chars().last().unwrap()).collect();
         (digits, snapshots.into_iter().map(|info| info.name).collect::<Vec<_>>().join(" "))
     }
@@ -87,8 +88,11 @@ fn containers_and_leases_hold() {
     rig.layer("base", "");
     rig.layer("used", "base");
     rig.layer("free", "base");
-    let container =
-        Container { snapshotter: SNAPSHOTTER.to_owned(), snapshot_key: "used".to_owned(), ..Container::default() };
+    let container = Container {
+        snapshotter: Snapshotter::Overlayfs.name().to_owned(),
+        snapshot_key: "used".to_owned(),
+        ..Container::default()
+    };
     rig.put("c", &container);
     rig.blob('a', &[("containerd.io/gc.ref.content", &digest('b'))]);
     rig.blob('b', &[]);

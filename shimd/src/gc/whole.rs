@@ -11,7 +11,7 @@ use crate::content::{Commit, Opening, Writer as ContentWriter};
 use crate::db::record::{Container, Image, Labels, Namespace as NamespaceRecord, SnapshotKind};
 use crate::diff::provisional::Provisional;
 use crate::lease::Resource;
-use crate::snapshot::{Request, SNAPSHOTTER};
+use crate::snapshot::{Request, Snapshots};
 use crate::trash::Trash;
 
 /// Names of each kind in a history.
@@ -109,16 +109,17 @@ fn step() -> impl Strategy<Value = Step> {
 struct Parts {
     store: Arc<Store>,
     content: Arc<Content>,
-    snapshots: Arc<Snapshots>,
+    snapshots: Snapshotters,
 }
 
 fn open(root: &Path) -> Parts {
     let store = Arc::new(Store::open(root).unwrap());
     store.write(Durability::Process, |writer| writer.put(b"ns", &NamespaceRecord::default())).unwrap();
-    let provisional = Arc::new(Provisional::open(root.join("provisional")).unwrap());
+    let provisional = Arc::new(Provisional::open(root).unwrap());
     let content = Arc::new(Content::open(root, store.clone(), provisional).unwrap());
     let trash = Arc::new(Trash::open(root.join("trash")).unwrap());
-    let snapshots = Arc::new(Snapshots::open(root, store.clone(), trash, "boot".to_owned()).unwrap());
+    let snapshots =
+        Snapshotters::open(|of| Snapshots::open(of, root, store.clone(), trash.clone(), "boot".to_owned())).unwrap();
     Parts { store, content, snapshots }
 }
 
@@ -250,7 +251,7 @@ impl History {
                 self.model.images.remove(&image);
             }
             Step::Contain { container, snapshot } => {
-                let (snapshotter, snapshot_key) = (SNAPSHOTTER.to_owned(), snapshot_name(snapshot));
+                let (snapshotter, snapshot_key) = (Snapshotter::Overlayfs.name().to_owned(), snapshot_name(snapshot));
                 self.put(format!("c{container}"), &Container { snapshotter, snapshot_key, ..Container::default() });
                 self.model.containers.insert(container, snapshot);
             }
@@ -321,7 +322,7 @@ impl History {
             parent: &parent.map(snapshot_name).unwrap_or_default(),
             labels: labels.into_iter().collect(),
         };
-        let made = self.parts().snapshots.make(SnapshotKind::Active, request).is_ok();
+        let made = self.parts().snapshots.of(Snapshotter::Overlayfs).make(SnapshotKind::Active, request).is_ok();
         assert_eq!(made, !self.model.snapshots.contains_key(&snapshot));
         if made {
             self.model.snapshots.insert(snapshot, (parent, is_root));
@@ -334,7 +335,12 @@ impl History {
     /// A layer has the labels of its commit: none.
     fn commit(&mut self, snapshot: u8) {
         let (from, to) = (snapshot_name(snapshot), snapshot_name(snapshot + COMMITTED));
-        let committed = self.parts().snapshots.commit(&namespace(), None, &from, &to, Labels::new()).is_ok();
+        let committed = self
+            .parts()
+            .snapshots
+            .of(Snapshotter::Overlayfs)
+            .commit(&namespace(), None, &from, &to, Labels::new())
+            .is_ok();
         let is_free = !self.model.snapshots.contains_key(&(snapshot + COMMITTED));
         assert_eq!(committed, is_free && self.model.snapshots.contains_key(&snapshot));
         if committed {
@@ -344,7 +350,8 @@ impl History {
     }
 
     fn remove_snapshot(&mut self, snapshot: u8) {
-        let removed = self.parts().snapshots.remove(&namespace(), &snapshot_name(snapshot)).is_ok();
+        let removed =
+            self.parts().snapshots.of(Snapshotter::Overlayfs).remove(&namespace(), &snapshot_name(snapshot)).is_ok();
         assert_eq!(removed, self.model.snapshots.contains_key(&snapshot) && !self.model.is_parent(snapshot));
         if removed {
             self.model.snapshots.remove(&snapshot);

@@ -4,6 +4,7 @@
 //! The child is spawned with vfork semantics and gets nothing of shimd's environment but `PATH` and a home.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -28,7 +29,7 @@ const INFO_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a shim prints is an address or an error; more is cut off.
 const OUTPUT_MAX: usize = 16 << 10;
 /// Variables that shims get from shimd's environment.
-const PASSED_ON: [&str; 3] = ["PATH", "HOME", "XDG_RUNTIME_DIR"];
+const PASSED_ON: [&str; 2] = ["HOME", "XDG_RUNTIME_DIR"];
 
 /// Runs shims.
 pub(crate) struct Launcher {
@@ -42,6 +43,8 @@ pub(crate) struct Launcher {
     pub(crate) publish_binary: PathBuf,
     /// Where shims' programs are looked for.
     pub(crate) search_path: Vec<PathBuf>,
+    /// Where clients have installed programs: their `bin` and `lib`.
+    pub(crate) opt: PathBuf,
     /// What each program wants on its standard input.
     pub(crate) forms: Mutex<HashMap<PathBuf, Form>>,
     /// What starts them.
@@ -178,6 +181,12 @@ impl Launcher {
         command.args(["-id", subject.id]).args(action);
         command.current_dir(subject.bundle).env_clear();
         command.envs(PASSED_ON.iter().filter_map(|name| Some((*name, std::env::var_os(name)?))));
+        // A runtime or its libraries may have been installed by a client.
+        command.env("PATH", first_in("PATH", &self.opt.join("bin")));
+        let libraries = self.opt.join("lib");
+        if libraries.is_dir() {
+            command.env("LD_LIBRARY_PATH", first_in("LD_LIBRARY_PATH", &libraries));
+        }
         command.env("TTRPC_ADDRESS", &self.events_address).env("GRPC_ADDRESS", &self.address);
         command.env("NAMESPACE", subject.namespace.as_str());
         command.envs([("MAX_SHIM_VERSION", "3"), ("GOMAXPROCS", "2")]);
@@ -185,6 +194,16 @@ impl Launcher {
         command.process_group(0);
         command
     }
+}
+
+/// A list of directories of shimd's environment, and one before them.
+fn first_in(variable: &str, directory: &Path) -> OsString {
+    let mut list = OsString::from(directory);
+    if let Some(known) = std::env::var_os(variable).filter(|known| !known.is_empty()) {
+        list.push(":");
+        list.push(known);
+    }
+    list
 }
 
 /// Speaks with a program to its end, for so long.

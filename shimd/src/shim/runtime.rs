@@ -43,11 +43,12 @@ fn not_found(runtime: &str, program: &str) -> Error {
     Error::ShimStart { runtime: runtime.to_owned(), why: format!("program {program:?} is not installed"), source: None }
 }
 
-/// Where shims are looked for: the configured directory, beside shimd, then `PATH`.
-pub(crate) fn search_path(configured: Option<&Path>) -> Vec<PathBuf> {
+/// Where shims are looked for: the configured directory, beside shimd, what clients have installed, then `PATH`.
+pub(crate) fn search_path(configured: Option<&Path>, opt: &Path) -> Vec<PathBuf> {
     let beside = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned));
     let path = std::env::var_os("PATH").unwrap_or_default();
-    configured.map(Path::to_owned).into_iter().chain(beside).chain(std::env::split_paths(&path)).collect()
+    let first = configured.map(Path::to_owned).into_iter().chain(beside).chain([opt.join("bin")]);
+    first.chain(std::env::split_paths(&path)).collect()
 }
 
 #[cfg(test)]

@@ -235,6 +235,7 @@ pub(crate) mod tests {
             socket_directory: state.join("s"),
             publish_binary: "/bin/true".into(),
             search_path: Vec::new(),
+            opt: PathBuf::new(),
             forms: Mutex::default(),
             spawner: crate::shim::Spawner::start().unwrap(),
         };

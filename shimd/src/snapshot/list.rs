@@ -36,7 +36,7 @@ impl Fields for Info {
 
 impl Snapshots {
     pub(crate) fn stat(&self, namespace: &Namespace, name: &str) -> Result<Info> {
-        let record = self.store.read()?.require(&key(&[namespace.as_str(), name]), name)?;
+        let record = self.require(&self.store.read()?, namespace, name)?;
         Ok(Info { name: name.to_owned(), record })
     }
 
@@ -46,10 +46,10 @@ impl Snapshots {
         check_labels(labels)?;
         let entry = key(&[namespace.as_str(), name]);
         let record = self.store.write(Durability::Process, |writer| {
-            let mut record: Snapshot = writer.require(&entry, name)?;
+            let mut record = self.require(writer, namespace, name)?;
             mask::update_labels("snapshot", &mut record.labels, labels, paths)?;
             record.updated_at = Some(clock::now());
-            writer.put(&entry, &record)?;
+            writer.put_in(self.snapshotter.table(), &entry, &record)?;
             Ok(record)
         })?;
         Ok(Info { name: name.to_owned(), record })
@@ -57,7 +57,8 @@ impl Snapshots {
 
     pub(crate) fn list(&self, namespace: &Namespace, filters: &Filters) -> Result<Vec<Info>> {
         let mut found = Vec::new();
-        self.store.read()?.each(&prefix(&[namespace.as_str()]), |entry, record: Snapshot| {
+        let table = self.snapshotter.table();
+        self.store.read()?.each_in(table, &prefix(&[namespace.as_str()]), |entry, record: Snapshot| {
             let info = Info { name: tail(entry, 1), record };
             if filters.matches(&info) {
                 found.push(info);

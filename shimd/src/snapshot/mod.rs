@@ -1,12 +1,14 @@
-//! Snapshots: root file systems as layers, kept as overlayfs wants them.
+//! Snapshots: root file systems as layers, kept as overlayfs wants them; or, of the snapshotter `native`, as whole
+//! directories.
 //!
 //! ```text
 //!   <root>/snapshots/<number>/fs     what this layer holds; the upper directory while it is active
 //!   <root>/snapshots/<number>/work   overlayfs's own, of active ones
+//!   <root>/native/<number>/fs        the whole; none of a view, which shows its parent's
 //! ```
 //! A snapshot is a record (kind, parent, directory) and that directory. Nothing is mounted here: who asks gets the
 //! mounts to make. Making one is three `mkdir`s and one write to the store; nothing on that way grows with the number of
-//! snapshots. Removing one is a write and a rename into the trash.
+//! snapshots. (A native one is a copy of its parent.) Removing one is a write and a rename into the trash.
 //!
 //! ```text
 //!               prepare                 commit                     remove
@@ -17,6 +19,7 @@
 //! Files of a committed snapshot are synced in the background. Until then its record carries the boot id: after a power
 //! cut it is dropped, with all that stands on it, and unpacked again from the blobs.
 
+mod kept;
 mod list;
 mod recover;
 
@@ -29,16 +32,15 @@ use rustix::fs::{Gid, Mode, OFlags, Uid};
 
 use crate::clock;
 use crate::db::record::{Labels, Snapshot, SnapshotKind, Usage};
-use crate::db::{Access, Durability, Store, Table, Writer, key, prefix};
+use crate::db::{Access, Durability, Store, Writer, key, prefix};
 use crate::error::{Chain, Error, Result};
 use crate::lease;
 use crate::name::{Namespace, check_labels, check_name};
 use crate::trash::Trash;
 use crate::{layout, tree};
+pub(crate) use kept::{Snapshotter, Snapshotters};
 pub(crate) use list::Info;
 
-/// The one snapshotter, under the name that containerd's clients use by default.
-pub(crate) const SNAPSHOTTER: &str = "overlayfs";
 /// Most layers of one snapshot: overlayfs takes 500 lower directories.
 const LAYERS_MAX: usize = 500;
 
@@ -50,8 +52,9 @@ pub(crate) struct Mount {
     pub(crate) options: Vec<String>,
 }
 
-/// The snapshots of all namespaces.
+/// The snapshots of all namespaces that one snapshotter keeps.
 pub(crate) struct Snapshots {
+    snapshotter: Snapshotter,
     store: Arc<Store>,
     trash: Arc<Trash>,
     directory: PathBuf,
@@ -84,14 +87,21 @@ pub(crate) struct Request<'a> {
 
 impl Snapshots {
     /// Opens the snapshots under `root` and makes records and directories agree.
-    pub(crate) fn open(root: &Path, store: Arc<Store>, trash: Arc<Trash>, boot_id: String) -> Result<Snapshots> {
-        let directory = root.join("snapshots");
+    pub(crate) fn open(
+        snapshotter: Snapshotter,
+        root: &Path,
+        store: Arc<Store>,
+        trash: Arc<Trash>,
+        boot_id: String,
+    ) -> Result<Snapshots> {
+        let directory = root.join(snapshotter.directory());
         let failed = |error| Error::io(format!("open {}", directory.display()), error);
         layout::make_private(&directory).map_err(failed)?;
         layout::spread(&directory);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let handle = rustix::fs::open(&directory, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
         let snapshots = Snapshots {
+            snapshotter,
             store,
             trash,
             directory,
@@ -105,12 +115,18 @@ impl Snapshots {
         Ok(snapshots)
     }
 
+    /// Who keeps them.
+    pub(crate) fn snapshotter(&self) -> Snapshotter {
+        self.snapshotter
+    }
+
     /// Where they lie.
     pub(crate) fn root(&self) -> String {
         self.directory.display().to_string()
     }
 
-    /// Makes a snapshot that can be written (`Active`) or only looked at (`View`), and names its mounts.
+    /// Makes a snapshot that can be written (`Active`) or only looked at (`View`), and names its mounts. A native one takes
+    /// as long as it takes to copy its parent.
     pub(crate) fn make(&self, kind: SnapshotKind, request: Request<'_>) -> Result<Vec<Mount>> {
         check_name("snapshot key", request.key)?;
         check_labels(&request.labels)?;
@@ -118,7 +134,7 @@ impl Snapshots {
         let layers = {
             let view = self.store.read()?;
             self.check_new(&view, namespace, request.key)?;
-            layers(&view, namespace, request.parent)?
+            self.layers(&view, namespace, request.parent)?
         };
         let directory = self.next.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = self.make_directories(directory, kind, layers.first().copied()) {
@@ -138,9 +154,9 @@ impl Snapshots {
         let written = self.store.write(Durability::Process, |writer| {
             self.check_new(writer, namespace, request.key)?;
             // The parent may have gone meanwhile.
-            require_committed(writer, namespace, request.parent)?;
-            lease::hold(writer, namespace, request.lease, lease::SNAPSHOT, request.key)?;
-            enter(writer, namespace, request.key, &record)
+            self.require_committed(writer, namespace, request.parent)?;
+            lease::hold(writer, namespace, request.lease, self.snapshotter.resource(), request.key)?;
+            self.enter(writer, namespace, request.key, &record)
         });
         match written {
             Ok(()) => Ok(self.mounts_of(&record, &layers)),
@@ -152,7 +168,7 @@ impl Snapshots {
     }
 
     fn check_new(&self, view: &impl Access, namespace: &Namespace, name: &str) -> Result<()> {
-        match view.bytes(Table::Snapshots, &key(&[namespace.as_str(), name]))? {
+        match view.bytes(self.snapshotter.table(), &key(&[namespace.as_str(), name]))? {
             Some(_) => Err(Error::exists("snapshot", name)),
             None => Ok(()),
         }
@@ -167,10 +183,24 @@ impl Snapshots {
         make(&name, 0o700)?;
         let upper = format!("{name}/fs");
         make(&upper, 0o755)?;
-        if kind == SnapshotKind::Active {
-            make(&format!("{name}/work"), 0o711)?;
+        let is_active = kind == SnapshotKind::Active;
+        match (self.snapshotter, parent) {
+            (Snapshotter::Native, Some(parent)) if is_active => return self.copy(parent, &upper),
+            (Snapshotter::Native, _) => return Ok(()),
+            (Snapshotter::Overlayfs, _) if is_active => make(&format!("{name}/work"), 0o711)?,
+            (Snapshotter::Overlayfs, _) => {}
         }
         parent.map_or(Ok(()), |parent| self.look_like(&upper, parent))
+    }
+
+    /// Copies all of `parent`.
+    fn copy(&self, parent: u64, to: &str) -> Result<()> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let open = |path: &str| rustix::fs::openat(&self.handle, path, flags, Mode::empty());
+        let copy = || tree::copy::copy(open(&format!("{parent}/fs"))?, open(to)?);
+        // That may take long, and others want this thread.
+        let copied = tokio::task::block_in_place(copy);
+        copied.map_err(|error| Error::io(format!("copy snapshot directory {parent}"), error))
     }
 
     /// The root of an overlay looks like the root of its upper directory, so that takes after the layer below.
@@ -192,20 +222,24 @@ impl Snapshots {
     /// The mounts of an active snapshot or a view.
     pub(crate) fn mounts(&self, namespace: &Namespace, name: &str) -> Result<Vec<Mount>> {
         let view = self.store.read()?;
-        let record: Snapshot = view.require(&key(&[namespace.as_str(), name]), name)?;
+        let record = self.require(&view, namespace, name)?;
         if record.kind() == SnapshotKind::Committed {
             return Err(Error::refused(format!("snapshot {name:?}"), "it is committed and has no mounts"));
         }
-        let layers = layers(&view, namespace, &record.parent)?;
+        let layers = self.layers(&view, namespace, &record.parent)?;
         Ok(self.mounts_of(&record, &layers))
     }
 
     fn mounts_of(&self, record: &Snapshot, layers: &[u64]) -> Vec<Mount> {
         let is_active = record.kind() == SnapshotKind::Active;
-        match layers {
-            [] => vec![bind(self.upper(record.directory), if is_active { "rw" } else { "ro" })],
-            [only] if !is_active => vec![bind(self.upper(*only), "ro")],
-            layers => vec![self.overlay(is_active.then_some(record.directory), layers)],
+        let access = if is_active { "rw" } else { "ro" };
+        // The orders of options are containerd's.
+        match (self.snapshotter, layers) {
+            (Snapshotter::Native, [nearest, ..]) if !is_active => vec![bind(self.upper(*nearest), ["rbind", access])],
+            (Snapshotter::Native, _) => vec![bind(self.upper(record.directory), ["rbind", access])],
+            (Snapshotter::Overlayfs, []) => vec![bind(self.upper(record.directory), [access, "rbind"])],
+            (Snapshotter::Overlayfs, [only]) if !is_active => vec![bind(self.upper(*only), [access, "rbind"])],
+            (Snapshotter::Overlayfs, layers) => vec![self.overlay(is_active.then_some(record.directory), layers)],
         }
     }
 
@@ -239,19 +273,18 @@ impl Snapshots {
         let directory = self.store.write(Durability::Process, |writer| {
             // Before the other is looked for: who commits a second time learns that it is done.
             self.check_new(writer, namespace, name)?;
-            let old = key(&[namespace.as_str(), from]);
-            let mut record: Snapshot = writer.require(&old, from)?;
+            let mut record = self.require(writer, namespace, from)?;
             if record.kind() != SnapshotKind::Active {
                 return Err(Error::refused(format!("snapshot {from:?}"), "only an active snapshot can be committed"));
             }
-            leave(writer, namespace, from, &record)?;
-            lease::release(writer, namespace, lease, lease::SNAPSHOT, from)?;
+            self.leave(writer, namespace, from, &record)?;
+            lease::release(writer, namespace, lease, self.snapshotter.resource(), from)?;
             record.kind = SnapshotKind::Committed.into();
             record.labels = labels;
             record.updated_at = Some(clock::now());
             record.unsynced_boot.clone_from(&self.boot_id);
-            lease::hold(writer, namespace, lease, lease::SNAPSHOT, name)?;
-            enter(writer, namespace, name, &record)?;
+            lease::hold(writer, namespace, lease, self.snapshotter.resource(), name)?;
+            self.enter(writer, namespace, name, &record)?;
             Ok(record.directory)
         })?;
         self.pending().push(Unsynced { namespace: namespace.clone(), name: name.to_owned(), directory });
@@ -266,40 +299,35 @@ impl Snapshots {
 
     /// The records' part of [`Snapshots::remove`]: the number of the directory that must go.
     pub(crate) fn remove_in(&self, writer: &mut Writer, namespace: &Namespace, name: &str) -> Result<u64> {
-        let record: Snapshot = writer.require(&key(&[namespace.as_str(), name]), name)?;
-        if writer.any(Table::SnapshotChildren, &prefix(&[namespace.as_str(), name]))? {
+        let record = self.require(writer, namespace, name)?;
+        if writer.any(self.snapshotter.children(), &prefix(&[namespace.as_str(), name]))? {
             return Err(Error::refused(format!("snapshot {name:?}"), "other snapshots stand on it"));
         }
-        leave(writer, namespace, name, &record)?;
-        lease::release_all(writer, namespace, lease::SNAPSHOT, name)?;
+        self.leave(writer, namespace, name, &record)?;
+        lease::release_all(writer, namespace, self.snapshotter.resource(), name)?;
         Ok(record.directory)
-    }
-
-    /// Removes directories whose records are gone.
-    pub(crate) fn remove_files(&self, directories: &[u64]) {
-        directories.iter().for_each(|number| self.discard(*number));
     }
 
     /// What the snapshot's own layer takes on disk. Walks its files, but for a committed one only once.
     pub(crate) fn usage(&self, namespace: &Namespace, name: &str) -> Result<Usage> {
-        let entry = key(&[namespace.as_str(), name]);
-        let record: Snapshot = self.store.read()?.require(&entry, name)?;
+        let record = self.require(&self.store.read()?, namespace, name)?;
         if let Some(usage) = record.usage {
             return Ok(usage);
         }
         let usage = tree::usage(Path::new(&self.upper(record.directory)))
             .map_err(|error| Error::io(format!("measure snapshot {name:?}"), error))?;
         if record.kind() == SnapshotKind::Committed {
-            self.remember_usage(&entry, &record, usage)?;
+            self.remember_usage(&key(&[namespace.as_str(), name]), &record, usage)?;
         }
         Ok(usage)
     }
 
     fn remember_usage(&self, entry: &[u8], measured: &Snapshot, usage: Usage) -> Result<()> {
         self.store.write(Durability::Process, |writer| {
-            let current: Option<Snapshot> = writer.get(entry)?;
+            let table = self.snapshotter.table();
+            let current: Option<Snapshot> = writer.get_in(table, entry)?;
             match current.filter(|current| current.directory == measured.directory) {
-                Some(current) => writer.put(entry, &Snapshot { usage: Some(usage), ..current }),
+                Some(current) => writer.put_in(table, entry, &Snapshot { usage: Some(usage), ..current }),
                 None => Ok(()),
             }
         })
@@ -320,74 +348,82 @@ impl Snapshots {
             return Err(Error::io("sync the snapshots' file system", error));
         }
         self.store.write(Durability::Process, |writer| {
+            let table = self.snapshotter.table();
             for Unsynced { namespace, name, directory } in &committed {
                 let entry = key(&[namespace.as_str(), name]);
-                let record: Option<Snapshot> = writer.get(&entry)?;
+                let record: Option<Snapshot> = writer.get_in(table, &entry)?;
                 if let Some(record) = record.filter(|record| record.directory == *directory) {
-                    writer.put(&entry, &Snapshot { unsynced_boot: String::new(), ..record })?;
+                    writer.put_in(table, &entry, &Snapshot { unsynced_boot: String::new(), ..record })?;
                 }
             }
             Ok(())
         })
     }
 
-    fn discard(&self, number: u64) {
+    /// Removes a directory that no record tells of.
+    pub(crate) fn discard(&self, number: u64) {
         if let Err(error) = self.trash.take(&self.directory.join(number.to_string())) {
-            tracing::warn!(error = %Chain(&error), "discard a half-made snapshot");
+            tracing::warn!(error = %Chain(&error), "discard the directory of a snapshot");
         }
     }
-}
 
-/// Directories of `parent` and everything it stands on, the nearest first; none where there is no parent.
-fn layers(view: &impl Access, namespace: &Namespace, parent: &str) -> Result<Vec<u64>> {
-    let mut layers = Vec::new();
-    let mut next = require_committed(view, namespace, parent)?;
-    while let Some(record) = next {
-        layers.push(record.directory);
-        if layers.len() > LAYERS_MAX {
-            return Err(Error::refused(
-                format!("snapshot {parent:?}"),
-                format!("it has more than {LAYERS_MAX} layers"),
-            ));
+    /// The snapshot of that name.
+    fn require(&self, view: &impl Access, namespace: &Namespace, name: &str) -> Result<Snapshot> {
+        let record = view.get_in(self.snapshotter.table(), &key(&[namespace.as_str(), name]))?;
+        record.ok_or_else(|| Error::not_found("snapshot", name))
+    }
+
+    /// Directories of `parent` and everything it stands on, the nearest first; none where there is no parent.
+    fn layers(&self, view: &impl Access, namespace: &Namespace, parent: &str) -> Result<Vec<u64>> {
+        let mut layers = Vec::new();
+        let mut next = self.require_committed(view, namespace, parent)?;
+        while let Some(record) = next {
+            layers.push(record.directory);
+            if layers.len() > LAYERS_MAX {
+                return Err(Error::refused(
+                    format!("snapshot {parent:?}"),
+                    format!("it has more than {LAYERS_MAX} layers"),
+                ));
+            }
+            next = self.require_committed(view, namespace, &record.parent)?;
         }
-        next = require_committed(view, namespace, &record.parent)?;
+        Ok(layers)
     }
-    Ok(layers)
+
+    /// The committed snapshot of that name; `None` where the name is empty.
+    fn require_committed(&self, view: &impl Access, namespace: &Namespace, name: &str) -> Result<Option<Snapshot>> {
+        if name.is_empty() {
+            return Ok(None);
+        }
+        let record = self.require(view, namespace, name)?;
+        if record.kind() == SnapshotKind::Committed {
+            Ok(Some(record))
+        } else {
+            Err(Error::invalid(format!("parent snapshot {name:?}"), "it is not committed"))
+        }
+    }
+
+    /// Writes a record, and that it stands on its parent.
+    fn enter(&self, writer: &mut Writer, namespace: &Namespace, name: &str, record: &Snapshot) -> Result<()> {
+        writer.put_in(self.snapshotter.table(), &key(&[namespace.as_str(), name]), record)?;
+        if record.parent.is_empty() {
+            return Ok(());
+        }
+        writer.mark(self.snapshotter.children(), &key(&[namespace.as_str(), &record.parent, name]))
+    }
+
+    /// The reverse of [`Snapshots::enter`].
+    fn leave(&self, writer: &mut Writer, namespace: &Namespace, name: &str, record: &Snapshot) -> Result<()> {
+        writer.remove(self.snapshotter.table(), &key(&[namespace.as_str(), name]))?;
+        if record.parent.is_empty() {
+            return Ok(());
+        }
+        writer.remove(self.snapshotter.children(), &key(&[namespace.as_str(), &record.parent, name]))
+    }
 }
 
-/// The committed snapshot of that name; `None` where the name is empty.
-fn require_committed(view: &impl Access, namespace: &Namespace, name: &str) -> Result<Option<Snapshot>> {
-    if name.is_empty() {
-        return Ok(None);
-    }
-    let record: Snapshot = view.require(&key(&[namespace.as_str(), name]), name)?;
-    if record.kind() == SnapshotKind::Committed {
-        Ok(Some(record))
-    } else {
-        Err(Error::invalid(format!("parent snapshot {name:?}"), "it is not committed"))
-    }
-}
-
-/// Writes a record, and that it stands on its parent.
-fn enter(writer: &mut Writer, namespace: &Namespace, name: &str, record: &Snapshot) -> Result<()> {
-    writer.put(&key(&[namespace.as_str(), name]), record)?;
-    if record.parent.is_empty() {
-        return Ok(());
-    }
-    writer.mark(Table::SnapshotChildren, &key(&[namespace.as_str(), &record.parent, name]))
-}
-
-/// The reverse of [`enter`].
-fn leave(writer: &mut Writer, namespace: &Namespace, name: &str, record: &Snapshot) -> Result<()> {
-    writer.remove(Table::Snapshots, &key(&[namespace.as_str(), name]))?;
-    if record.parent.is_empty() {
-        return Ok(());
-    }
-    writer.remove(Table::SnapshotChildren, &key(&[namespace.as_str(), &record.parent, name]))
-}
-
-fn bind(source: String, access: &str) -> Mount {
-    Mount { kind: "bind".to_owned(), source, options: vec![access.to_owned(), "rbind".to_owned()] }
+fn bind(source: String, options: [&str; 2]) -> Mount {
+    Mount { kind: "bind".to_owned(), source, options: options.map(str::to_owned).to_vec() }
 }
 
 /// An index would tie a lower directory to one upper one; ours are shared by many.

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
-use super::{Snapshots, Unsynced, leave};
+use super::{Snapshots, Unsynced};
 use crate::db::record::{Snapshot, SnapshotKind};
 use crate::db::{Access, Durability, Reader, tail};
 use crate::error::{Error, Result};
@@ -19,7 +19,7 @@ struct Known {
 
 impl Snapshots {
     pub(super) fn recover(&self) -> Result<()> {
-        let known = read_all(&self.store.read()?)?;
+        let known = self.read_all(&self.store.read()?)?;
         let directories = self.directories()?;
         let (lost, kept): (Vec<_>, Vec<_>) = split_lost(known, |known| {
             directories.contains(&known.record.directory) && !self.may_be_damaged(&known.record)
@@ -62,21 +62,21 @@ impl Snapshots {
         tracing::warn!(count = lost.len(), "snapshots are dropped: their files are not there or were not synced");
         self.store.write(Durability::Process, |writer| {
             for known in lost {
-                leave(writer, &known.namespace, &known.name, &known.record)?;
-                lease::release_all(writer, &known.namespace, lease::SNAPSHOT, &known.name)?;
+                self.leave(writer, &known.namespace, &known.name, &known.record)?;
+                lease::release_all(writer, &known.namespace, self.snapshotter.resource(), &known.name)?;
             }
             Ok(())
         })
     }
-}
 
-fn read_all(view: &Reader) -> Result<Vec<Known>> {
-    let mut known = Vec::new();
-    view.each(&[], |entry, record: Snapshot| {
-        known.push(Known { namespace: Namespace::parse(&tail(entry, 0))?, name: tail(entry, 1), record });
-        Ok(())
-    })?;
-    Ok(known)
+    fn read_all(&self, view: &Reader) -> Result<Vec<Known>> {
+        let mut known = Vec::new();
+        view.each_in(self.snapshotter.table(), &[], |entry, record: Snapshot| {
+            known.push(Known { namespace: Namespace::parse(&tail(entry, 0))?, name: tail(entry, 1), record });
+            Ok(())
+        })?;
+        Ok(known)
+    }
 }
 
 /// Splits off what is not `whole` and everything that stands on it.

@@ -9,15 +9,19 @@ struct Rig {
     namespace: Namespace,
 }
 
-fn open(root: &Path, boot: &str) -> Snapshots {
+fn open(of: Snapshotter, root: &Path, boot: &str) -> Snapshots {
     let store = Arc::new(Store::open(root).unwrap());
     let trash = Arc::new(Trash::open(root.join("trash")).unwrap());
-    Snapshots::open(root, store, trash, boot.to_owned()).unwrap()
+    Snapshots::open(of, root, store, trash, boot.to_owned()).unwrap()
 }
 
 fn rig() -> Rig {
+    rig_of(Snapshotter::Overlayfs)
+}
+
+fn rig_of(snapshotter: Snapshotter) -> Rig {
     let directory = tempfile::tempdir().unwrap();
-    let snapshots = open(directory.path(), "boot-1");
+    let snapshots = open(snapshotter, directory.path(), "boot-1");
     Rig { directory, snapshots, namespace: Namespace::parse("ns").unwrap() }
 }
 
@@ -38,8 +42,9 @@ impl Rig {
 
     fn reopen(self, boot: &str) -> Rig {
         let Rig { directory, snapshots, namespace } = self;
+        let snapshotter = snapshots.snapshotter();
         drop(snapshots);
-        let snapshots = open(directory.path(), boot);
+        let snapshots = open(snapshotter, directory.path(), boot);
         Rig { directory, snapshots, namespace }
     }
 
@@ -134,4 +139,61 @@ fn usage_counts_files() {
     let usage = rig.snapshots.usage(&rig.namespace, "a").unwrap();
     assert_eq!(usage.inodes, 2);
     assert!(usage.bytes >= 10_000);
+}
+
+#[test]
+fn a_native_snapshot_is_a_copy_of_its_parent() {
+    let rig = rig_of(Snapshotter::Native);
+    let first = rig.prepare("a", "").unwrap()[0].source.clone();
+    std::fs::write(format!("{first}/f"), "1").unwrap();
+    rig.snapshots.commit(&rig.namespace, None, "a", "A", Labels::new()).unwrap();
+    let second = rig.prepare("b", "A").unwrap().remove(0);
+    assert_eq!((second.kind.as_str(), second.options.join(",")), ("bind", "rbind,rw".to_owned()));
+    assert_eq!(std::fs::read_to_string(format!("{}/f", second.source)).unwrap(), "1");
+    std::fs::write(format!("{}/f", second.source), "2").unwrap();
+    rig.snapshots.commit(&rig.namespace, None, "b", "B", Labels::new()).unwrap();
+    let view = rig.make(SnapshotKind::View, "v", "B").unwrap().remove(0);
+    assert_eq!((view.source.as_str(), view.options.join(",")), (second.source.as_str(), "rbind,ro".to_owned()));
+    assert_eq!(std::fs::read_to_string(format!("{first}/f")).unwrap(), "1");
+    assert!(matches!(rig.snapshots.remove(&rig.namespace, "A"), Err(Error::Refused { .. })));
+    let rig = rig.reopen("boot-1");
+    assert_eq!(rig.names(), ["A", "B", "v"]);
+    assert_eq!(rig.snapshots.mounts(&rig.namespace, "v").unwrap(), [view]);
+}
+
+#[test]
+fn a_copy_that_fails_or_is_cut_off_leaves_nothing() {
+    let rig = rig_of(Snapshotter::Native);
+    rig.layer("A", "");
+    let parent = rig.directory.path().join("native/1");
+    std::fs::rename(&parent, rig.directory.path().join("aside")).unwrap();
+    assert!(rig.prepare("b", "A").is_err());
+    std::fs::rename(rig.directory.path().join("aside"), &parent).unwrap();
+    let there = |rig: &Rig| std::fs::read_dir(rig.directory.path().join("native")).unwrap().count();
+    assert_eq!((there(&rig), rig.names()), (1, vec!["A".to_owned()]));
+    // As a kill in the middle of a copy leaves it.
+    std::fs::create_dir_all(rig.directory.path().join("native/7/fs/half")).unwrap();
+    let rig = rig.reopen("boot-1");
+    assert_eq!((there(&rig), rig.names()), (1, vec!["A".to_owned()]));
+    // What was not synced before a power cut goes with what was copied of it.
+    rig.layer("B", "A");
+    let rig = rig.reopen("boot-2");
+    assert_eq!((there(&rig), rig.names()), (0, Vec::new()));
+}
+
+#[test]
+fn snapshotters_share_no_names() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::open(directory.path()).unwrap());
+    let trash = Arc::new(Trash::open(directory.path().join("trash")).unwrap());
+    let open = |of| Snapshots::open(of, directory.path(), store.clone(), trash.clone(), "boot".to_owned());
+    let snapshots = Snapshotters::open(open).unwrap();
+    let namespace = Namespace::parse("ns").unwrap();
+    for of in Snapshotter::ALL {
+        let request = Request { namespace: &namespace, lease: None, key: "same", parent: "", labels: Labels::new() };
+        snapshots.named(of.name()).unwrap().make(SnapshotKind::Active, request).unwrap();
+    }
+    snapshots.of(Snapshotter::Native).remove(&namespace, "same").unwrap();
+    assert!(snapshots.of(Snapshotter::Overlayfs).stat(&namespace, "same").is_ok());
+    assert!(matches!(snapshots.named("zfs"), Err(Error::Invalid { .. })));
 }

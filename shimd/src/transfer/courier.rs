@@ -23,6 +23,8 @@ use crate::name::Digest;
 
 /// Answers of one order that wait to be taken. What waits is fetched again after a kill.
 const QUEUE: usize = 2;
+/// Bytes that may be in the pipe from the courier; these, too, are fetched again after a kill.
+const PIPE: usize = 1 << 20;
 /// What the courier gets of shimd's environment: which proxies to use, and which authorities to trust.
 const PASSED_ON: [&str; 9] = [
     "HTTP_PROXY",
@@ -71,6 +73,8 @@ impl Courier {
         let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(failed(std::io::ErrorKind::BrokenPipe.into()));
         };
+        // Fewer turns; a kernel that grants no more leaves it as it is.
+        let _ = rustix::pipe::fcntl_setpipe_size(&output, PIPE);
         let waiting = Waiting::new(Mutex::new(Some(HashMap::new())));
         tokio::spawn(hand_out(output, waiting.clone()));
         let (orders, taken) = mpsc::channel(1);

@@ -39,7 +39,7 @@ use crate::event::Events;
 use crate::image::{Images, Info};
 use crate::lease;
 use crate::name::Namespace;
-use crate::snapshot::Snapshots;
+use crate::snapshot::Snapshotters;
 use crate::upkeep::Upkeep;
 use document::Descriptor;
 pub(crate) use document::is_layer;
@@ -59,7 +59,7 @@ pub(crate) struct Transfers {
     pub(crate) store: Arc<Store>,
     pub(crate) content: Arc<Content>,
     pub(crate) images: Images,
-    pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) snapshots: Snapshotters,
     pub(crate) differ: Arc<Differ>,
     pub(crate) events: Arc<Events>,
     pub(crate) upkeep: Arc<Upkeep>,

@@ -16,6 +16,7 @@ use super::courier::Courier;
 use super::document::{Config, Descriptor, Document};
 use super::gather::{Bounds, Manifest, Wanted, check_depth};
 use super::progress::reference;
+use super::unpack::snapshotter_of;
 use super::{Job, names};
 use crate::content::{Commit, Opening, Writer};
 use crate::db::record::Labels;
@@ -24,6 +25,7 @@ use crate::diff::run_blocking;
 use crate::error::{Error, Result};
 use crate::lease::{self, Resource};
 use crate::name::{Digest, LABEL_MAX};
+use crate::snapshot::Snapshotter;
 
 /// Blobs that are fetched or pushed at once.
 const PARALLEL: usize = 3;
@@ -46,7 +48,9 @@ impl Job {
         let remote = Remote { courier: &courier, name: &from.reference };
         let manifests = self.gather(&root, &Wanted::of(&to), Some(&remote)).await?;
         for manifest in &manifests {
-            self.fetch_layers(manifest, &remote, !to.unpacks.is_empty()).await?;
+            // What is unpacked as it comes is a layer of its own, not a whole directory.
+            let to_unpack = to.unpacks.iter().any(|wanted| snapshotter_of(wanted) == Some(Snapshotter::Overlayfs));
+            self.fetch_layers(manifest, &remote, to_unpack).await?;
         }
         self.unpack_wanted(&manifests, &to).await?;
         self.save(&names::stored(&to.name, &root, &to.extra_references), &root, &to).await?;

@@ -1,7 +1,7 @@
 //! An image's layers become snapshots, named by their chain ids as containerd's clients name them.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -19,22 +19,23 @@ use crate::diff::Target;
 use crate::error::{Chain, Error, Result};
 use crate::lease::{self, Resource};
 use crate::name::{Digest, Namespace};
-use crate::snapshot::{Mount, Request, SNAPSHOTTER};
+use crate::snapshot::{Mount, Request, Snapshotter};
 
 /// Label of a layer: its diff id.
 pub(super) const UNCOMPRESSED: &str = "containerd.io/uncompressed";
-/// Label of a config: the snapshot of the image's last layer.
-const SNAPSHOT_REF: &str = "containerd.io/gc.ref.snapshot.overlayfs";
+/// Label of a config, with the snapshotter's name: the snapshot of the image's last layer.
+const SNAPSHOT_REF: &str = "containerd.io/gc.ref.snapshot.";
 /// Label of a snapshot: the chain id that it is made for.
 const CHAIN_ID: &str = "containerd.io/snapshot.ref";
 
 /// Who unpacks what: each chain id that somebody works on, with a channel that closes when that is over.
-pub(crate) type Unpacking = HashMap<(Namespace, String), watch::Receiver<()>>;
+pub(crate) type Unpacking = HashMap<Key, watch::Receiver<()>>;
+type Key = (Namespace, Snapshotter, String);
 
 /// The right to unpack a chain id, as long as it is held.
 struct Turn {
     of: Arc<Transfers>,
-    key: (Namespace, String),
+    key: Key,
     _over: watch::Sender<()>,
 }
 
@@ -46,6 +47,7 @@ impl Drop for Turn {
 
 /// A layer on its way into a snapshot.
 struct Layer<'a> {
+    snapshotter: Snapshotter,
     descriptor: &'a Descriptor,
     diff_id: &'a Digest,
     /// Empty for the first one.
@@ -56,6 +58,7 @@ struct Layer<'a> {
 /// A snapshot that is being unpacked into. It goes when it is not committed, also where the client goes away meanwhile.
 struct Extraction<'a> {
     job: &'a Job,
+    snapshotter: Snapshotter,
     key: Option<String>,
 }
 
@@ -71,7 +74,7 @@ impl Extraction<'_> {
 impl Drop for Extraction<'_> {
     fn drop(&mut self) {
         let Some(key) = &self.key else { return };
-        if let Err(error) = self.job.of.snapshots.remove(&self.job.namespace, key) {
+        if let Err(error) = self.job.of.snapshots.of(self.snapshotter).remove(&self.job.namespace, key) {
             tracing::warn!(error = %Chain(&error), "remove a snapshot that was not unpacked");
         }
     }
@@ -79,8 +82,7 @@ impl Drop for Extraction<'_> {
 
 impl Transfers {
     /// Waits for the right to unpack a chain id.
-    async fn turn(self: &Arc<Self>, namespace: &Namespace, chain_id: &str) -> Turn {
-        let key = (namespace.clone(), chain_id.to_owned());
+    async fn turn(self: &Arc<Self>, key: Key) -> Turn {
         loop {
             let mut busy = match self.unpacking().entry(key.clone()) {
                 Entry::Occupied(busy) => busy.get().clone(),
@@ -105,14 +107,16 @@ impl Job {
     pub(super) async fn unpack_wanted(&self, manifests: &[Manifest], to: &ImageStore) -> Result<()> {
         for manifest in manifests.iter().filter(|_| !to.unpacks.is_empty()) {
             let config = Config::parse(&manifest.config, &self.read(&manifest.config)?)?;
-            if to.unpacks.iter().any(|wanted| is_for(wanted, &config.platform)) {
-                self.unpack(manifest, &config).await?;
+            let wanted: BTreeSet<_> =
+                to.unpacks.iter().filter_map(|wanted| snapshotter_for(wanted, &config.platform)).collect();
+            for snapshotter in wanted {
+                self.unpack(manifest, &config, snapshotter).await?;
             }
         }
         Ok(())
     }
 
-    async fn unpack(&self, manifest: &Manifest, config: &Config) -> Result<()> {
+    async fn unpack(&self, manifest: &Manifest, config: &Config, snapshotter: Snapshotter) -> Result<()> {
         let diff_ids = config.diff_ids()?;
         if diff_ids.len() != manifest.layers.len() {
             let why = format!("{} layers, but its config has {} diff ids", manifest.layers.len(), diff_ids.len());
@@ -121,24 +125,26 @@ impl Job {
         let mut parent = String::new();
         for (descriptor, diff_id) in manifest.layers.iter().zip(&diff_ids) {
             let chain_id = chain_id(&parent, diff_id);
-            self.unpack_layer(&Layer { descriptor, diff_id, parent: &parent, chain_id: &chain_id }).await?;
+            let layer = Layer { snapshotter, descriptor, diff_id, parent: &parent, chain_id: &chain_id };
+            self.unpack_layer(&layer).await?;
             parent = chain_id;
         }
         if parent.is_empty() {
             return Ok(());
         }
-        self.label(&manifest.config.digest, SNAPSHOT_REF, &parent)
+        self.label(&manifest.config.digest, &format!("{SNAPSHOT_REF}{}", snapshotter.name()), &parent)
     }
 
     async fn unpack_layer(&self, layer: &Layer<'_>) -> Result<()> {
-        let _turn = self.of.turn(&self.namespace, layer.chain_id).await;
-        if self.of.snapshots.stat(&self.namespace, layer.chain_id).is_ok() {
-            let held = Resource { kind: lease::SNAPSHOT.to_owned(), id: layer.chain_id.to_owned() };
+        let snapshotter = layer.snapshotter;
+        let _turn = self.of.turn((self.namespace.clone(), snapshotter, layer.chain_id.to_owned())).await;
+        if self.of.snapshots.of(snapshotter).stat(&self.namespace, layer.chain_id).is_ok() {
+            let held = Resource { kind: snapshotter.resource().to_owned(), id: layer.chain_id.to_owned() };
             return lease::add_resource(&self.of.store, &self.namespace, &self.lease, &held);
         }
         let key = format!("extract-{} {}", unique(), layer.chain_id);
         let mounts = self.prepare(&key, layer)?;
-        let extraction = Extraction { job: self, key: Some(key) };
+        let extraction = Extraction { job: self, snapshotter, key: Some(key) };
         self.apply(layer, &mounts).await?;
         extraction.commit(layer)?;
         self.label(&layer.descriptor.digest, UNCOMPRESSED, layer.diff_id.as_str())
@@ -152,11 +158,11 @@ impl Job {
             parent: layer.parent,
             labels: Labels::from([(CHAIN_ID.to_owned(), layer.chain_id.to_owned())]),
         };
-        let mounts = self.of.snapshots.make(SnapshotKind::Active, request)?;
+        let mounts = self.of.snapshots.of(layer.snapshotter).make(SnapshotKind::Active, request)?;
         let event = events::SnapshotPrepare {
             key: key.to_owned(),
             parent: layer.parent.to_owned(),
-            snapshotter: SNAPSHOTTER.to_owned(),
+            snapshotter: layer.snapshotter.name().to_owned(),
         };
         self.of.events.publish(&self.namespace, "/snapshot/prepare", &event);
         Ok(mounts)
@@ -178,11 +184,12 @@ impl Job {
 
     fn commit(&self, key: &str, layer: &Layer<'_>) -> Result<()> {
         let labels = Labels::from([(CHAIN_ID.to_owned(), layer.chain_id.to_owned())]);
-        self.of.snapshots.commit(&self.namespace, Some(&self.lease), key, layer.chain_id, labels)?;
+        let snapshots = self.of.snapshots.of(layer.snapshotter);
+        snapshots.commit(&self.namespace, Some(&self.lease), key, layer.chain_id, labels)?;
         let event = events::SnapshotCommit {
             key: key.to_owned(),
             name: layer.chain_id.to_owned(),
-            snapshotter: SNAPSHOTTER.to_owned(),
+            snapshotter: layer.snapshotter.name().to_owned(),
         };
         self.of.events.publish(&self.namespace, "/snapshot/commit", &event);
         self.of.upkeep.schedule_sync();
@@ -195,14 +202,20 @@ impl Job {
     }
 }
 
-/// Whether an image for `offered` shall be unpacked; what is wanted for another snapshotter is not, as in containerd.
-fn is_for(wanted: &UnpackConfiguration, offered: &Platform) -> bool {
-    if !matches!(wanted.snapshotter.as_str(), "" | SNAPSHOTTER) {
+/// For which snapshotter an image for `offered` shall be unpacked; what is wanted for one that is not there is not, as in
+/// containerd.
+fn snapshotter_for(wanted: &UnpackConfiguration, offered: &Platform) -> Option<Snapshotter> {
+    let snapshotter = snapshotter_of(wanted);
+    if snapshotter.is_none() {
         tracing::warn!(snapshotter = wanted.snapshotter, "nothing is unpacked for a snapshotter that is not there");
-        return false;
     }
     let wanted = wanted.platform.clone().map_or_else(Platform::host, Platform::from);
-    wanted.accepts(offered)
+    snapshotter.filter(|_| wanted.accepts(offered))
+}
+
+/// Whose snapshots are wanted; a client that names none wants what all use.
+pub(super) fn snapshotter_of(wanted: &UnpackConfiguration) -> Option<Snapshotter> {
+    if wanted.snapshotter.is_empty() { Some(Snapshotter::Overlayfs) } else { Snapshotter::named(&wanted.snapshotter) }
 }
 
 /// The name of a layer with all that is below it.

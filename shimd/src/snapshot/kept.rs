@@ -1,0 +1,92 @@
+//! The ways in which snapshots are kept, under the names that containerd's clients know.
+
+use std::sync::Arc;
+
+use super::Snapshots;
+use crate::db::Table;
+use crate::error::{Error, Result};
+
+/// How snapshots are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Snapshotter {
+    /// Each is what it has beyond its parents, and overlayfs puts them together: what clients use by default.
+    Overlayfs,
+    /// Each is a whole directory, copied of its parent.
+    Native,
+}
+
+impl Snapshotter {
+    pub(crate) const ALL: [Snapshotter; 2] = [Snapshotter::Overlayfs, Snapshotter::Native];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Snapshotter::Overlayfs => "overlayfs",
+            Snapshotter::Native => "native",
+        }
+    }
+
+    pub(crate) fn named(name: &str) -> Option<Snapshotter> {
+        Snapshotter::ALL.into_iter().find(|snapshotter| snapshotter.name() == name)
+    }
+
+    /// As what a lease holds its snapshots.
+    pub(crate) const fn resource(self) -> &'static str {
+        match self {
+            Snapshotter::Overlayfs => "snapshots/overlayfs",
+            Snapshotter::Native => "snapshots/native",
+        }
+    }
+
+    /// Name of the directory of its snapshots.
+    pub(super) const fn directory(self) -> &'static str {
+        match self {
+            Snapshotter::Overlayfs => "snapshots",
+            Snapshotter::Native => "native",
+        }
+    }
+
+    pub(crate) const fn table(self) -> Table {
+        match self {
+            Snapshotter::Overlayfs => Table::Snapshots,
+            Snapshotter::Native => Table::NativeSnapshots,
+        }
+    }
+
+    /// Table of who stands on whom.
+    pub(super) const fn children(self) -> Table {
+        match self {
+            Snapshotter::Overlayfs => Table::SnapshotChildren,
+            Snapshotter::Native => Table::NativeSnapshotChildren,
+        }
+    }
+}
+
+/// The snapshots of each snapshotter.
+#[derive(Clone)]
+pub(crate) struct Snapshotters(Arc<[Snapshots; 2]>);
+
+impl Snapshotters {
+    /// Opens each by `open`.
+    pub(crate) fn open(open: impl Fn(Snapshotter) -> Result<Snapshots>) -> Result<Snapshotters> {
+        let [first, second] = Snapshotter::ALL;
+        Ok(Snapshotters(Arc::new([open(first)?, open(second)?])))
+    }
+
+    pub(crate) fn of(&self, snapshotter: Snapshotter) -> &Snapshots {
+        &self.0[snapshotter as usize]
+    }
+
+    /// Those of the snapshotter that a client names.
+    pub(crate) fn named(&self, name: &str) -> Result<&Snapshots> {
+        let names = || Snapshotter::ALL.map(Snapshotter::name).join(", ");
+        let snapshotter = Snapshotter::named(name).ok_or_else(|| {
+            Error::invalid(format!("snapshotter {name:?}"), format!("it is not loaded; there are {}", names()))
+        })?;
+        Ok(self.of(snapshotter))
+    }
+
+    /// Syncs what was committed. Blocks for as long as the disk needs.
+    pub(crate) fn sync_committed(&self) -> Result<()> {
+        self.0.iter().try_for_each(Snapshots::sync_committed)
+    }
+}

@@ -1,0 +1,235 @@
+//! A tree made a second time: data with its holes, owners, modes, times, extended attributes, devices, hard links.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, Uid};
+use rustix::io::Errno;
+
+use super::Level;
+use crate::xattr;
+
+/// Directories that are open at once, on both sides. Deeper than paths can be long is of use to nobody.
+const DEPTH_MAX: usize = 512;
+
+const HANDLE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Copies what is in the directory `from` into the empty directory `to`, and makes `to` itself look like it.
+pub(crate) fn copy(from: OwnedFd, to: OwnedFd) -> rustix::io::Result<()> {
+    let top = to.try_clone().map_err(errno)?;
+    let source = Level { entries: Dir::new(from)?, name: Default::default() };
+    let mut copy = Copy { top, levels: vec![(source, to)], links: HashMap::new() };
+    while let Some((source, target)) = copy.levels.last_mut() {
+        let Some(entry) = source.entries.next() else {
+            // Its times at the end: each file that is made in it changes them.
+            look_like(source.entries.fd()?, target.as_fd())?;
+            copy.levels.pop();
+            continue;
+        };
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name != "." && name != ".." {
+            copy.entry(name)?;
+        }
+    }
+    Ok(())
+}
+
+struct Copy {
+    top: OwnedFd,
+    /// Directories that are being copied, the deepest last.
+    levels: Vec<(Level, OwnedFd)>,
+    /// Of what has several names the first, from the top, by its inode. Nobody else works in the copy: the way there is
+    /// the one that was made.
+    links: HashMap<u64, PathBuf>,
+}
+
+impl Copy {
+    fn entry(&mut self, name: &OsStr) -> rustix::io::Result<()> {
+        let Some((source, target)) = self.levels.last() else { return Ok(()) };
+        let (source, target) = (source.entries.fd()?, target.as_fd());
+        let stat = rustix::fs::statat(source, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind == FileType::Directory {
+            if self.levels.len() >= DEPTH_MAX {
+                return Err(Errno::NAMETOOLONG);
+            }
+            rustix::fs::mkdirat(target, name, Mode::RWXU)?;
+            let made = rustix::fs::openat(target, name, super::OPEN_DIRECTORY, Mode::empty())?;
+            let level = (Level::open(source, name)?, made);
+            self.levels.push(level);
+            return Ok(());
+        }
+        if let Some(first) = self.links.get(&stat.st_ino) {
+            return rustix::fs::linkat(&self.top, first, target, name, AtFlags::empty());
+        }
+        match kind {
+            FileType::RegularFile => file(source, target, name, &stat)?,
+            _ => other(source, target, name, &stat)?,
+        }
+        if stat.st_nlink > 1 {
+            // The first level is the top itself, which has no name.
+            let way = self.levels.iter().map(|(level, _)| level.name.as_os_str()).skip(1);
+            self.links.insert(stat.st_ino, way.chain([name]).collect());
+        }
+        Ok(())
+    }
+}
+
+/// Copies the file `name` of one directory into another.
+pub(crate) fn file(
+    source: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    name: &OsStr,
+    stat: &Stat,
+) -> rustix::io::Result<()> {
+    // A FIFO that took the name meanwhile must not hold this up.
+    let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let from = File::from(rustix::fs::openat(source, name, read, Mode::empty())?);
+    let write = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let to = File::from(rustix::fs::openat(target, name, write, Mode::RUSR | Mode::WUSR)?);
+    // Where the file system can share the blocks, nothing is copied.
+    if rustix::fs::ioctl_ficlone(&to, &from).is_err() {
+        data(&from, &to, stat.st_size as u64)?;
+    }
+    look_like(from.as_fd(), to.as_fd())
+}
+
+/// Copies the parts that are no holes.
+fn data(from: &File, to: &File, size: u64) -> rustix::io::Result<()> {
+    let mut at = 0;
+    while at < size {
+        let (begin, end) = match rustix::fs::seek(from, SeekFrom::Data(at)) {
+            Ok(begin) => (begin, rustix::fs::seek(from, SeekFrom::Hole(begin))?),
+            Err(Errno::NXIO) => break,
+            // A file system that knows no holes.
+            Err(_) => (at, size),
+        };
+        rustix::fs::seek(from, SeekFrom::Start(begin))?;
+        rustix::fs::seek(to, SeekFrom::Start(begin))?;
+        io::copy(&mut from.take(end - begin), &mut { to }).map_err(errno)?;
+        at = end.max(at + 1);
+    }
+    rustix::fs::ftruncate(to, size)
+}
+
+fn errno(error: io::Error) -> Errno {
+    Errno::from_io_error(&error).unwrap_or(Errno::IO)
+}
+
+/// Links, devices, FIFOs and sockets.
+fn other(source: BorrowedFd<'_>, target: BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> rustix::io::Result<()> {
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    if kind == FileType::Symlink {
+        let link = rustix::fs::readlinkat(source, name, Vec::new())?;
+        rustix::fs::symlinkat(link.as_c_str(), target, name)?;
+    } else {
+        rustix::fs::mknodat(target, name, kind, Mode::RUSR | Mode::WUSR, stat.st_rdev)?;
+    }
+    let from = rustix::fs::openat(source, name, HANDLE, Mode::empty())?;
+    let to = rustix::fs::openat(target, name, HANDLE, Mode::empty())?;
+    rustix::fs::chownat(target, name, owner(stat), group(stat), AtFlags::SYMLINK_NOFOLLOW)?;
+    copy_xattrs(from.as_fd(), to.as_fd())?;
+    if kind != FileType::Symlink {
+        rustix::fs::chmodat(target, name, Mode::from_raw_mode(stat.st_mode), AtFlags::empty())?;
+    }
+    rustix::fs::utimensat(target, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW)
+}
+
+/// Gives an open file or directory the owner, attributes, mode and times of another.
+pub(crate) fn look_like(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let stat = rustix::fs::fstat(from)?;
+    // First the owner: a change of it clears capabilities and set-id bits.
+    rustix::fs::fchown(to, owner(&stat), group(&stat))?;
+    copy_xattrs(from, to)?;
+    rustix::fs::fchmod(to, Mode::from_raw_mode(stat.st_mode))?;
+    rustix::fs::futimens(to, &times(&stat))
+}
+
+/// But not overlayfs's marks: they say something about the directory below, not about this one.
+fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let all = xattr::all(from)?;
+    let mut own = all.iter().filter(|(name, _)| !name.starts_with(b"trusted.overlay."));
+    own.try_for_each(|(name, value)| xattr::set(to, name, value))
+}
+
+fn owner(stat: &Stat) -> Option<Uid> {
+    Some(Uid::from_raw(stat.st_uid))
+}
+
+fn group(stat: &Stat) -> Option<Gid> {
+    Some(Gid::from_raw(stat.st_gid))
+}
+
+fn times(stat: &Stat) -> Timestamps {
+    Timestamps {
+        last_access: Timespec { tv_sec: stat.st_atime as _, tv_nsec: stat.st_atime_nsec as _ },
+        last_modification: Timespec { tv_sec: stat.st_mtime as _, tv_nsec: stat.st_mtime_nsec as _ },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::path::Path;
+
+    use super::*;
+
+    fn open(path: &Path) -> OwnedFd {
+        File::open(path).unwrap().into()
+    }
+
+    #[test]
+    fn a_copy_looks_like_what_it_was_made_of() {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let at = |path: &str| from.path().join(path);
+        fs::create_dir_all(at("d/deep")).unwrap();
+        fs::write(at("d/deep/f"), "data").unwrap();
+        fs::hard_link(at("d/deep/f"), at("d/again")).unwrap();
+        symlink("/nowhere", at("link")).unwrap();
+        fs::set_permissions(at("d/deep/f"), fs::Permissions::from_mode(0o4751)).unwrap();
+        fs::set_permissions(at("d"), fs::Permissions::from_mode(0o1700)).unwrap();
+        let sparse = File::create(at("sparse")).unwrap();
+        rustix::io::pwrite(&sparse, b"end", 8 << 20).unwrap();
+        sparse.set_len(9 << 20).unwrap();
+        rustix::fs::mknodat(open(from.path()), "fifo", FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let _ = xattr::set(sparse.as_fd(), b"user.note", b"kept");
+        let old = Timestamps {
+            last_access: Timespec { tv_sec: 1, tv_nsec: 2 },
+            last_modification: Timespec { tv_sec: 3, tv_nsec: 4 },
+        };
+        for name in ["d", "link", "fifo", "sparse"] {
+            rustix::fs::utimensat(open(from.path()), name, &old, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+        }
+        copy(open(from.path()), open(to.path())).unwrap();
+        for path in ["", "d", "d/deep", "d/deep/f", "d/again", "link", "sparse", "fifo"] {
+            let looks = |root: &Path| {
+                let of = root.join(path).symlink_metadata().unwrap();
+                (of.mode(), of.uid(), of.gid(), of.nlink(), of.size(), of.mtime(), of.mtime_nsec())
+            };
+            assert_eq!(looks(to.path()), looks(from.path()), "{path}");
+        }
+        let to_at = |path: &str| to.path().join(path);
+        assert_eq!(fs::read(to_at("d/deep/f")).unwrap(), b"data");
+        assert_eq!(to_at("d/again").metadata().unwrap().ino(), to_at("d/deep/f").metadata().unwrap().ino());
+        assert_eq!(fs::read_link(to_at("link")).unwrap(), Path::new("/nowhere"));
+        assert_eq!(fs::read(to_at("sparse")).unwrap(), fs::read(at("sparse")).unwrap());
+        assert!(to_at("sparse").metadata().unwrap().blocks() <= at("sparse").metadata().unwrap().blocks());
+        assert_eq!(xattr::all(open(&to_at("sparse")).as_fd()), xattr::all(sparse.as_fd()));
+    }
+
+    #[test]
+    fn what_is_too_deep_is_refused() {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut deep = from.path().to_owned();
+        deep.extend(std::iter::repeat_n("d", DEPTH_MAX));
+        fs::create_dir_all(&deep).unwrap();
+        assert_eq!(copy(open(from.path()), open(to.path())), Err(Errno::NAMETOOLONG));
+    }
+}
