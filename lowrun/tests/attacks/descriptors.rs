@@ -134,7 +134,9 @@ fn the_runtimes_own_link_leads_to_a_file_that_cannot_be_written() {
     }
     // On a program that does nothing about it the attack works.
     // Linux 6.1 was seen to keep the program of a dead process busy, now and then: another process is tried then.
-    assert!((0..4).any(|attempt| attack_works(&stage.dir.path().join(format!("sleep-{attempt}")))));
+    let mut refused = Vec::new();
+    let works = |attempt| attack_works(&stage.dir.path().join(format!("sleep-{attempt}")));
+    assert!((0..4).any(|attempt| works(attempt).map_err(|why| refused.push(why)).is_ok()), "{refused:?}");
     // A created container's process still is lowrun.
     let program = stage.own_program();
     stage.call(&["create", stage.id()]).ok();
@@ -146,8 +148,8 @@ fn the_runtimes_own_link_leads_to_a_file_that_cannot_be_written() {
     assert_eq!(open_for_writing(&held), Err(Errno::ROFS));
 }
 
-/// The attack on a copy of a program of no protection: whether it could be written after its process had ended.
-fn attack_works(usual: &Path) -> bool {
+/// The attack on a copy of a program of no protection: whether it could be written after its process had ended, or why not.
+fn attack_works(usual: &Path) -> Result<(), String> {
     fs::copy("/bin/busybox", usual).unwrap();
     let mut running = Command::new(usual).arg0("busybox").args(["sleep", "1000"]).spawn().unwrap();
     let held = hold_program(running.id());
@@ -156,13 +158,26 @@ fn attack_works(usual: &Path) -> bool {
     running.wait().unwrap();
     // Whoever looks at processes just then keeps it busy for a moment.
     let begun = Instant::now();
-    while open_for_writing(&held).is_err() {
+    while let Err(errno) = open_for_writing(&held) {
         if begun.elapsed() > PATIENCE / 4 {
-            return false;
+            return Err(format!("{errno}, held by {:?}", who_has(usual)));
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    true
+    Ok(())
+}
+
+/// The processes that execute a file or have it open or mapped.
+fn who_has(path: &Path) -> Vec<String> {
+    let path = path.to_str().unwrap();
+    let has = |process: &Path| {
+        let open = fs::read_dir(process.join("fd")).into_iter().flatten().flatten().map(|entry| entry.path());
+        let mut links = open.chain([process.join("exe")]).filter_map(|link| fs::read_link(link).ok());
+        let mapped = fs::read_to_string(process.join("maps")).is_ok_and(|maps| maps.contains(path));
+        mapped || links.any(|target| target.to_string_lossy().contains(path))
+    };
+    let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path()).filter(|process| has(process));
+    processes.map(|process| fs::read_to_string(process.join("stat")).unwrap_or_default()).collect()
 }
 
 fn hold_program(pid: u32) -> OwnedFd {
