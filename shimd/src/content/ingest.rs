@@ -361,7 +361,22 @@ impl<'a> Work<'a> {
         } else {
             self.content.info_of_file(digest)?;
         }
-        self.record_blob(digest, commit)
+        let recorded = self.record_blob(digest, commit);
+        if recorded.is_err() && self.shared.is_none() {
+            self.take_back(digest);
+        }
+        recorded
+    }
+
+    /// What has no record is no blob: its lease has ended, or the store has no room. It is an ingest as before.
+    fn take_back(&self, digest: &Digest) {
+        let is_nobodys = self.content.store.read().and_then(|view| super::is_in_no_namespace(&view, digest));
+        let path = self.content.ingest_path(self.record.directory);
+        if is_nobodys.is_ok_and(|is_nobodys| is_nobodys)
+            && let Err(error) = std::fs::rename(self.content.blob_path(digest), path)
+        {
+            tracing::warn!(%error, digest = digest.as_str(), "take a blob back that could not be recorded");
+        }
     }
 
     fn check(&self, digest: &Digest, commit: &Commit) -> Result<()> {

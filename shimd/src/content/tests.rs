@@ -62,6 +62,29 @@ fn commit(expected: Option<Digest>, total: u64) -> Commit {
 }
 
 #[tokio::test]
+async fn what_cannot_be_recorded_is_no_blob() {
+    let rig = rig();
+    crate::lease::create(&rig.content.store, &rig.namespace, "l", Labels::new()).unwrap();
+    let opening = Opening {
+        namespace: rig.namespace.clone(),
+        lease: Some("l".to_owned()),
+        reference: "r".to_owned(),
+        expected: None,
+        total: 0,
+        unpack: None,
+    };
+    let mut writer = Writer::open(rig.content.clone(), opening).await.unwrap();
+    writer.write(Bytes::from_static(b"data")).await.unwrap();
+    assert_eq!(writer.digest().await.unwrap(), digest(b"data"));
+    crate::lease::delete(&rig.content.store, &rig.namespace, "l").unwrap();
+    assert!(writer.commit(commit(None, 4)).await.is_err());
+    assert!(!rig.content.blob_path(&digest(b"data")).exists());
+    let mut again = rig.writer("r").await;
+    assert_eq!(again.commit(commit(Some(digest(b"data")), 4)).await.unwrap(), digest(b"data"));
+    assert_eq!(rig.read(&digest(b"data")), b"data");
+}
+
+#[tokio::test]
 async fn a_blob_is_what_was_written() {
     let rig = rig();
     let mut writer = rig.writer("r").await;
