@@ -10,6 +10,7 @@
 mod bench;
 mod cut;
 mod image;
+mod pulse;
 mod recorder;
 mod story;
 mod verdict;
@@ -21,6 +22,7 @@ use integration::{Subject, programs, skip};
 
 use bench::{Bench, Victim};
 use cut::{Disk, Fault, Random};
+use pulse::Pulse;
 use recorder::{Operation, Recorder};
 use story::Done;
 use verdict::{Findings, Wrong, examine};
@@ -31,6 +33,8 @@ const POINTS: usize = 24;
 /// Points of one recording: each is another story, for time does not pass twice in the same way.
 const POINTS_OF_RECORDING: usize = 100;
 const WEAK_POINTS: usize = 8;
+/// How often a point is looked at while the test was stopped meanwhile.
+const LOOKS: usize = 10;
 
 #[test]
 fn a_power_cut_leaves_every_image_whole() {
@@ -129,19 +133,33 @@ fn replay(bench: &mut Bench, log: &[Operation], story: &[Done], points: usize, r
     let mut cuts: Vec<usize> = (0..points).map(|_| first + 1 + random.below(log.len() - first)).collect();
     cuts.sort_unstable();
     let mut disk = Disk::new(log, DISK_SIZE);
+    let pulse = Pulse::start();
     // A file system of memory.
     let image = Path::new("/run/cut.img");
     for (index, cut) in cuts.into_iter().enumerate() {
         let mut fault = Fault::any(random);
-        disk.write_image(cut, fault, random, image);
-        let mut findings = restart(bench, story, cut, image, ["a", "b"][index % 2]);
+        let mut look = |fault| {
+            disk.write_image(cut, fault, random, image);
+            restart(bench, story, cut, image, ["a", "b"][index % 2])
+        };
+        let mut findings = undisturbed(&pulse, || look(fault));
         if is_torn_superblock(fault, &findings) {
             fault = Fault::Cut;
-            disk.write_image(cut, fault, random, image);
-            findings = restart(bench, story, cut, image, ["a", "b"][index % 2]);
+            findings = undisturbed(&pulse, || look(fault));
         }
         tally.add(&format!("cut {cut} of {} ({fault:?})", log.len()), findings);
     }
+}
+
+/// Looks, again where something was wrong and the test had been stopped.
+fn undisturbed(pulse: &Pulse, mut look: impl FnMut() -> Findings) -> Findings {
+    for _ in 1..LOOKS {
+        let findings = look();
+        if findings.is_empty() || !pulse.has_paused() {
+            return findings;
+        }
+    }
+    look()
 }
 
 /// ext4's superblocks, its journal's too, are two sectors with one checksum: torn apart, there is no file system any more,
