@@ -271,6 +271,14 @@ pub fn descriptors(proc: BorrowedFd<'_>) -> sys::Result<Vec<u32>> {
     Ok(names.collect())
 }
 
+/// Has no program that is started from now on inherit a descriptor from `first` on; `proc` is procfs, if it is at hand.
+pub fn close_on_exec_from(first: u32, proc: Option<BorrowedFd<'_>>) {
+    sys::process::close_on_exec_from(first, || match proc {
+        Some(proc) => descriptors(proc),
+        None => descriptors(open_proc()?.as_fd()),
+    });
+}
+
 /// Writes `text` in one go to a file below a procfs handle.
 pub fn write_in_proc(proc: BorrowedFd<'_>, path: &str, text: &str) -> sys::Result<()> {
     let file = open_in_proc(proc, path, OFlags::WRONLY)?;

@@ -162,3 +162,90 @@ fn a_container_whose_poststart_fails_at_start_is_forgotten() {
     stage.call(&["state", stage.id()]).fails(1, "does not exist");
     stage.is_clean();
 }
+
+/// Names each descriptor from 3 to 9 that a shell has; its own are from 10 on.
+fn descriptors_to(file: &std::path::Path) -> String {
+    format!("for n in 3 4 5 6 7 8 9; do [ -e /proc/self/fd/$n ] && echo $n; done > {}; true", file.display())
+}
+
+#[test]
+fn what_is_passed_to_the_program_is_no_hooks() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("runc passes it to hooks in the container too") {
+        return;
+    }
+    let dir = stage.dir.path().join("seen");
+    std::fs::create_dir(&dir).unwrap();
+    let path = dir.to_str().unwrap();
+    stage.mount(path, "bind", path, &["bind"]);
+    let seen = |point: &str| std::fs::read_to_string(dir.join(point)).unwrap();
+    let points = ["prestart", "createRuntime", "createContainer", "startContainer", "poststart"];
+    for point in points {
+        let script = descriptors_to(&dir.join(point));
+        stage.config["hooks"][point] = json!([{ "path": "/bin/sh", "args": ["sh", "-c", script] }]);
+    }
+    stage.script(&descriptors_to(&dir.join("program")));
+    stage.call_after("exec 3</etc 4</usr 5</etc", &["run", "--preserve-fds", "2", stage.id()]).ok();
+    for point in points {
+        assert_eq!(seen(point), "", "{point}");
+    }
+    assert_eq!(seen("program"), "3\n4\n");
+    stage.is_clean();
+}
+
+#[test]
+fn a_container_that_is_still_made_is_not_entered() {
+    let Some(mut stage) = stage() else { return };
+    // A hook while the root is the host's still, as long as the file is there.
+    let wait = stage.dir.path().join("wait");
+    let script = format!(
+        "touch {0}.met; n=0; while [ -e {0} ] && [ $n -lt 200 ]; do sleep 0.05; n=$((n+1)); done",
+        wait.display()
+    );
+    stage.config["hooks"] = json!({ "createContainer": [{ "path": "/bin/sh", "args": ["sh", "-c", script],
+                                                          "env": ["PATH=/usr/bin:/bin"] }] });
+    stage.script("while :; do sleep 0.05; done");
+    for words in [&["create"][..], &["run", "--detach"]] {
+        std::fs::write(&wait, "").unwrap();
+        let _ = std::fs::remove_file(wait.with_extension("met"));
+        stage.write_config();
+        let words = [words, &[stage.id()]].concat();
+        let mut maker = stage.command().args(&words).stdout(std::process::Stdio::null()).spawn().unwrap();
+        eventually("the hook runs", || wait.with_extension("met").exists());
+        let exec = || {
+            let mut command = stage.command();
+            command.args(["exec", stage.id(), "true"]);
+            stage.finish(command)
+        };
+        let told = if stage.is_ours() {
+            "cannot exec in a stopped container: it is still being made"
+        } else {
+            "does not exist"
+        };
+        exec().fails(255, told);
+        std::fs::remove_file(&wait).unwrap();
+        assert!(maker.wait().unwrap().success());
+        exec().ok();
+        stage.delete();
+        stage.is_clean();
+    }
+}
+
+#[test]
+fn a_poststart_hook_may_enter_the_container() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("runc before 1.2 runs poststart at creation") {
+        return;
+    }
+    let command = stage.command();
+    let words = command.get_args().map(|word| word.to_str().unwrap()).collect::<Vec<_>>().join(" ");
+    let script = format!("{} {words} exec {} true", command.get_program().display(), stage.id());
+    stage.config["hooks"] = json!({ "poststart": [{ "path": "/bin/sh", "args": ["sh", "-c", script] }] });
+    stage.script("while :; do sleep 0.05; done");
+    stage.detached();
+    stage.delete();
+    stage.call(&["create", stage.id()]).ok();
+    stage.call(&["start", stage.id()]).ok();
+    stage.delete();
+    stage.is_clean();
+}

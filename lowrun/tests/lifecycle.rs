@@ -8,7 +8,7 @@ use std::os::unix::net::UnixListener;
 use std::process::Stdio;
 
 use serde_json::{Value, json};
-use stage::{eventually, stage};
+use stage::{Outcome, Stage, eventually, stage};
 
 const LOOP: &str = "trap 'exit 3' TERM; while :; do sleep 0.02; done";
 
@@ -412,4 +412,48 @@ fn receive_with(socket: &OwnedFd, words: &mut [u8]) -> (usize, OwnedFd) {
         _ => None,
     });
     (received.bytes, descriptor.unwrap())
+}
+
+/// As [`Stage::call`], without config.json being written, which another may be reading.
+fn call(stage: &Stage, words: &[&str]) -> Outcome {
+    let mut command = stage.command();
+    command.args(words);
+    stage.finish(command)
+}
+
+#[test]
+fn a_container_in_the_foreground_is_everybodys() {
+    let Some(mut stage) = stage() else { return };
+    stage.script("while :; do sleep 0.05; done");
+    stage.write_config();
+    let mut run = stage.command().args(["run", stage.id()]).spawn().unwrap();
+    eventually("running", || call(&stage, &["state", stage.id()]).out.contains("\"running\""));
+    // Each of these would wait for the program's end, if the one in the foreground kept the container to itself.
+    call(&stage, &["start", stage.id()]).fails(1, "already running");
+    call(&stage, &["delete", stage.id()]).fails(1, "not stopped");
+    call(&stage, &["exec", stage.id(), "true"]).ok();
+    call(&stage, &["delete", "--force", stage.id()]).ok();
+    assert_eq!(run.wait().unwrap().code(), Some(137));
+    stage.is_clean();
+}
+
+#[test]
+fn who_ran_it_does_not_remove_another_of_the_same_id() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("runc removes it by its id") {
+        return;
+    }
+    stage.script("while :; do sleep 0.05; done");
+    stage.write_config();
+    let mut run = stage.command().args(["run", stage.id()]).spawn().unwrap();
+    eventually("running", || call(&stage, &["state", stage.id()]).out.contains("\"running\""));
+    let pid = rustix::process::Pid::from_child(&run);
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    call(&stage, &["delete", "--force", stage.id()]).ok();
+    call(&stage, &["create", stage.id()]).ok();
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(137));
+    assert!(call(&stage, &["state", stage.id()]).ok().out.contains("\"created\""));
+    stage.delete();
+    stage.is_clean();
 }

@@ -288,7 +288,7 @@ fn a_stage_that_was_left_over_the_hosts_root_is_taken_away() {
     stage.config["linux"]["readonlyPaths"] = json!([]);
     stage.mount("/etc", "tmpfs", "tmpfs", &["tmpcopyup"]);
     let rootfs = stage.rootfs();
-    let is_stage = |line: &&String| line.contains(" lowrun-stage ");
+    let is_stage = |line: &&String| line.contains(" lowrun-stage:");
     let clean = || {
         while !mounted_on_host(&rootfs).is_empty() {
             let _ = rustix::mount::unmount(&rootfs, rustix::mount::UnmountFlags::DETACH);
@@ -307,11 +307,21 @@ fn a_stage_that_was_left_over_the_hosts_root_is_taken_away() {
     stage.args(&["sleep", "100"]);
     stage.call(&["create", stage.id()]).ok();
     let flags = rustix::mount::MountFlags::empty();
-    rustix::mount::mount("lowrun-stage", &rootfs, "tmpfs", flags, c"").unwrap();
+    let own = stage_name(&stage);
+    // The lower one is another's, of the same id.
+    for name in ["lowrun-stage:x:y", &own] {
+        rustix::mount::mount(name, &rootfs, "tmpfs", flags, c"").unwrap();
+    }
     stage.call(&["delete", "--force", stage.id()]).ok();
     let left = mounted_on_host(&rootfs);
     clean();
-    assert_eq!(left.iter().filter(is_stage).count(), 0, "{left:?}");
+    let left: Vec<&String> = left.iter().filter(is_stage).collect();
+    assert!(left.len() == 1 && left[0].contains("lowrun-stage:x:y"), "{left:?}");
+}
+
+/// What a stage of the container is called that is there.
+fn stage_name(stage: &Stage) -> String {
+    format!("lowrun-stage:{}:{}", stage.id(), stage.state()["created"].as_str().unwrap())
 }
 
 /// A process that holds a namespace, for as long.
@@ -338,13 +348,10 @@ fn a_stage_in_a_namespace_that_was_joined_is_taken_away() {
     if stage.differs("runc makes none") {
         return;
     }
-    let holder = std::process::Command::new("unshare").args(["--mount", "sleep", "1000"]).spawn().unwrap();
-    let holder = Holder(holder);
-    let comm = format!("/proc/{}/comm", holder.id());
-    stage::eventually("the namespace is made", || std::fs::read_to_string(&comm).unwrap().trim() == "sleep");
+    let holder = holder_of_mounts();
     stage.namespace("mount", Some(&format!("/proc/{}/ns/mnt", holder.id())));
     let table = format!("/proc/{}/mountinfo", holder.id());
-    let stages = || std::fs::read_to_string(&table).unwrap().matches(" lowrun-stage ").count();
+    let stages = || std::fs::read_to_string(&table).unwrap().matches(" lowrun-stage:").count();
     let bare = json!([]);
     for key in ["maskedPaths", "readonlyPaths"] {
         stage.config["linux"][key] = bare.clone();
@@ -359,14 +366,87 @@ fn a_stage_in_a_namespace_that_was_joined_is_taken_away() {
     stage.config["mounts"] = json!([]);
     stage.args(&["sleep", "100"]);
     stage.call(&["create", stage.id()]).ok();
-    let mut enter = std::process::Command::new("nsenter");
-    enter.args(["--mount", "--target", &holder.id().to_string(), "mount", "-t", "tmpfs", "lowrun-stage"]);
     // Its root is the container's by now.
-    assert!(enter.arg("/").status().unwrap().success());
+    mount_in(&holder, &stage_name(&stage));
     assert_eq!(stages(), 1);
     stage.call(&["delete", "--force", stage.id()]).ok();
     assert_eq!(stages(), 0);
     drop(holder);
+    stage.is_clean();
+}
+
+fn holder_of_mounts() -> Holder {
+    let holder = std::process::Command::new("unshare").args(["--mount", "sleep", "1000"]).spawn().unwrap();
+    let holder = Holder(holder);
+    let comm = format!("/proc/{}/comm", holder.id());
+    stage::eventually("the namespace is made", || std::fs::read_to_string(&comm).unwrap().trim() == "sleep");
+    holder
+}
+
+fn mount_in(holder: &Holder, name: &str) {
+    let mut enter = std::process::Command::new("nsenter");
+    enter.args(["--mount", "--target", &holder.id().to_string(), "mount", "-t", "tmpfs", name, "/"]);
+    assert!(enter.status().unwrap().success());
+}
+
+#[test]
+fn a_namespace_that_has_taken_the_place_of_the_joined_one_is_left_alone() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("runc makes none") {
+        return;
+    }
+    let (joined, other) = (holder_of_mounts(), holder_of_mounts());
+    let path = stage.dir.path().join("namespace");
+    let lead_to = |holder: &Holder| {
+        let _ = std::fs::remove_file(&path);
+        std::os::unix::fs::symlink(format!("/proc/{}/ns/mnt", holder.id()), &path).unwrap();
+    };
+    lead_to(&joined);
+    stage.namespace("mount", Some(path.to_str().unwrap()));
+    for key in ["maskedPaths", "readonlyPaths"] {
+        stage.config["linux"][key] = json!([]);
+    }
+    stage.config["mounts"] = json!([]);
+    stage.args(&["sleep", "100"]);
+    stage.call(&["create", stage.id()]).ok();
+    // Even what has the right name is not taken there.
+    mount_in(&other, &stage_name(&stage));
+    lead_to(&other);
+    stage.call(&["delete", "--force", stage.id()]).ok();
+    let table = std::fs::read_to_string(format!("/proc/{}/mountinfo", other.id())).unwrap();
+    assert_eq!(table.matches(" lowrun-stage:").count(), 1, "{table}");
+    stage.is_clean();
+}
+
+#[test]
+fn what_lies_above_the_limit_of_descriptors_reaches_neither_program_nor_hook() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("runc needs some of them") {
+        return;
+    }
+    let seen = stage.dir.path().join("seen");
+    let look = "ls /proc/self/fd | tr '\\n' ' '";
+    let hook = json!([{ "path": "/bin/sh", "args": ["sh", "-c", format!("{look} >> {}", seen.display())],
+                        "env": ["PATH=/usr/bin:/bin"] }]);
+    stage.config["hooks"] = json!({ "createRuntime": hook, "poststop": hook });
+    stage.script(&look.replace("tr '\\n' ' '", "cat"));
+    stage.write_config();
+    // The caller's limit is lower than a descriptor that it has.
+    let call = stage.command();
+    let open = || {
+        let mut shell = std::process::Command::new("bash");
+        shell.args(["-c", "exec 900</etc; ulimit -Sn 100; exec \"$0\" \"$@\""]);
+        shell.arg(call.get_program()).args(call.get_args()).args(["run", stage.id()]).current_dir(stage.bundle());
+        stage.finish(shell)
+    };
+    let (expected, _) = (open().ok().out, std::fs::remove_file(&seen).unwrap());
+    assert!(!expected.contains("900"), "{expected}");
+    for errno in [libc::ENOSYS, libc::EPERM] {
+        let _ = std::fs::remove_file(&seen);
+        assert_eq!(without(&["close_range"], errno, open).ok().out, expected);
+        let seen = std::fs::read_to_string(&seen).unwrap();
+        assert!(seen.contains("0 1 2") && !seen.contains("900"), "{seen}");
+    }
     stage.is_clean();
 }
 

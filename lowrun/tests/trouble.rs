@@ -133,6 +133,8 @@ fn paths_of_the_caller_that_lead_nowhere_are_named() {
         (&["--pid-file", "/no/such/dir/pid"][..], "/no/such/dir/pid"),
         (&["--pidfd-socket", "/no/such.sock"], "/no/such.sock"),
         (&["--console-socket", "/no/such.sock"], "console socket"),
+        // One that lowrun has opened itself by then is not the caller's.
+        (&["--preserve-fds", "1"], "preserved-fd 3"),
         (&["--preserve-fds", "99"], "preserved-fd"),
         (&["--preserve-fds", "4294967293"], "preserved-fd"),
         (&["--preserve-fds", "-1"], "preserve-fds"),
@@ -264,30 +266,41 @@ fn without_permission_the_path_is_named() {
     stage.is_clean();
 }
 
-/// The host side's system calls of a creation, from the state directory on: each by its name, and which of that
-/// name it is.
-fn calls_of_a_creation(stage: &Stage) -> Vec<(String, usize)> {
-    let trace = stage.dir.path().join("trace");
+/// A call of strace, which writes a file for each process, or kills at a system call.
+fn traced(stage: &Stage, options: &[&str], words: &[&str]) -> Command {
     let mut command = Command::new("strace");
-    command.arg("-o").arg(&trace).arg(stage.command().get_program()).arg("--root").arg(stage.root());
-    command.args(["create", stage.id()]).current_dir(stage.bundle());
-    stage.finish(command).ok();
-    stage.delete();
-    let text = std::fs::read_to_string(&trace).unwrap();
+    command.args(options).arg(stage.command().get_program()).arg("--root").arg(stage.root());
+    command.args(words).arg(stage.id()).current_dir(stage.bundle());
+    command
+}
+
+/// The system calls of each process of an undisturbed call, lowrun's own first: each by its name, and which of that name
+/// it is in that process.
+fn calls_of(stage: &Stage, words: &[&str], follows: bool) -> Vec<Vec<(String, usize)>> {
+    let dir = stage.dir.path().join("traces");
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir(&dir).unwrap();
+    let file = dir.join("trace");
+    let follow = if follows { "-ff" } else { "-q" };
+    stage.finish(traced(stage, &[follow, "-o", file.to_str().unwrap()], words)).ok();
+    let mut traces: Vec<_> = std::fs::read_dir(&dir).unwrap().flatten().map(|entry| entry.path()).collect();
+    // By their pids: with numbers of the same length that is the order of their birth, but for a wrap.
+    traces.sort_by_key(|path| (path.as_os_str().len(), path.clone()));
+    traces.iter().map(|path| calls_in(&std::fs::read_to_string(path).unwrap())).collect()
+}
+
+fn calls_in(trace: &str) -> Vec<(String, usize)> {
     let mut counts = std::collections::BTreeMap::new();
+    // Other lines are of signals and of the end.
+    let names = trace.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_lowercase()));
+    let names = names.filter_map(|line| Some(line.split_once('(')?.0.to_owned()));
     let mut calls = Vec::new();
-    let mut begun = false;
-    for line in text.lines() {
-        // Other lines are of signals and of the end.
-        let Some((name, _)) = line.split_once('(').filter(|_| line.starts_with(|c: char| c.is_ascii_lowercase()))
-        else {
-            continue;
-        };
-        let count = counts.entry(name.to_owned()).or_insert(0);
+    for name in names {
+        let count = counts.entry(name.clone()).or_insert(0);
         *count += 1;
-        begun |= name.starts_with("mkdir") && line.contains(stage.id());
-        if begun {
-            calls.push((name.to_owned(), *count));
+        // What strace itself begins with; and of an end nothing is left to be killed.
+        if !name.starts_with("exit") && (name.as_str(), *count) != ("execve", 1) {
+            calls.push((name, *count));
         }
     }
     calls
@@ -301,34 +314,102 @@ fn processes_of(stage: &Stage) -> Vec<String> {
     lines.filter(|line| line.contains(stage.id())).collect()
 }
 
+/// Kills at a system call; whether it was lowrun's own process that died of it.
+fn kill_at(stage: &Stage, follow: &str, (name, count): &(String, usize), words: &[&str]) -> bool {
+    let inject = format!("inject={name}:signal=SIGKILL:when={count}");
+    let outcome = stage.finish(traced(stage, &[follow, "-o", "/dev/null", "-e", &inject], words));
+    outcome.status == -1
+}
+
+fn nothing_is_left(stage: &Stage, what: &str) {
+    eventually(&format!("nothing is left of {what}"), || {
+        processes_of(stage).is_empty() && stage.leftovers().is_empty()
+    });
+}
+
+fn has_strace() -> bool {
+    let is_there = Path::new("/usr/bin/strace").exists();
+    if !is_there {
+        eprintln!("skipped: needs strace");
+    }
+    is_there
+}
+
+/// A container that takes what the others do not: ids that are mapped, sources that the host side opens, hooks.
+fn with_a_user_namespace(stage: &mut Stage) {
+    let source = stage.dir.path().join("source");
+    std::fs::create_dir(&source).unwrap();
+    stage.user_namespace(500_000);
+    stage.namespace("cgroup", Some(""));
+    stage.mount("/mnt", "bind", source.to_str().unwrap(), &["bind"]);
+    for point in ["createRuntime", "createContainer", "poststop"] {
+        stage.config["hooks"][point] = serde_json::json!([{ "path": "/bin/true" }]);
+    }
+}
+
 #[test]
 fn killed_at_any_system_call_it_leaves_what_delete_removes() {
     let Some(mut stage) = stage() else { return };
-    if stage.differs("a promise of lowrun") {
-        return;
-    }
-    if !Path::new("/usr/bin/strace").exists() {
-        eprintln!("skipped: needs strace");
+    if stage.differs("a promise of lowrun") || !has_strace() {
         return;
     }
     stage.script(LOOP);
-    stage.write_config();
-    // The first creation makes what all later ones find: the root, the cgroup's parents.
-    stage.call(&["create", stage.id()]).ok();
-    stage.delete();
-    let calls = calls_of_a_creation(&stage);
-    assert!(calls.len() > 30, "{calls:?}");
-    for (name, count) in calls.iter().filter(|(name, _)| name != "exit_group") {
-        let mut command = Command::new("strace");
-        command.args(["-o", "/dev/null", "-e", &format!("inject={name}:signal=SIGKILL:when={count}")]);
-        command.arg(stage.command().get_program()).arg("--root").arg(stage.root());
-        command.args(["create", stage.id()]).current_dir(stage.bundle());
-        let outcome = stage.finish(command);
-        assert_ne!(outcome.status, 0, "{name} {count}: not killed");
+    for what in ["a plain one", "one in a user namespace"] {
+        // The first creation makes what all later ones find: the root, the cgroup's parents.
+        stage.call(&["create", stage.id()]).ok();
+        stage.delete();
+        let calls = calls_of(&stage, &["create"], false).remove(0);
+        stage.delete();
+        assert!(calls.len() > 30, "{calls:?}");
+        for call in &calls {
+            assert!(kill_at(&stage, "-q", call, &["create"]), "{call:?}: not killed");
+            stage.call(&["delete", "--force", stage.id()]).ok();
+            nothing_is_left(&stage, &format!("{what}, killed at {call:?}"));
+        }
+        if what == "a plain one" {
+            with_a_user_namespace(&mut stage);
+        }
+    }
+}
+
+#[test]
+fn a_container_side_that_is_killed_at_any_system_call_leaves_nothing() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("a promise of lowrun") || !has_strace() {
+        return;
+    }
+    stage.args(&["true"]);
+    stage.run().ok();
+    let mut all = calls_of(&stage, &["run"], true);
+    let (own, inside) = (all.remove(0), all.remove(0));
+    // Whoever comes to that number first is killed: so those that lowrun itself has fewer of.
+    let inside: Vec<_> = inside.iter().filter(|call| !own.contains(call)).collect();
+    assert!(inside.iter().any(|(name, _)| name == "pivot_root"), "{inside:?}");
+    for call in inside {
+        // Nobody deletes it: the one that made it does, if it lives.
+        if kill_at(&stage, "-f", call, &["run"]) {
+            stage.call(&["delete", "--force", stage.id()]).ok();
+        }
+        nothing_is_left(&stage, &format!("one whose inner side was killed at {call:?}"));
+    }
+}
+
+#[test]
+fn a_removal_that_is_killed_at_any_system_call_can_be_done_again() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("a promise of lowrun") || !has_strace() {
+        return;
+    }
+    stage.script(LOOP);
+    let words = ["delete", "--force"];
+    stage.detached();
+    let calls = calls_of(&stage, &words, false).remove(0);
+    for call in &calls {
+        stage.detached();
+        // How often it waits for an end is not the same each time: then there is one wait less, and it is done.
+        let _ = kill_at(&stage, "-q", call, &words);
         stage.call(&["delete", "--force", stage.id()]).ok();
-        eventually(&format!("after {name} {count} nothing is left"), || {
-            processes_of(&stage).is_empty() && stage.leftovers().is_empty()
-        });
+        nothing_is_left(&stage, &format!("one whose removal was killed at {call:?}"));
     }
 }
 
@@ -338,8 +419,7 @@ fn a_fault_of_the_host_side_is_told_once_however_slow_the_host_side_is() {
     if stage.differs("lowrun has two sides") {
         return;
     }
-    if !Path::new("/usr/bin/strace").exists() {
-        eprintln!("skipped: needs strace");
+    if !has_strace() {
         return;
     }
     stage.config["linux"]["resources"]["cpu"] = serde_json::json!({ "cpus": "9999" });

@@ -324,6 +324,11 @@ impl Cgroup {
         self.hierarchies.iter().any(|hierarchy| hierarchy.dir.exists())
     }
 
+    /// How many of its processes the kernel has killed for want of memory.
+    pub fn oom_kills(&self) -> u64 {
+        notify::oom_kills_in(self)
+    }
+
     /// Whether the container is frozen.
     pub fn is_frozen(&self) -> bool {
         if self.is_unified() {

@@ -129,6 +129,14 @@ fn of_v1(dir: &Path, file: &str, argument: &str) -> sys::Result<Notice> {
     Ok(Notice { fd, kind: Kind::V1 { control, _source: source } })
 }
 
+/// How many processes of a cgroup the kernel has killed for want of memory; none where it does not count them.
+pub(super) fn oom_kills_in(cgroup: &Cgroup) -> u64 {
+    memory(cgroup).map_or(0, |hierarchy| {
+        let file = if hierarchy.is_unified() { "memory.events" } else { "memory.oom_control" };
+        oom_kills(&hierarchy.dir.join(file))
+    })
+}
+
 fn of_oom_v2(dir: &Path) -> sys::Result<Notice> {
     let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).call("inotify_init1")?;
     let file = dir.join("memory.events");

@@ -170,10 +170,11 @@ pub(super) fn restore(global: &Global, typed: &Typed) -> Result<i32> {
     let created = span("criu", || criu::restore(&request(theirs)))?;
     let relay = finish_creation(typed, &created).and_then(|()| ours.as_ref().map(Terminal::receive).transpose());
     let mut relay = relay.or_else(|fault| abandon(global, &created, fault))?;
+    created.container.dir.unlock();
     let status = wait::foreground(created.pidfd.as_fd(), &signals, relay.as_mut(), || ());
     drop(relay);
     let status = status.or_else(|fault| abandon(global, &created, fault))?;
-    span("delete", || super::delete::destroy(global, &created.container))?;
+    span("delete", || super::delete::destroy_once(global, &created.container))?;
     Ok(status)
 }
 

@@ -8,6 +8,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::args::{Command, Flag, Typed, option, switch};
 use super::{Global, absolute};
+use crate::create::hooks::Point;
 use crate::create::terminal::Terminal;
 use crate::create::{self, Created, Request, hooks, notify, socket, wait};
 use crate::fault::{Attempt, Code, Fault, Result, Step};
@@ -94,6 +95,8 @@ pub(super) fn run(global: &Global, typed: &Typed) -> Result<i32> {
     let stays = !terminal && !input.tells_beginning(typed);
     let mut created = create::create(Request { stays, ..request })?;
     finish_run(global, typed, &created)?;
+    // While the program runs, another may enter or remove the container.
+    created.container.dir.unlock();
     let relay = ours.as_ref().map(Terminal::receive).transpose();
     let mut relay = relay.or_else(|fault| abandon(global, &created, fault))?;
     if relay.is_none() {
@@ -102,11 +105,13 @@ pub(super) fn run(global: &Global, typed: &Typed) -> Result<i32> {
     let status = wait::foreground(created.pidfd.as_fd(), &signals, relay.as_mut(), || created.await_program());
     drop(relay);
     let status = status.or_else(|fault| abandon(global, &created, fault))?;
-    if let Some(refusal) = created.take_refusal() {
-        return Err(refusal);
-    }
-    if !typed.is_on("keep") {
-        span("delete", || super::delete::destroy(global, &created.container))?;
+    if created.container.dir.lock_again()? {
+        if let Some(refusal) = created.take_refusal() {
+            return Err(refusal);
+        }
+        if !typed.is_on("keep") {
+            span("delete", || super::delete::destroy(global, &created.container))?;
+        }
     }
     // The process ends: giving memory back piece by piece would only touch what it shared with the container's.
     std::mem::forget((input, created));
@@ -239,7 +244,7 @@ fn listen_fds() -> u32 {
 pub(super) fn extra_fds(typed: &Typed, listening: u32) -> Result<u32> {
     let preserved: u32 = typed.number("preserve-fds")?.unwrap_or(0);
     let (count, end) = (u64::from(listening) + u64::from(preserved), 3 + u64::from(listening) + u64::from(preserved));
-    let is_open = |fd: u64| u32::try_from(fd).is_ok_and(sys::process::is_open);
+    let is_open = |fd: u64| u32::try_from(fd).is_ok_and(sys::process::is_inherited);
     match ((3..end).find(|fd| !is_open(*fd)), u32::try_from(count)) {
         (None, Ok(count)) => Ok(count),
         (closed, _) => {
@@ -296,16 +301,20 @@ fn hand_on_readiness(global: &Global, created: &Created, signals: Option<&OwnedF
 
 fn finish_run(global: &Global, typed: &Typed, created: &Created) -> Result<()> {
     let container = &created.container;
+    if !container.state.poststart.is_empty() {
+        // What they do may be to enter the container.
+        container.dir.unlock();
+    }
     let document = container.hook_state(Status::Running);
     let place = hooks::Place { dir: Some(&container.state.bundle), ..hooks::Place::default() };
-    let poststart = hooks::run("poststart", &container.state.poststart, &document, &place).step("run:hooks");
+    let poststart = hooks::run(Point::Poststart, &container.state.poststart, &document, &place).step("run:hooks");
     poststart.and_then(|()| finish_creation(typed, created)).or_else(|fault| abandon(global, created, fault))
 }
 
 /// Ends a container of which the caller learns nothing but this fault: it must not stay.
 pub(super) fn abandon<T>(global: &Global, created: &Created, fault: Box<Fault>) -> Result<T> {
     end(created.pidfd.as_fd());
-    super::delete::destroy(global, &created.container)?;
+    super::delete::destroy_once(global, &created.container)?;
     Err(fault)
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::Global;
 use super::args::{Command, Typed, switch};
 use crate::cgroup::Cgroup;
+use crate::create::hooks::Point;
 use crate::create::{hooks, sweep_stage};
 use crate::fault::{Attempt, Code, Fault, Result, Step};
 use crate::plan::namespaces::Kind;
@@ -38,29 +39,31 @@ pub(super) fn delete(global: &Global, typed: &Typed) -> Result<i32> {
         result => result?,
     };
     container.dir.lock()?;
-    delete_locked(global, container, force)
+    // While this waited, another may have removed it.
+    let state = match container.dir.read(id) {
+        Err(fault) if force && fault.code == Code::ContainerNotFound => return Ok(0),
+        result => result?,
+    };
+    delete_locked(global, &Container { state, ..container }, force)
 }
 
-fn delete_locked(global: &Global, container: Container, force: bool) -> Result<i32> {
-    let id = &container.state.id.clone();
-    // While this waited, another may have removed it.
-    let container = match Container::load(&global.root, id) {
-        Err(fault) if force && fault.code == Code::ContainerNotFound => return Ok(0),
-        result => {
-            let again = result?;
-            Container { dir: container.dir, state: again.state }
-        }
-    };
+fn delete_locked(global: &Global, container: &Container, force: bool) -> Result<i32> {
+    let id = &container.state.id;
     match container.status() {
         Status::Stopped if !force => {}
-        Status::Created | Status::Stopped => kill(&container)?,
-        _ if force => kill(&container)?,
+        Status::Created | Status::Stopped => kill(container)?,
+        _ if force => kill(container)?,
         status => {
             return Err(Fault::new(Code::ContainerRunning, format!("delete container {id}"))
                 .cause(format!("cannot delete container {id} that is not stopped: {}", status.as_str())));
         }
     }
-    destroy(global, &container).map(|()| 0)
+    destroy(global, container).map(|()| 0)
+}
+
+/// As [`destroy`], of a container that others could get at meanwhile: one of them may have removed it.
+pub(super) fn destroy_once(global: &Global, container: &Container) -> Result<()> {
+    if container.dir.lock_again()? { destroy(global, container) } else { Ok(()) }
 }
 
 /// Removes what is left of a container: processes that outlived the first one, cgroup, state; then the poststop hooks.
@@ -71,11 +74,11 @@ pub(super) fn destroy(global: &Global, container: &Container) -> Result<()> {
     if shares_pids && cgroup.exists() {
         cgroup.kill().step("delete:kill")?;
     }
-    sweep_stage(&container.state.namespaces, &container.state.rootfs).step("delete:mounts")?;
+    sweep_stage(&container.state).step("delete:mounts")?;
     span("cgroup-remove", || cgroup.remove()).step("delete:cgroup")?;
     container.state.rdt.as_ref().map_or(Ok(()), crate::rdt::Group::remove).step("delete:limits")?;
     span("state-remove", || container.dir.remove()).step("delete:state")?;
-    for fault in hooks::run_all("poststop", &container.state.poststop, &container.hook_state(Status::Stopped)) {
+    for fault in hooks::run_all(Point::Poststop, &container.state.poststop, &container.hook_state(Status::Stopped)) {
         global.log.warn(&fault.one_line());
     }
     Ok(())
@@ -127,8 +130,8 @@ fn forget(global: &Global, id: &str) -> Result<i32> {
     };
     dir.lock()?;
     // A creation that was under way may have ended while this waited.
-    if let Ok(container) = Container::load(&global.root, id) {
-        return delete_locked(global, Container { dir, state: container.state }, true);
+    if let Ok(state) = dir.read(id) {
+        return delete_locked(global, &Container { dir, state }, true);
     }
     let text = state::read_state(&dir).unwrap_or_default();
     let state::Remains { init, cgroup } = state::Remains::read(&text);

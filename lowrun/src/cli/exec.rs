@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 
@@ -14,8 +15,11 @@ use crate::create::{self, socket, wait};
 use crate::fault::{Attempt, Code, Fault, Result};
 use crate::plan::process::ProcessPlan;
 use crate::spec;
-use crate::state::{self, Container, Status};
+use crate::state::{self, Container, Dir, Status};
 use crate::sys::Call;
+
+/// How long the making of a container is waited for.
+const MAKING_PATIENCE: Duration = Duration::from_millis(100);
 
 pub(super) const EXEC: Command = Command {
     name: "exec",
@@ -49,7 +53,7 @@ pub(super) const EXEC: Command = Command {
 
 pub(super) fn exec(global: &Global, typed: &Typed) -> Result<i32> {
     let program = protect(global)?;
-    let container = Container::load(&global.root, typed.word(0)?)?;
+    let container = load(global, typed.word(0)?)?;
     check_status(&container, typed)?;
     let process = process(&container, typed)?;
     let plan = ProcessPlan::parse(&process)?;
@@ -87,6 +91,23 @@ fn attend(typed: &Typed, pid: Pid, terminal: Option<&OwnedFd>) -> Result<Option<
         state::write_pid_file(Path::new(path), pid.as_raw_nonzero().get())?;
     }
     terminal.map(Terminal::receive).transpose()
+}
+
+/// The container, once it is made: before that its namespaces may still show the host. Who makes it is waited for a
+/// moment; the cause is then what runc tells of a container that is not running.
+fn load(global: &Global, id: &str) -> Result<Container> {
+    let dir = Dir::find(&global.root, id)?;
+    let begun = Instant::now();
+    while dir.is_locked() {
+        if begun.elapsed() > MAKING_PATIENCE {
+            return Err(Fault::new(Code::ContainerNotRunning, format!("exec in container {id}"))
+                .cause("cannot exec in a stopped container")
+                .cause("it is still being made, or removed"));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let state = dir.read(id)?;
+    Ok(Container { dir, state })
 }
 
 fn check_status(container: &Container, typed: &Typed) -> Result<()> {
@@ -160,7 +181,7 @@ fn set_user(user: &mut spec::User, typed: &Typed) -> Result<()> {
         user.gid = gid.unwrap_or(user.gid);
     }
     for text in typed.all("additional-gids")? {
-        let parts = text.split(',').map(|part| parse_id(part, "additional-gids"));
+        let parts = text.split(',').map(parse_gid);
         user.additional_gids.extend(parts.collect::<Result<Vec<u32>>>()?);
     }
     Ok(())
@@ -172,6 +193,15 @@ pub fn parse_user(text: &str) -> Result<(u32, Option<u32>)> {
         Some((uid, gid)) => Ok((parse_id(uid, "uid")?, Some(parse_id(gid, "gid")?))),
         None => Ok((parse_id(text, "uid")?, None)),
     }
+}
+
+/// As runc: a word that is no number at all is a fault of the flag, with the status of such.
+fn parse_gid(text: &str) -> Result<u32> {
+    const FLAG: &str = "additional-gids";
+    text.parse::<i64>().map_err(|_| {
+        Fault::new(Code::InvalidArgument, format!("invalid value {text:?} for flag --{FLAG}")).at("validate")
+    })?;
+    parse_id(text, FLAG)
 }
 
 fn parse_id(text: &str, what: &str) -> Result<u32> {

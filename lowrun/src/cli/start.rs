@@ -6,6 +6,7 @@ use rustix::process::Pid;
 
 use super::Global;
 use super::args::{Command, Typed};
+use crate::create::hooks::Point;
 use crate::create::{hooks, notify};
 use crate::fault::{Code, Fault, Result, Step};
 use crate::state::{Container, Status};
@@ -51,15 +52,19 @@ pub(super) fn start(global: &Global, typed: &Typed) -> Result<i32> {
             _ => Fault::of(Code::StateInvalid, message, failure),
         }
     })?;
+    if !container.state.poststart.is_empty() {
+        // What they do may be to enter the container.
+        container.dir.unlock();
+    }
     hooks::run(
-        "poststart",
+        Point::Poststart,
         &container.state.poststart,
         &container.hook_state(Status::Running),
         &hooks::Place::default(),
     )
     .or_else(|fault| {
         // As runc: a container whose poststart hook fails does not go on, and is forgotten.
-        super::delete::kill(&container).and_then(|()| super::delete::destroy(global, &container)).and(Err(fault))
+        super::delete::kill(&container).and_then(|()| super::delete::destroy_once(global, &container)).and(Err(fault))
     })
     .step("start:hooks")?;
     match notify {

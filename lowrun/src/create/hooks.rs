@@ -1,7 +1,7 @@
 //! Runs hooks: a program with the container's state on stdin, bounded in time.
 
 use std::io::{Seek, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
@@ -14,6 +14,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::Pid;
 
 use crate::fault::{Attempt, Code, Fault, Result};
+use crate::path;
 use crate::spec::Hook;
 use crate::sys::{self, Call, Failure};
 
@@ -22,6 +23,31 @@ const OUTPUT_MAX: usize = 4096;
 /// Most bytes that are read of it between two looks at the clock.
 const ROUND_MAX: usize = 16 * 4096;
 
+/// When hooks run, as the spec calls it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point {
+    Prestart,
+    CreateRuntime,
+    CreateContainer,
+    StartContainer,
+    Poststart,
+    Poststop,
+}
+
+impl Point {
+    /// The field of `hooks`.
+    fn as_str(self) -> &'static str {
+        match self {
+            Point::Prestart => "prestart",
+            Point::CreateRuntime => "createRuntime",
+            Point::CreateContainer => "createContainer",
+            Point::StartContainer => "startContainer",
+            Point::Poststart => "poststart",
+            Point::Poststop => "poststop",
+        }
+    }
+}
+
 /// Where a point's hooks run, and in what environment if they name none.
 #[derive(Default)]
 pub struct Place<'a> {
@@ -29,13 +55,15 @@ pub struct Place<'a> {
     pub dir: Option<&'a Path>,
     /// `None`: as runc does on the host's side, that of lowrun itself.
     pub environment: Option<&'a [String]>,
-    /// Descriptors from 3 on that are the container's program's.
+    /// Descriptors from 3 on that are the container's program's: they stay open for it, and no hook gets them.
     pub kept: u32,
+    /// `/proc` of the host, verified, where there is a handle of it already.
+    pub proc: Option<BorrowedFd<'a>>,
 }
 
 /// Runs the hooks of a point one after the other; the first that fails ends it.
-pub fn run(point: &str, hooks: &[Hook], state: &[u8], place: &Place<'_>) -> Result<()> {
-    close_the_callers(point, hooks, place.kept);
+pub fn run(point: Point, hooks: &[Hook], state: &[u8], place: &Place<'_>) -> Result<()> {
+    close_the_callers(point, hooks, place);
     hooks
         .iter()
         .enumerate()
@@ -43,25 +71,25 @@ pub fn run(point: &str, hooks: &[Hook], state: &[u8], place: &Place<'_>) -> Resu
 }
 
 /// As [`run`], but every hook runs, and the faults come back: for points where an error stops nothing.
-pub fn run_all(point: &str, hooks: &[Hook], state: &[u8]) -> Vec<Box<Fault>> {
-    close_the_callers(point, hooks, 0);
+pub fn run_all(point: Point, hooks: &[Hook], state: &[u8]) -> Vec<Box<Fault>> {
+    let place = Place::default();
+    close_the_callers(point, hooks, &place);
     let each = hooks.iter().enumerate();
-    each.filter_map(|(index, hook)| {
-        run_one(hook, state, &Place::default()).err().map(|fault| prefix((point, index), hook, fault))
-    })
-    .collect()
+    each.filter_map(|(index, hook)| run_one(hook, state, &place).err().map(|fault| prefix((point, index), hook, fault)))
+        .collect()
 }
 
 /// What the caller of lowrun has open is no hook's. Those of `startContainer` run under the container's filter, which may
 /// not know the call, when all is closed already.
-fn close_the_callers(point: &str, hooks: &[Hook], kept: u32) {
-    if !hooks.is_empty() && point != "startContainer" {
-        sys::process::close_on_exec_from(3 + kept);
+fn close_the_callers(point: Point, hooks: &[Hook], place: &Place<'_>) {
+    if !hooks.is_empty() && point != Point::StartContainer {
+        path::close_on_exec_from(3 + place.kept, place.proc);
     }
 }
 
 /// The field, then runc's words for it, by which its callers know that a hook failed.
-fn prefix((point, index): (&str, usize), hook: &Hook, mut fault: Box<Fault>) -> Box<Fault> {
+fn prefix((point, index): (Point, usize), hook: &Hook, mut fault: Box<Fault>) -> Box<Fault> {
+    let point = point.as_str();
     let message = format!("hooks.{point}[{index}]: error running {point} hook #{index}");
     let inner = std::mem::replace(&mut fault.message, message);
     fault.causes.insert(0, format!("{}: {inner}", hook.path));
@@ -98,7 +126,8 @@ fn spawn(hook: &Hook, place: &Place<'_>, state: &[u8]) -> Result<Child> {
     if let Some(dir) = place.dir {
         command.current_dir(dir);
     }
-    crate::sys::signal::unblock_in(&mut command);
+    sys::signal::unblock_in(&mut command);
+    sys::process::close_on_exec_in(&mut command, 3..3 + place.kept);
     command.spawn().call("execve").attempt(Code::HookFailed, || "start it")
 }
 
@@ -193,12 +222,14 @@ mod tests {
 
     #[test]
     fn the_state_is_on_stdin() {
-        run("prestart", &[shell("read line; test \"$line\" = state", None)], b"state\n", &Place::default()).unwrap();
+        run(Point::Prestart, &[shell("read line; test \"$line\" = state", None)], b"state\n", &Place::default())
+            .unwrap();
     }
 
     #[test]
     fn a_failing_hook_is_told_with_its_words() {
-        let fault = run("prestart", &[shell("echo broken >&2; exit 3", None)], b"", &Place::default()).unwrap_err();
+        let fault =
+            run(Point::Prestart, &[shell("echo broken >&2; exit 3", None)], b"", &Place::default()).unwrap_err();
         let line = fault.one_line();
         assert!(
             line.contains("hooks.prestart[0]") && line.contains("exit status 3") && line.contains("broken"),
@@ -208,34 +239,35 @@ mod tests {
 
     #[test]
     fn a_hook_that_hangs_is_ended() {
-        let fault = run("poststart", &[shell("exec sleep 60", Some(1))], b"", &Place::default()).unwrap_err();
+        let fault = run(Point::Poststart, &[shell("exec sleep 60", Some(1))], b"", &Place::default()).unwrap_err();
         assert!(fault.one_line().contains("timeout"));
     }
 
     #[test]
     fn a_hook_may_say_more_than_a_pipe_holds() {
         let fault = run(
-            "prestart",
+            Point::Prestart,
             &[shell("echo first >&2; head -c 200000 /dev/zero >&2; exit 4", None)],
             b"",
             &Place::default(),
         );
         let line = fault.unwrap_err().one_line();
         assert!(line.contains("exit status 4") && line.contains("first"), "{line}");
-        let fault = run("prestart", &[shell("exec cat /dev/zero >&2", Some(1))], b"", &Place::default()).unwrap_err();
+        let fault =
+            run(Point::Prestart, &[shell("exec cat /dev/zero >&2", Some(1))], b"", &Place::default()).unwrap_err();
         assert!(fault.one_line().contains("timeout"));
     }
 
     #[test]
     fn a_timeout_after_all_clocks_is_none() {
-        run("prestart", &[shell("true", Some(i64::MAX))], b"", &Place::default()).unwrap();
+        run(Point::Prestart, &[shell("true", Some(i64::MAX))], b"", &Place::default()).unwrap();
     }
 
     #[test]
     fn a_long_state_holds_no_timeout_up() {
         let state = vec![b'x'; 1 << 20];
-        run("prestart", &[shell("test $(wc -c) = 1048576", None)], &state, &Place::default()).unwrap();
-        let fault = run("prestart", &[shell("exec sleep 60", Some(1))], &state, &Place::default()).unwrap_err();
+        run(Point::Prestart, &[shell("test $(wc -c) = 1048576", None)], &state, &Place::default()).unwrap();
+        let fault = run(Point::Prestart, &[shell("exec sleep 60", Some(1))], &state, &Place::default()).unwrap_err();
         assert!(fault.one_line().contains("timeout"));
     }
 
@@ -243,15 +275,15 @@ mod tests {
     fn the_environment_is_the_hooks_own() {
         let mut hook = shell("test \"$A\" = b -a -z \"$HOME\"", None);
         hook.env = vec!["A=b".to_owned()];
-        run("prestart", &[hook], b"", &Place { environment: Some(&["HOME=/x".to_owned()]), ..Place::default() })
+        run(Point::Prestart, &[hook], b"", &Place { environment: Some(&["HOME=/x".to_owned()]), ..Place::default() })
             .unwrap();
     }
 
     #[test]
     fn without_one_it_is_the_places_or_lowruns() {
         let none: &[String] = &[];
-        run("prestart", &[shell("env | grep -q ^HOME=", None)], b"", &Place::default()).unwrap();
+        run(Point::Prestart, &[shell("env | grep -q ^HOME=", None)], b"", &Place::default()).unwrap();
         let hook = shell("! env | grep -q ^HOME=", None);
-        run("createContainer", &[hook], b"", &Place { environment: Some(none), ..Place::default() }).unwrap();
+        run(Point::CreateContainer, &[hook], b"", &Place { environment: Some(none), ..Place::default() }).unwrap();
     }
 }

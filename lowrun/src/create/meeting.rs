@@ -7,6 +7,7 @@ use std::path::Path;
 use rustix::io::Errno;
 use rustix::process::Pid;
 
+use super::hooks::Point;
 use super::seccomp::Listener;
 use super::{hooks, id_map, socket, sources, wait};
 use crate::channel::{self, FromInit, HostEnd, ToInit};
@@ -112,9 +113,10 @@ impl Meeting<'_> {
     fn run_hooks(&self, state: &State) -> Result<()> {
         let document = hook_state(state, Status::Creating, self.pid.as_raw_nonzero().get());
         // As runc, which works in the bundle.
-        let place = hooks::Place { dir: Some(&state.bundle), ..hooks::Place::default() };
-        hooks::run("prestart", &self.setup.plan.hooks.prestart, &document, &place)?;
-        hooks::run("createRuntime", &self.setup.plan.hooks.create_runtime, &document, &place)
+        let proc = Some(self.setup.proc.as_fd());
+        let place = hooks::Place { dir: Some(&state.bundle), proc, ..hooks::Place::default() };
+        hooks::run(Point::Prestart, &self.setup.plan.hooks.prestart, &document, &place)?;
+        hooks::run(Point::CreateRuntime, &self.setup.plan.hooks.create_runtime, &document, &place)
     }
 
     fn set_limits(&self) -> Result<()> {
@@ -129,6 +131,11 @@ impl Meeting<'_> {
     }
 
     fn died(&self) -> Box<Fault> {
+        if self.setup.cgroup.oom_kills() > 0 {
+            return Fault::new(Code::LimitInvalid, "linux.resources.memory.limit")
+                .cause("container init was OOM-killed (memory limit too low?)")
+                .at("create:limits");
+        }
         let how = match wait::status(self.pidfd) {
             Some(status) => format!("it ended with status {status}"),
             None => "it is gone".to_owned(),

@@ -22,7 +22,7 @@ pub mod wait;
 
 use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::process::Pid;
@@ -34,9 +34,9 @@ use crate::init::Setup;
 use crate::log::Log;
 use crate::path;
 use crate::plan::Plan;
-use crate::plan::namespaces::{Kind, Namespaces};
+use crate::plan::namespaces::Kind;
 use crate::spec::Spec;
-use crate::state::{Container, Dir, State};
+use crate::state::{Container, Dir, NamespaceIdentity, State};
 use crate::sys::signal::SignalSet;
 use crate::sys::{self, Call, Failure};
 use crate::trace::span;
@@ -114,7 +114,7 @@ pub(crate) struct Made {
     pub(crate) process: Option<(Pid, OwnedFd)>,
     pub(crate) notify: Option<OwnedFd>,
     /// The root file system, where its mounts are not in a namespace of its own: killed at work, the process leaves some.
-    shared_rootfs: Option<(Namespaces, PathBuf)>,
+    shared_rootfs: Option<Box<State>>,
     /// Whether nobody has looked yet whether the directories of the cgroup are another's.
     only_permitted: bool,
     /// Whether systemd has made the cgroup's unit: until then, one of that name is somebody else's.
@@ -131,8 +131,8 @@ impl Made {
             let _ = sys::pidfd::send(pidfd.as_fd(), libc::SIGKILL);
             let _ = wait::reap(pidfd.as_fd());
         }
-        if let Some((namespaces, rootfs)) = self.shared_rootfs {
-            let _ = sources::sweep_stage(&namespaces, &rootfs);
+        if let Some(state) = self.shared_rootfs {
+            let _ = sources::sweep_stage(&state);
         }
         let rdt_is_gone = self.rdt.is_none_or(|group| group.remove().is_ok());
         let had_process = self.process.is_some();
@@ -178,6 +178,8 @@ fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid,
     let mut state = State::new(request.id, request.bundle, request.spec, plan, cgroup);
     let filter =
         span("seccomp-prepare", || prepare_filter(plan, request.root, dir, &mut state)).step("create:seccomp")?;
+    let joins = open_joins(plan).step("create:namespaces")?;
+    state.mount_namespace = identify_mounts(&joins).step("create:namespaces")?;
     let section = plan.intel_rdt.as_ref();
     state.rdt = section.map(|section| rdt::locate(section, request.id)).transpose().step("create:plan")?;
     // Before anything is made: whoever finds this state can remove all that it names.
@@ -194,11 +196,10 @@ fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid,
         notify::make_dir(dir.path()).step("create:state")?;
         made.notify = if runs { notify::bind(dir.path()).step("create:state")? } else { None };
     }
-    let setup = prepare(request, dir, &state, filter, tolerant)?;
+    let setup = prepare(request, dir, &state, (filter, joins), tolerant)?;
     (made.cgroup, made.only_permitted) = (Some(state.cgroup.clone()), false);
     made.rdt.clone_from(&state.rdt);
-    made.shared_rootfs =
-        (!plan.namespaces.is_new(Kind::Mount)).then(|| (state.namespaces.clone(), plan.rootfs.clone()));
+    made.shared_rootfs = (!plan.namespaces.is_new(Kind::Mount)).then(|| Box::new(state.clone()));
     span("cgroup-unified", || state.cgroup.create_unified(&plan.cgroup)).step("create:cgroup")?;
     let Cloned { host, pid, pidfd, born_in_cgroup } = span("clone", || clone_with_score(&setup))?;
     let (pid, pidfd) = made.process.insert((pid, pidfd));
@@ -256,12 +257,19 @@ pub fn open_to_own_user(open: bool) -> Result<()> {
     sys::process::set_dumpable(open).attempt(Code::SystemError, || "protect lowrun from the container")
 }
 
+/// The mount namespace among those that are joined.
+fn identify_mounts(joins: &[(Kind, OwnedFd)]) -> Result<Option<NamespaceIdentity>> {
+    let joined = joins.iter().find(|(kind, _)| *kind == Kind::Mount);
+    let identity = joined.map(|(_, namespace)| NamespaceIdentity::of(namespace.as_fd())).transpose();
+    identity.attempt(Code::NamespaceFailed, || "identify the mount namespace to join")
+}
+
 /// Opens and decides all that the container side will need.
 fn prepare<'a>(
     request: Request<'a>,
     dir: &'a Dir,
     state: &'a State,
-    filter: Option<Filter>,
+    (filter, joins): (Option<Filter>, Vec<(Kind, OwnedFd)>),
     tolerant: bool,
 ) -> Result<Setup<'a>> {
     let plan = request.plan;
@@ -274,7 +282,7 @@ fn prepare<'a>(
         cgroup: &state.cgroup,
         dir,
         proc,
-        joins: open_joins(plan).step("create:namespaces")?,
+        joins,
         staged: is_staged(plan),
         helper_makes_time: helper_makes_time(plan),
         clone_flags: clone_flags(plan),

@@ -39,6 +39,8 @@ const CACHE_MAX: usize = 128;
 const FORM: &str = "1";
 /// Longest file of a filter that is read, with the profile that it comes of.
 const FILE_MAX: u64 = 1 << 20;
+/// A system call has six arguments, from 0 on.
+const LAST_ARGUMENT: u32 = 5;
 
 /// A filter ready to be installed.
 #[derive(Clone, Debug, Default)]
@@ -351,6 +353,10 @@ fn add_rule(filter: &mut ScmpFilterContext, rule: &Syscall, default: ScmpAction)
     if action == default {
         // Says nothing new, and libseccomp calls it an error.
         return Ok(());
+    }
+    if let Some(arg) = rule.args.iter().find(|arg| arg.index > LAST_ARGUMENT) {
+        let names = rule.names.join(", ");
+        return Err(invalid(format!("rule for {names}: there is no argument {}: a system call has six", arg.index)));
     }
     for name in &rule.names {
         // A name that this libseccomp does not know: newer than it, or of another architecture. runc skips it too.

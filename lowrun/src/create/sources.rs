@@ -17,7 +17,8 @@ use crate::init::{Setup, cut_propagation, open_source};
 use crate::path;
 use crate::plan::Plan;
 use crate::plan::mounts::MountKind;
-use crate::plan::namespaces::{Kind, Namespaces};
+use crate::plan::namespaces::Kind;
+use crate::state::{NamespaceIdentity, State};
 use crate::sys::{self, Call};
 
 /// Whether the host side opens the sources: it must be allowed to enter the container's mount namespace.
@@ -49,21 +50,25 @@ pub(super) fn hand_over(
 
 /// Takes away the stage of mounts that a container side left which was killed at work: on the host, or in the mount
 /// namespace that it had joined, if that is still there. One of its own has gone with it.
-pub fn sweep_stage(namespaces: &Namespaces, rootfs: &Path) -> Result<()> {
+pub fn sweep_stage(state: &State) -> Result<()> {
+    let (namespaces, rootfs, name) = (&state.namespaces, &state.rootfs, state.stage_name());
     let attempted = || format!("take the stage of mounts off {}", rootfs.display());
     if namespaces.is_new(Kind::Mount) {
         return Ok(());
     }
     let proc = path::open_proc().attempt(Code::RootfsUnsafe, || "open the host's /proc")?;
-    let sweep = |place: &Path| sys::stage::sweep(proc.as_fd(), place).attempt(Code::MountFailed, attempted);
+    let sweep = |place: &Path| sys::stage::sweep(proc.as_fd(), place, &name).attempt(Code::MountFailed, attempted);
     if !namespaces.has(Kind::Mount) {
         return sweep(rootfs);
     }
     let Some(joined) = namespaces.path(Kind::Mount).and_then(|path| open_namespace(Kind::Mount, path).ok()) else {
         return Ok(());
     };
+    // A path of a process may be another's by now, whose namespace is not to be entered.
+    if state.mount_namespace.is_none() || NamespaceIdentity::of(joined.as_fd()).ok() != state.mount_namespace {
+        return Ok(());
+    }
     let place = Place::leave()?;
-    // A path of a process may be another's by now: in its namespace nothing but a stage would be taken away.
     if sys::process::setns(joined.as_fd(), Kind::Mount.flag()).is_err() {
         return Ok(());
     }

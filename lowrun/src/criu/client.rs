@@ -21,6 +21,7 @@ use rustix::process::Pid;
 use super::wire::{Message, Value, fields};
 use crate::channel::receive_descriptor;
 use crate::fault::{Attempt, Code, Fault, Result};
+use crate::path;
 use crate::sys::{self, Call};
 
 /// Most bytes of an answer.
@@ -76,7 +77,7 @@ impl Client {
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .call("socketpair")
                 .attempt(Code::SystemError, attempted)?;
-        sys::process::close_on_exec_from(3);
+        path::close_on_exec_from(3, None);
         for fd in inherited.iter().chain([&theirs]) {
             rustix::io::fcntl_setfd(fd, FdFlags::empty()).call("fcntl").attempt(Code::SystemError, attempted)?;
         }

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::cgroup::Cgroup;
 use crate::channel;
+use crate::create::hooks::Point;
 use crate::create::{Created, Made, check_rootfs, hooks, notify, prepare_filter};
 use crate::fault::{Attempt, Code, Fault, Result, Step};
 use crate::log::Log;
@@ -190,8 +191,8 @@ fn follow(
         "setup-namespaces" => {
             let document = hook_state(state, Status::Creating, notification.pid);
             let place = hooks::Place { dir: Some(request.bundle), ..hooks::Place::default() };
-            hooks::run("prestart", &request.plan.hooks.prestart, &document, &place)?;
-            hooks::run("createRuntime", &request.plan.hooks.create_runtime, &document, &place)
+            hooks::run(Point::Prestart, &request.plan.hooks.prestart, &document, &place)?;
+            hooks::run(Point::CreateRuntime, &request.plan.hooks.create_runtime, &document, &place)
         }
         "post-restore" => {
             made.process = Some(open(notification.pid)?);

@@ -25,7 +25,7 @@ use rustix::io::Errno;
 
 use crate::cgroup::Cgroup;
 use crate::channel::{FromInit, InitEnd, ToInit, send_descriptor};
-use crate::create::hooks;
+use crate::create::hooks::{self, Point};
 use crate::create::seccomp::Filter;
 use crate::fault::{Attempt, Code, Fault, Result, Step};
 use crate::log::Log;
@@ -262,8 +262,9 @@ fn run_hooks(setup: &Setup<'_>, channel: &InitEnd, root: &Rootfs) -> Result<()> 
     let me = rustix::process::getpid().as_raw_nonzero().get();
     let document = hook_state(setup.state, Status::Creating, me);
     // Among what may be the image's, nothing of the host's environment.
-    let place = hooks::Place { environment: Some(&[]), dir: None, kept: setup.extra_fds };
-    hooks::run("createContainer", &hooks.create_container, &document, &place)
+    let proc = Some(setup.proc.as_fd());
+    let place = hooks::Place { environment: Some(&[]), dir: None, kept: setup.extra_fds, proc };
+    hooks::run(Point::CreateContainer, &hooks.create_container, &document, &place)
 }
 
 /// Root of the user namespace: without it, what is made belongs to an id that is not mapped.

@@ -13,11 +13,11 @@ use rustix::io::Errno;
 use super::program::{environment, exec_fault, find, strings};
 use super::{Setup, dev};
 use crate::channel::{FromInit, InitEnd};
-use crate::create::hooks;
+use crate::create::hooks::{self, Point};
 use crate::create::seccomp::Filter;
 use crate::fault::{Attempt, Code, Fault, Result, Step};
 use crate::log::Log;
-use crate::path::write_in_proc;
+use crate::path::{descriptors, write_in_proc};
 use crate::plan::MemoryPolicy;
 use crate::plan::capabilities::{Capabilities, NAMES, numbers};
 use crate::plan::process::{ProcessPlan, Rlimit};
@@ -105,7 +105,8 @@ fn take_last_steps(program: &Program<'_>) -> Result<std::convert::Infallible> {
 fn close_rest(program: &Program<'_>) -> Result<()> {
     let fifo = program.first.and_then(|setup| setup.fifo.as_ref()).map(AsRawFd::as_raw_fd);
     let kept = [Some(program.proc.as_raw_fd()), fifo, program.log.descriptor(), program.channel.descriptor()];
-    kernel::close_from(3 + program.extra_fds, &kept).attempt(Code::SystemError, || "close descriptors")
+    kernel::close_from(3 + program.extra_fds, &kept, || descriptors(program.proc))
+        .attempt(Code::SystemError, || "close descriptors")
 }
 
 /// As [`close_rest`], what the last steps needed. Of a failure the host side hears without a descriptor; where it has
@@ -183,8 +184,7 @@ fn set_attributes(program: &Program<'_>) -> Result<()> {
         set_apparmor(program.proc, &process.apparmor_profile)?;
     }
     if !process.selinux_label.is_empty() {
-        write_in_proc(program.proc, "self/attr/exec", &process.selinux_label)
-            .attempt(Code::SpecInvalid, || format!("set the SELinux label {:?}", process.selinux_label))?;
+        set_selinux(program.proc, &process.selinux_label)?;
     }
     Ok(())
 }
@@ -197,6 +197,20 @@ fn scheduler_fault(program: &Program<'_>, failure: Failure) -> Box<Fault> {
         return fault.cause("process scheduler can't be used together with AllowedCPUs (linux.resources.cpu.cpus)");
     }
     fault
+}
+
+fn set_selinux(proc: BorrowedFd<'_>, label: &str) -> Result<()> {
+    write_in_proc(proc, "self/attr/exec", label).map_err(|failure| match is_selinux_there(proc) {
+        true => Fault::of(Code::SpecInvalid, format!("set the SELinux label {label:?}"), failure),
+        false => Fault::new(Code::Unsupported, "process.selinuxLabel")
+            .cause("selinux label is specified in config, but selinux is disabled or not supported"),
+    })
+}
+
+/// A file system that the kernel knows with SELinux only.
+fn is_selinux_there(proc: BorrowedFd<'_>) -> bool {
+    let known = sys::read_kernel_file_at(proc, "filesystems").unwrap_or_default();
+    String::from_utf8_lossy(&known).lines().any(|line| line.ends_with("\tselinuxfs"))
 }
 
 fn set_apparmor(proc: BorrowedFd<'_>, profile: &str) -> Result<()> {
@@ -227,8 +241,9 @@ fn set_limits(program: &Program<'_>) -> Result<()> {
 
 /// Sets one limit, of another process or the own.
 pub fn set_limit(pid: Option<rustix::process::Pid>, limit: &Rlimit) -> Result<()> {
-    sys::process::set_rlimit(pid, limit.resource, limit.soft, limit.hard)
-        .attempt(Code::LimitInvalid, || format!("set rlimit {} to {}:{}", limit.resource, limit.soft, limit.hard))
+    sys::process::set_rlimit(pid, limit.resource, limit.soft, limit.hard).attempt(Code::LimitInvalid, || {
+        format!("process.rlimits: set {} to {}:{}", limit.name(), limit.soft, limit.hard)
+    })
 }
 
 /// Installs the filter; with a listener, the host side must have taken its descriptor before any call is notified.
@@ -381,7 +396,8 @@ fn wait_for_start(program: &Program<'_>, setup: &Setup<'_>) -> Result<()> {
     let Some(fifo) = &setup.fifo else { return Ok(()) };
     program.channel.close();
     let kept = [Some(fifo.as_raw_fd()), setup.log.descriptor()];
-    kernel::close_from(3 + program.extra_fds, &kept).attempt(Code::SystemError, || "close descriptors")?;
+    kernel::close_from(3 + program.extra_fds, &kept, || descriptors(program.proc))
+        .attempt(Code::SystemError, || "close descriptors")?;
     let attempted = || "wait to be started";
     SignalSet::full().block().attempt(Code::SystemError, attempted)?;
     let signals = SignalSet::full().descriptor().attempt(Code::SystemError, attempted)?;
@@ -417,10 +433,7 @@ fn run_start_hooks(setup: &Setup<'_>, environment: &[String]) -> Result<()> {
         return Ok(());
     }
     let me = rustix::process::getpid().as_raw_nonzero().get();
-    hooks::run(
-        "startContainer",
-        hooks,
-        &hook_state(setup.state, Status::Created, me),
-        &hooks::Place { environment: Some(environment), ..hooks::Place::default() },
-    )
+    // All else is closed already, procfs too.
+    let place = hooks::Place { environment: Some(environment), kept: setup.extra_fds, ..hooks::Place::default() };
+    hooks::run(Point::StartContainer, hooks, &hook_state(setup.state, Status::Created, me), &place)
 }

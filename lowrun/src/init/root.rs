@@ -13,6 +13,7 @@ use crate::fault::{Attempt, Code, Result};
 use crate::path::{self, Root};
 use crate::plan::Plan;
 use crate::plan::namespaces::Kind;
+use crate::state::State;
 use crate::sys::mount::{self, MountAttr};
 use crate::sys::stage;
 use crate::sys::{Call, Failure};
@@ -62,7 +63,7 @@ impl Rootfs {
 
 /// Cuts the propagation of mounts to the host and makes the root file system a mount of its own: also without a mount
 /// namespace, where that mount stays on the host, for it may have to be read-only.
-pub(super) fn prepare_root(plan: &Plan) -> Result<Root> {
+pub(super) fn prepare_root(plan: &Plan, state: &State) -> Result<Root> {
     let attempted = || format!("prepare the root file system {}", plan.rootfs.display());
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     cut_propagation(plan)?;
@@ -71,14 +72,14 @@ pub(super) fn prepare_root(plan: &Plan) -> Result<Root> {
         let place = open().attempt(Code::RootfsInvalid, attempted)?;
         let root = stage::bind_to_itself(place.as_fd()).attempt(Code::MountFailed, attempted)?;
         keep_apart(plan, root.as_fd()).attempt(Code::MountFailed, attempted)?;
-        stage::found_root(root.as_fd()).attempt(Code::MountFailed, attempted)?;
+        stage::found_root(root.as_fd(), || state.stage_name()).attempt(Code::MountFailed, attempted)?;
         return Ok(Root::new(root));
     }
     let tree = mount::clone_path(&plan.rootfs, true).attempt(Code::RootfsInvalid, attempted)?;
     let place = open().attempt(Code::RootfsInvalid, attempted)?;
     mount::attach(tree.as_fd(), place.as_fd()).attempt(Code::MountFailed, attempted)?;
     keep_apart(plan, tree.as_fd()).attempt(Code::MountFailed, attempted)?;
-    stage::found_root(tree.as_fd()).attempt(Code::MountFailed, attempted)?;
+    stage::found_root(tree.as_fd(), || state.stage_name()).attempt(Code::MountFailed, attempted)?;
     Ok(Root::new(tree))
 }
 

@@ -60,7 +60,7 @@ pub(super) struct Rootfs {
 impl Rootfs {
     /// Makes the root and all mounts of the plan.
     pub(super) fn build(setup: &Setup<'_>, channel: &InitEnd, sources: Sources) -> Result<Rootfs> {
-        let root = root::prepare_root(setup.plan)?;
+        let root = root::prepare_root(setup.plan, setup.state)?;
         let (late_readonly, null) = (Vec::new(), None);
         let mut rootfs = Rootfs { root, late_readonly, sources, in_cgroup: false, null, proc: None, own: None };
         for mount in &setup.plan.mounts {

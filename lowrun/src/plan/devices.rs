@@ -103,7 +103,8 @@ pub fn nodes(section: &[spec::Device]) -> Result<Vec<DeviceNode>> {
         })
         .filter(|node| !named.contains(&node.path))
         .collect();
-    for (index, device) in section.iter().enumerate() {
+    // As runc: one without a path is there for the cgroup only.
+    for (index, device) in section.iter().enumerate().filter(|(_, device)| !device.path.is_empty()) {
         nodes.push(node(index, device)?);
     }
     Ok(nodes)
@@ -192,7 +193,7 @@ mod tests {
 
     #[test]
     fn impossible_devices_and_rules_name_their_field() {
-        let device = spec::Device { kind: "x".to_owned(), ..spec::Device::default() };
+        let device = spec::Device { path: "/dev/x".to_owned(), kind: "x".to_owned(), ..spec::Device::default() };
         assert!(nodes(&[device]).unwrap_err().one_line().contains("linux.devices[0]"));
         let rule = spec::DeviceRule { allow: true, access: "rx".to_owned(), ..spec::DeviceRule::default() };
         assert!(rules(&[rule]).unwrap_err().one_line().contains("linux.resources.devices[0]"));

@@ -127,7 +127,7 @@ pub fn plan(id: &str, bundle: &Path, spec: &Spec) -> Result<Plan> {
         personality: linux.personality.as_ref().map(personality).transpose()?,
         memory_policy: linux.memory_policy.as_ref().map(memory_policy).transpose()?,
         cgroup: CgroupPlan {
-            path: cgroup_path(id, &linux.cgroups_path),
+            path: cgroup_path(id, &linux.cgroups_path)?,
             is_named: !linux.cgroups_path.is_empty(),
             unit: None,
             owner,
@@ -293,14 +293,24 @@ pub fn cpu_list(text: &str) -> Option<Vec<u64>> {
     Some(mask)
 }
 
-fn cgroup_path(id: &str, path: &str) -> CgroupPath {
+/// Longest name of a directory, in bytes.
+const NAME_MAX: usize = 255;
+
+fn cgroup_path(id: &str, path: &str) -> Result<CgroupPath> {
     let cleaned = clean(path);
     let below = cleaned.strip_prefix("/").unwrap_or(&cleaned).to_owned();
-    match path {
+    // What no directory can be called could not be looked for either, when the container is removed.
+    if path.contains('\0') || below.iter().any(|name| name.len() > NAME_MAX) {
+        return Err(invalid(
+            "linux.cgroupsPath",
+            format!("no name of a directory: a zero byte, or over {NAME_MAX} bytes"),
+        ));
+    }
+    Ok(match path {
         "" => CgroupPath::Relative(PathBuf::from(id)),
         path if path.starts_with('/') => CgroupPath::Absolute(below),
         _ => CgroupPath::Relative(below),
-    }
+    })
 }
 
 /// The user of the host that the container's process is, if the container can see and change its own cgroup: it has a
@@ -401,8 +411,8 @@ mod tests {
 
     #[test]
     fn cgroup_paths_cannot_climb() {
-        assert_eq!(cgroup_path("c", "/a/../../b"), CgroupPath::Absolute("b".into()));
-        assert_eq!(cgroup_path("c", "../a"), CgroupPath::Relative("a".into()));
+        assert_eq!(cgroup_path("c", "/a/../../b").unwrap(), CgroupPath::Absolute("b".into()));
+        assert_eq!(cgroup_path("c", "../a").unwrap(), CgroupPath::Relative("a".into()));
     }
 
     #[test]

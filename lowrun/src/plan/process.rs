@@ -51,6 +51,13 @@ pub struct Rlimit {
     pub hard: u64,
 }
 
+impl Rlimit {
+    /// Its name in the spec.
+    pub fn name(&self) -> &'static str {
+        RLIMITS.get(self.resource as usize).copied().unwrap_or("an unknown limit")
+    }
+}
+
 /// Names by number, as in `asm-generic/resource.h`.
 const RLIMITS: [&str; 16] = [
     "RLIMIT_CPU",

@@ -16,17 +16,19 @@ use serde::de::{
 use serde::forward_to_deserialize_any;
 use serde_json::Value;
 
+use super::place;
+
 /// The fields that are maps: their keys are names, and stay as they are.
 const MAPS: [&str; 6] = ["annotations", "sysctl", "netdevices", "timeoffsets", "rdma", "unified"];
 
-/// Reads a document.
+/// Reads a document; an error is told by its field.
 pub fn from_slice<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
     match read(text) {
         // Seldom; and what a map holds twice is no error.
         Err(error) if error.to_string().starts_with("duplicate field") => {
             read(&serde_json::to_vec(&serde_json::from_slice::<Tree>(text)?.merged(false))?)
         }
-        result => result,
+        result => result.map_err(|error| Error::custom(place::explain(text, &error))),
     }
 }
 

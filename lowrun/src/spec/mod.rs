@@ -6,6 +6,7 @@
 
 pub mod any_case;
 mod linux;
+mod place;
 mod process;
 
 use std::collections::BTreeMap;

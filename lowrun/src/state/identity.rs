@@ -1,13 +1,13 @@
 //! Who a process is: pids are used again, so the pid alone is never trusted.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::sys;
 use crate::sys::pidfd::{self, Stat};
+use crate::sys::{self, Call};
 
 /// A process, told by its pid, the moment it began and the boot of the machine.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -37,6 +37,21 @@ impl Identity {
         let pidfd = pidfd::open(Pid::from_raw(self.pid)?).ok()?;
         // Looked at after the handle is open: had the pid been taken over before, the start time would tell.
         self.is_alive().then_some(pidfd)
+    }
+}
+
+/// A namespace, told by the file that stands for it: its path may lead to another one later.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct NamespaceIdentity {
+    pub device: u64,
+    pub inode: u64,
+}
+
+impl NamespaceIdentity {
+    /// The identity of a namespace that is kept by an open file.
+    pub fn of(file: BorrowedFd<'_>) -> sys::Result<NamespaceIdentity> {
+        let stat = rustix::fs::fstat(file).call("fstat")?;
+        Ok(NamespaceIdentity { device: stat.st_dev, inode: stat.st_ino })
     }
 }
 

@@ -36,7 +36,7 @@ use crate::sys::Call;
 
 pub use file::parse_state;
 pub(crate) use file::{Remains, read_state};
-pub use identity::Identity;
+pub use identity::{Identity, NamespaceIdentity};
 
 const EXEC_FIFO: &str = "exec.fifo";
 /// Longest id: it is a file name.
@@ -60,6 +60,9 @@ pub struct State {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rdt: Option<crate::rdt::Group>,
     pub namespaces: Namespaces,
+    /// Of the mount namespace that is joined, if one is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount_namespace: Option<NamespaceIdentity>,
     /// What an exec inherits.
     pub process: Box<spec::Process>,
     pub personality: Option<u64>,
@@ -170,18 +173,51 @@ impl Dir {
         self.fd.as_fd()
     }
 
+    /// The directory of the container `id`.
+    pub fn find(root: &Path, id: &str) -> Result<Dir> {
+        check_id(id)?;
+        let path = root.join(id);
+        match Dir::open(path.clone()) {
+            Err(failure) if failure.errno == Errno::NOENT => Err(missing(id)),
+            result => result.attempt(Code::StateInvalid, || format!("open {}", path.display())),
+        }
+    }
+
+    /// Reads the state of the container `id`.
+    pub fn read(&self, id: &str) -> Result<State> {
+        let text = match read_state(self) {
+            Err(failure) if failure.errno == Errno::NOENT => return Err(missing(id)),
+            result => {
+                result.attempt(Code::StateInvalid, || format!("read {}", self.path.join(file::NAME).display()))?
+            }
+        };
+        parse_state(&self.path, &text)
+    }
+
     /// Waits until nobody else makes or removes the container, and keeps others from it until this is dropped.
     pub fn lock(&self) -> Result<()> {
         let attempted = || format!("lock {}", self.path.display());
-        let file = self.open_again().attempt(Code::StateInvalid, attempted)?;
+        let mut lock = self.lock.borrow_mut();
+        let file = match lock.take() {
+            Some(file) => file,
+            None => self.open_again().attempt(Code::StateInvalid, attempted)?,
+        };
         rustix::fs::flock(&file, FlockOperation::LockExclusive).call("flock").attempt(Code::StateInvalid, attempted)?;
-        self.lock.replace(Some(file));
+        *lock = Some(file);
         Ok(())
+    }
+
+    /// As [`Dir::lock`], when others could get at it meanwhile: whether it is still there, and none of them has removed it.
+    pub fn lock_again(&self) -> Result<bool> {
+        self.lock()?;
+        Ok(!self.is_removed())
     }
 
     /// Lets others at the container.
     pub fn unlock(&self) {
-        self.lock.take();
+        if let Some(file) = &*self.lock.borrow() {
+            let _ = rustix::fs::flock(file, FlockOperation::Unlock);
+        }
     }
 
     /// In a cloned child: gives its copy of the lock away, so that the lock ends with the parent.
@@ -194,8 +230,17 @@ impl Dir {
         if self.lock.borrow().is_some() {
             return false;
         }
-        let Ok(file) = self.open_again() else { return false };
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
+        // The handle is this process's alone for as long as that takes.
+        let is_locked = rustix::fs::flock(&self.fd, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK);
+        if !is_locked {
+            let _ = rustix::fs::flock(&self.fd, FlockOperation::Unlock);
+        }
+        is_locked
+    }
+
+    /// Whether it has been removed since it was opened, by another.
+    fn is_removed(&self) -> bool {
+        rustix::fs::fstat(&self.fd).is_ok_and(|stat| stat.st_nlink == 0)
     }
 
     fn open_again(&self) -> crate::sys::Result<OwnedFd> {
@@ -250,11 +295,17 @@ impl Dir {
         }
         match rustix::fs::rmdir(&self.path) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
+            // What is there now is another container's.
+            Err(_) if self.is_removed() => Ok(()),
             Err(_) => std::fs::remove_dir_all(&self.path)
                 .call("remove")
                 .attempt(Code::StateInvalid, || format!("remove {}", self.path.display())),
         }
     }
+}
+
+fn missing(id: &str) -> Box<Fault> {
+    Fault::new(Code::ContainerNotFound, format!("container {id}")).cause("container does not exist")
 }
 
 fn make_root(root: &Path) -> Result<()> {
@@ -269,19 +320,8 @@ fn make_root(root: &Path) -> Result<()> {
 impl Container {
     /// Reads the container `id`.
     pub fn load(root: &Path, id: &str) -> Result<Container> {
-        check_id(id)?;
-        let path = root.join(id);
-        let missing =
-            || Fault::new(Code::ContainerNotFound, format!("container {id}")).cause("container does not exist");
-        let dir = match Dir::open(path.clone()) {
-            Err(failure) if failure.errno == Errno::NOENT => return Err(missing()),
-            result => result.attempt(Code::StateInvalid, || format!("open {}", path.display()))?,
-        };
-        let text = match read_state(&dir) {
-            Err(failure) if failure.errno == Errno::NOENT => return Err(missing()),
-            result => result.attempt(Code::StateInvalid, || format!("read {}", path.join(file::NAME).display()))?,
-        };
-        let state = parse_state(&path, &text)?;
+        let dir = Dir::find(root, id)?;
+        let state = dir.read(id)?;
         Ok(Container { dir, state })
     }
 
@@ -368,6 +408,7 @@ impl State {
             cgroup,
             rdt: None,
             namespaces: plan.namespaces.clone(),
+            mount_namespace: None,
             process: spec.process.clone().unwrap_or_default(),
             personality: plan.personality,
             memory_policy: plan.memory_policy.clone(),
@@ -376,6 +417,11 @@ impl State {
             poststart: plan.hooks.poststart.clone(),
             poststop: plan.hooks.poststop.clone(),
         }
+    }
+
+    /// What a stage of mounts is called in the mount table: an id alone may be another container's, below another root.
+    pub fn stage_name(&self) -> String {
+        format!("lowrun-stage:{}:{}", self.id, self.created)
     }
 }
 

@@ -147,31 +147,49 @@ pub fn affinity() -> Result<u64> {
 
 /// Closes every descriptor from `first` on but those of `kept`.
 ///
-/// For a process that will only execute a program, or end: owners of the descriptors must not be used any more.
-pub fn close_from(first: u32, kept: &[Option<i32>]) -> Result<()> {
+/// For a process that will only execute a program, or end: owners of the descriptors must not be used any more. Where
+/// the kernel cannot do it in one call, `listed` tells which are open.
+pub fn close_from(first: u32, kept: &[Option<i32>], listed: impl Fn() -> Result<Vec<u32>>) -> Result<()> {
     let mut kept: Vec<u32> = kept.iter().flatten().map(|fd| *fd as u32).filter(|fd| *fd >= first).collect();
     kept.sort_unstable();
     let mut start = first;
     for keep in kept {
         if keep > start {
-            close_range(start, keep - 1)?;
+            close_range(start, keep - 1, &listed)?;
         }
         start = keep + 1;
     }
-    close_range(start, libc::c_uint::MAX)
+    close_range(start, libc::c_uint::MAX, &listed)
 }
 
 /// Has no program that is started from now on inherit a descriptor from `first` on: a caller may have left some open.
-pub fn close_on_exec_from(first: u32) {
+/// Where the kernel cannot do it in one call, `listed` tells which are open.
+pub fn close_on_exec_from(first: u32, listed: impl FnOnce() -> Result<Vec<u32>>) {
     // SAFETY: it closes nothing.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if check("close_range", result).is_err() {
         // Not before Linux 5.11, or refused by a filter.
-        each(first, libc::c_uint::MAX, |fd| {
-            // SAFETY: as above; a descriptor that is not open is no harm.
-            unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
-        });
+        each(first, libc::c_uint::MAX, listed, close_on_exec);
     }
+}
+
+/// Has the program of a command not inherit these descriptors, which stay open for this process's own.
+pub fn close_on_exec_in(command: &mut std::process::Command, descriptors: std::ops::Range<u32>) {
+    // A program that is started without a step in between is started cheaper.
+    if descriptors.is_empty() {
+        return;
+    }
+    let mark = move || {
+        descriptors.clone().for_each(|fd| close_on_exec(fd as i32));
+        Ok(())
+    };
+    // SAFETY: between fork and exec it only makes calls that are allowed there, and allocates nothing.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(command, mark) };
+}
+
+fn close_on_exec(fd: i32) {
+    // SAFETY: closes nothing; a descriptor that is not open is no harm.
+    unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
 }
 
 /// As [`close_from`], of one descriptor.
@@ -180,21 +198,24 @@ pub fn close(fd: i32) {
     unsafe { libc::close(fd) };
 }
 
-fn close_range(first: u32, last: u32) -> Result<()> {
+fn close_range(first: u32, last: u32, listed: impl FnOnce() -> Result<Vec<u32>>) -> Result<()> {
     // SAFETY: see `close_from`.
     let result = check("close_range", unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) });
     if result.is_err() {
         // Not there before Linux 5.9, or refused by the container's filter.
-        each(first, last, close);
+        each(first, last, listed, close);
     }
     Ok(())
 }
 
-fn each(first: u32, last: u32, act: impl Fn(i32)) {
+/// Acts on the open descriptors of a range. Those above a limit that was lowered since are among what is listed; where
+/// nothing can be listed, all numbers are gone through that are usual.
+fn each(first: u32, last: u32, listed: impl FnOnce() -> Result<Vec<u32>>, act: impl Fn(i32)) {
     const HIGHEST: u64 = 1 << 16;
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(HIGHEST);
-    for fd in first..=last.min(limit.min(HIGHEST) as u32) {
-        act(fd as i32);
+    let limit = || rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(HIGHEST);
+    match listed() {
+        Ok(open) => open.into_iter().filter(|fd| (first..=last).contains(fd)).for_each(|fd| act(fd as i32)),
+        Err(_) => (first..=last.min(limit().min(HIGHEST) as u32)).for_each(|fd| act(fd as i32)),
     }
 }
 
@@ -254,6 +275,13 @@ pub fn set_rlimit(pid: Option<rustix::process::Pid>, resource: u32, soft: u64, h
 pub fn is_open(fd: u32) -> bool {
     // SAFETY: asks for the flags of a descriptor, by number; nothing is owned or closed.
     fd <= i32::MAX as u32 && unsafe { libc::fcntl(fd as i32, libc::F_GETFD) } != -1
+}
+
+/// Whether a descriptor is open that the caller passed: all that lowrun has opened itself closes at `execve(2)`.
+pub fn is_inherited(fd: u32) -> bool {
+    // SAFETY: as in `is_open`.
+    fd <= i32::MAX as u32
+        && matches!(unsafe { libc::fcntl(fd as i32, libc::F_GETFD) }, flags if flags >= 0 && flags & libc::FD_CLOEXEC == 0)
 }
 
 /// Takes a descriptor that the caller of lowrun handed over by its number, from 3 on.

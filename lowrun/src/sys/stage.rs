@@ -24,8 +24,6 @@ use rustix::mount::{
 use super::mount::{self, FsOption};
 use super::{Call, Failure, Result, mount_old};
 
-/// The source that the stage names in the mount table: by it one that was left over is known.
-const NAME: &str = "lowrun-stage";
 /// Most stages that a sweep takes off one place.
 const SWEEPS_MAX: usize = 8;
 /// Most bytes of options that `mount(2)` reads.
@@ -61,6 +59,8 @@ struct Stage {
     moves: bool,
     /// The container's root.
     root: Option<OwnedFd>,
+    /// The source that it names in the mount table: by it one that was left over is known, and whose it was.
+    name: String,
     /// The tmpfs, while it is there.
     top: Option<OwnedFd>,
     /// Names that were used on it.
@@ -100,13 +100,13 @@ pub(super) fn makes_filesystems() -> bool {
     STAGE.with_borrow(|stage| stage.filesystems)
 }
 
-/// Says where the container's root is: from now on there can be a stage.
-pub fn found_root(root: BorrowedFd<'_>) -> Result<()> {
+/// Says where the container's root is: from now on there can be a stage, of that name.
+pub fn found_root(root: BorrowedFd<'_>, name: impl FnOnce() -> String) -> Result<()> {
     if !makes_clones() && !makes_filesystems() {
         return Ok(());
     }
     let root = root.try_clone_to_owned().call("fcntl")?;
-    STAGE.with_borrow_mut(|stage| stage.root = Some(root));
+    STAGE.with_borrow_mut(|stage| (stage.root, stage.name) = (Some(root), name()));
     Ok(())
 }
 
@@ -194,12 +194,13 @@ pub fn is_up() -> bool {
     STAGE.with_borrow(|stage| stage.top.is_some())
 }
 
-/// Takes away the stage that a container side without a mount namespace left over `rootfs` when it was killed; what is
-/// below it is not ours to take. `proc` is a verified procfs: in a namespace that was joined it may be the image's.
-pub fn sweep(proc: BorrowedFd<'_>, rootfs: &Path) -> Result<()> {
+/// Takes away the stage of that name that a container side without a mount namespace left over `rootfs` when it was
+/// killed; what is below it is not ours to take. `proc` is a verified procfs: in a namespace that was joined it may be the
+/// image's.
+pub fn sweep(proc: BorrowedFd<'_>, rootfs: &Path, name: &str) -> Result<()> {
     // A creation leaves one; who makes more of the kind, faster than they go, is not waited for.
     for _ in 0..SWEEPS_MAX {
-        if !is_over(proc, rootfs)? {
+        if !is_over(proc, rootfs, name)? {
             break;
         }
         let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
@@ -209,14 +210,14 @@ pub fn sweep(proc: BorrowedFd<'_>, rootfs: &Path) -> Result<()> {
 }
 
 /// Whether the mount that the path leads to is a stage: one that is covered by something else would not be what goes.
-fn is_over(proc: BorrowedFd<'_>, rootfs: &Path) -> Result<bool> {
+fn is_over(proc: BorrowedFd<'_>, rootfs: &Path, name: &str) -> Result<bool> {
     let Ok(handle) = mount::open_source(rootfs) else { return Ok(false) };
     let id = mount::id(handle.as_fd())?.to_string();
     let mounts = super::read_kernel_file_at(proc, "self/mountinfo")?;
     let mounts = String::from_utf8_lossy(&mounts);
     let is_stage = |line: &str| {
         let (place, kind) = line.split_once(" - ").unwrap_or_default();
-        kind.split(' ').nth(1) == Some(NAME) && place.split(' ').next() == Some(&id)
+        kind.split(' ').nth(1) == Some(name) && place.split(' ').next() == Some(&id)
     };
     Ok(mounts.lines().any(is_stage))
 }
@@ -257,7 +258,7 @@ impl Stage {
             let root = self.root.as_ref().ok_or(Failure { call: "mount", errno: Errno::NOSYS })?;
             rustix::process::fchdir(root).call("fchdir")?;
             let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-            rustix::mount::mount(NAME, ".", "tmpfs", flags, c"mode=700").call("mount")?;
+            rustix::mount::mount(&self.name, ".", "tmpfs", flags, c"mode=700").call("mount")?;
             self.top = Some(over(root.as_fd())?);
         }
         self.top.as_ref().map(AsFd::as_fd).ok_or(Failure { call: "mount", errno: Errno::NOSYS })
