@@ -205,3 +205,47 @@ fn an_exec_enters_the_cgroup_and_a_sub_cgroup_on_request() {
         stage.leftovers().is_empty()
     });
 }
+
+#[test]
+fn who_joins_follows_the_first_process_unless_a_cgroup_was_asked_for() {
+    let Some(mut stage) = stage() else { return };
+    if !is_v2() || by_systemd() {
+        eprintln!("skipped: about cgroup v2 with directories of the runtime's own");
+        return;
+    }
+    stage.script("while :; do sleep 0.05; done");
+    stage.detached();
+    let pid = stage.state()["pid"].to_string();
+    let of_pid = || {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        std::path::PathBuf::from(format!("/sys/fs/cgroup{}", text.trim().trim_start_matches("0::")))
+    };
+    let dir = of_pid();
+    let below = dir.join("below");
+    std::fs::create_dir(&below).unwrap();
+    // All of them: a shell's child is there as well.
+    let move_all = |from: &std::path::Path, to: &std::path::Path| {
+        eventually("all have moved", || {
+            for pid in std::fs::read_to_string(from.join("cgroup.procs")).unwrap().lines() {
+                let _ = std::fs::write(to.join("cgroup.procs"), pid);
+            }
+            std::fs::read_to_string(from.join("cgroup.procs")).unwrap().is_empty()
+        });
+    };
+    move_all(&dir, &below);
+    std::fs::write(dir.join("cgroup.subtree_control"), "+pids").unwrap();
+    assert!(stage.exec("cat /proc/self/cgroup").ok().out.trim().ends_with("/below"));
+    let refused = stage.call(&["exec", "--cgroup", "/", stage.id(), "true"]);
+    assert_ne!(refused.status, 0, "{refused:?}");
+    assert!(refused.err.contains("cgroup.procs: device or resource busy"), "{refused:?}");
+    let elsewhere = dir.with_file_name("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    move_all(&below, &elsewhere);
+    eventually("the cgroup is removed", || {
+        let _ = std::fs::remove_dir(&below);
+        std::fs::remove_dir(&dir).is_ok()
+    });
+    assert!(stage.exec("cat /proc/self/cgroup").ok().out.trim().ends_with("/elsewhere"));
+    stage.delete();
+    eventually("the other cgroup is empty", || std::fs::remove_dir(&elsewhere).is_ok());
+}

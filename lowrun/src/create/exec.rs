@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::process::Pid;
 
 use super::clone::{open_pid, receive_sibling};
@@ -21,7 +22,7 @@ use crate::plan::process::ProcessPlan;
 use crate::rootless;
 use crate::state::Container;
 use crate::sys::clone::{Forked, clone3};
-use crate::sys::{self, Call};
+use crate::sys::{self, Call, Failure};
 use crate::trace::span;
 
 /// What the caller asked for.
@@ -70,6 +71,7 @@ pub fn exec(request: ExecRequest<'_>) -> Result<(Pid, OwnedFd)> {
         console: request.console,
         pidfd_socket: request.pidfd_socket,
         extra_fds: request.extra_fds,
+        follows: request.cgroups.is_empty(),
     };
     inherit_oom_score(&setup, container).step("exec:limits")?;
     let (host, pid, pidfd) = span("clone", || clone(&setup, &cgroup, container)).step("exec:clone")?;
@@ -94,17 +96,20 @@ fn clone(setup: &ExecSetup<'_>, cgroup: &Cgroup, container: &Container) -> Resul
             .attempt(Code::NamespaceFailed, || format!("join the pid namespace of container {}", setup.id))?;
     }
     let own_way = cgroup.unified().filter(|_| !setup.waits_for_cgroup);
-    let dir = own_way.map(open_cgroup).transpose()?;
     let attempted = || format!("make a process in container {}", setup.id);
+    let follow = || own_cgroup_of(setup.init.as_fd()).attempt(Code::CgroupFailed, attempted);
+    let dir = match own_way.map(open_cgroup) {
+        // Its first process has left it, and it was removed.
+        Some(Err(failure)) if failure.errno == Errno::NOENT && setup.follows => Some(follow()?),
+        opened => opened.transpose().attempt(Code::CgroupFailed, || format!("open the cgroup of {}", setup.id))?,
+    };
     let forked = match clone3(0, dir.as_ref().map(AsFd::as_fd)) {
         // On v2 the container's own init may have made cgroups below and moved there: then no process may enter the
         // upper one, and the first process's own is taken.
-        Err(failure) if failure.errno == rustix::io::Errno::BUSY => {
-            let own = own_cgroup_of(setup.init.as_fd()).attempt(Code::CgroupFailed, attempted)?;
-            clone3(0, Some(own.as_fd()))
-        }
+        Err(failure) if failure.errno == Errno::BUSY && setup.follows => clone3(0, Some(follow()?.as_fd())),
+        Err(failure) if failure.errno == Errno::BUSY => return Err(is_busy(cgroup, failure)),
         // Before 5.7, or under a filter: the child enters by itself.
-        Err(failure) if matches!(failure.errno, rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => {
+        Err(failure) if matches!(failure.errno, Errno::NOSYS | Errno::PERM) => {
             setup.late_entrance.set(cgroup.unified().and_then(|hierarchy| hierarchy.open_processes().ok()));
             clone3(0, None)
         }
@@ -142,11 +147,16 @@ fn let_in(host: &HostEnd, setup: &ExecSetup<'_>, pid: Pid, cgroup: &Cgroup, cont
     Ok(())
 }
 
-fn open_cgroup(hierarchy: &Hierarchy) -> Result<OwnedFd> {
+fn open_cgroup(hierarchy: &Hierarchy) -> sys::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(&hierarchy.dir, flags, Mode::empty())
-        .call("open")
-        .attempt(Code::CgroupFailed, || format!("open cgroup {}", hierarchy.dir.display()))
+    rustix::fs::open(&hierarchy.dir, flags, Mode::empty()).call("open")
+}
+
+/// In runc's words, of a cgroup that was asked for and has others below it that have its controllers.
+fn is_busy(cgroup: &Cgroup, failure: Failure) -> Box<Fault> {
+    let dir = cgroup.unified().map(|hierarchy| hierarchy.dir.display().to_string()).unwrap_or_default();
+    Fault::new(Code::CgroupFailed, "adding pid to cgroups")
+        .cause(format!("{dir}/cgroup.procs: {}", sys::words(failure.errno)))
 }
 
 fn own_cgroup_of(init: std::os::fd::BorrowedFd<'_>) -> sys::Result<OwnedFd> {

@@ -43,6 +43,8 @@ pub struct ExecSetup<'a> {
     pub console: Option<OwnedFd>,
     pub pidfd_socket: Option<OwnedFd>,
     pub extra_fds: u32,
+    /// Whether it goes where the container's first process is, if the container's own cgroup takes nobody in.
+    pub follows: bool,
 }
 
 /// Joins the container and becomes the program.
