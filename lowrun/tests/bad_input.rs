@@ -289,7 +289,7 @@ fn a_text_that_is_no_config_is_told_by_its_path_and_its_field() {
         stage.is_clean();
     };
     run("", "bundle/config.json: EOF while parsing");
-    run("[]", "ociVersion");
+    run("[]", "bundle/config.json: invalid type: sequence");
     run("{\"process\":{\"args\":[\"true\",", "bundle/config.json: process.args[1]: EOF while parsing");
     run(&json!({ "linux": { "namespaces": [{ "type": 7 }] } }).to_string(), "config.json: linux.namespaces[0].type: ");
 }

@@ -85,6 +85,8 @@ pub fn unified_of(pidfd: BorrowedFd<'_>) -> sys::Result<PathBuf> {
     let missing = sys::Failure { call: "read(cgroup)", errno: Errno::NOENT };
     let pid = sys::pidfd::number(pidfd)?;
     let text = std::fs::read_to_string(format!("/proc/{}/cgroup", pid.as_raw_nonzero())).call("open")?;
+    // It is still there: so the text was of it, and not of another that got its number.
+    sys::pidfd::number(pidfd)?;
     let path = text.lines().filter_map(parse).find(|(controllers, _)| controllers.is_empty()).ok_or(missing)?.1;
     let mount = if is_unified() { PathBuf::from(MOUNTS) } else { Path::new(MOUNTS).join("unified") };
     Ok(mount.join(path.trim_start_matches('/')))

@@ -383,14 +383,13 @@ impl Cgroup {
 
     /// Sends SIGKILL to everything in the container, and lets it die at once.
     pub fn kill(&self) -> Result<()> {
-        let result = self.kill_all();
         self.lift_cpu_limit();
-        result
+        self.kill_all()
     }
 
     /// To die takes time of a processor. Who has used up more than was given (many tasks on many processors, or a guest
     /// whose machine stood still) would wait for it longer than anybody waits for its end.
-    fn lift_cpu_limit(&self) {
+    pub fn lift_cpu_limit(&self) {
         let (hierarchy, file, word) = if self.is_unified() {
             (self.unified(), "cpu.max", "max")
         } else {
@@ -484,13 +483,15 @@ fn check_unused(hierarchy: &Hierarchy) -> Result<()> {
 
 /// Who is in it already would be killed with the container.
 fn check_empty(hierarchy: &Hierarchy) -> Result<()> {
-    let processes = read(&hierarchy.dir.join("cgroup.procs")).unwrap_or_default();
-    let count = processes.lines().count();
-    if count != 0 {
-        return Err(Fault::new(Code::CgroupInUse, format!("make cgroup {}", hierarchy.dir.display()))
-            .cause(format!("container's cgroup is not empty: {count} process(es) found")));
+    let mut processes = Vec::new();
+    let attempted = || format!("make cgroup {}", hierarchy.dir.display());
+    // Those of a container with an init of its own are all in cgroups below.
+    tree::each(&hierarchy.dir, |dir| collect_processes(dir, &mut processes)).attempt(Code::CgroupFailed, attempted)?;
+    match processes.len() {
+        0 => Ok(()),
+        count => Err(Fault::new(Code::CgroupInUse, attempted())
+            .cause(format!("container's cgroup is not empty: {count} process(es) found"))),
     }
-    Ok(())
 }
 
 /// Who enters a frozen directory never comes to work.
@@ -593,6 +594,11 @@ mod tests {
             dir,
             top: Top(Some(Rc::new(top.try_clone().unwrap()))),
         };
+        let below = mount.path().join("taken/below");
+        std::fs::create_dir_all(&below).unwrap();
+        std::fs::write(below.join("cgroup.procs"), "7\n8\n").unwrap();
+        let refused = check_empty(&at(mount.path().join("taken"))).unwrap_err();
+        assert!(refused.one_line().contains("2 process(es)"), "{refused:?}");
         let plan = CgroupPlan {
             path: CgroupPath::Absolute(PathBuf::new()),
             is_named: true,

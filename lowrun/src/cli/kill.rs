@@ -50,6 +50,9 @@ fn send(container: &Container, signal: i32) -> Result<()> {
         // A frozen v1 process does not die before it is thawed.
         container.state.cgroup.thaw_quietly();
     }
+    if signal == libc::SIGKILL {
+        container.state.cgroup.own().lift_cpu_limit();
+    }
     Ok(())
 }
 

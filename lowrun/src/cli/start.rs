@@ -64,7 +64,11 @@ pub(super) fn start(global: &Global, typed: &Typed) -> Result<i32> {
     )
     .or_else(|fault| {
         // As runc: a container whose poststart hook fails does not go on, and is forgotten.
-        super::delete::kill(&container).and_then(|()| super::delete::destroy_once(global, &container)).and(Err(fault))
+        // The hook may have removed it, and made another of the same name.
+        if container.dir.lock_again()? {
+            super::delete::kill(&container).and_then(|()| super::delete::destroy(global, &container))?;
+        }
+        Err(fault)
     })
     .step("start:hooks")?;
     match notify {

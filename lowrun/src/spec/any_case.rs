@@ -2,34 +2,25 @@
 //! as Go does, and configurations are about that it alone has read; a key passed over in silence would be a limit that is not set.
 //!
 //! Wrapped around serde_json's own deserializer: where a struct is read, a key that is none of its fields but for the case
-//! becomes that field's name. The keys of maps stay as they are. A field that comes twice so (or just twice) is put together
-//! as Go does it: of objects both count, of all else the last.
+//! becomes that field's name. The keys of maps stay as they are. A field that comes twice so, or just twice, is refused, where
+//! Go puts the two together by rules of its own (null changes a number never and a pointer always, lists are joined
+//! element by element): what two readers understand differently is no order to follow.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{
-    DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Error, IntoDeserializer, MapAccess, SeqAccess, Visitor,
+    DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Error, IntoDeserializer, MapAccess, SeqAccess,
+    Unexpected, Visitor,
 };
 use serde::forward_to_deserialize_any;
-use serde_json::Value;
 
 use super::place;
 
-/// The fields that are maps: their keys are names, and stay as they are.
-const MAPS: [&str; 6] = ["annotations", "sysctl", "netdevices", "timeoffsets", "rdma", "unified"];
-
 /// Reads a document; an error is told by its field.
 pub fn from_slice<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
-    match read(text) {
-        // Seldom; and what a map holds twice is no error.
-        Err(error) if error.to_string().starts_with("duplicate field") => {
-            read(&serde_json::to_vec(&serde_json::from_slice::<Tree>(text)?.merged(false))?)
-        }
-        result => result.map_err(|error| Error::custom(place::explain(text, &error))),
-    }
+    read(text).map_err(|error| Error::custom(place::explain(text, &error)))
 }
 
 fn read<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
@@ -146,6 +137,10 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Eyes<V> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, values: A) -> Result<V::Value, A::Error> {
+        // A struct could be read from the list of its fields' values, too.
+        if !self.fields.is_empty() {
+            return Err(Error::invalid_type(Unexpected::Seq, &self));
+        }
         self.visitor.visit_seq(Below { values, fields: &[] })
     }
 
@@ -222,94 +217,6 @@ fn field(key: &str, fields: Fields) -> &str {
 #[derive(Deserialize)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// A document with its keys in their order, and each as often as it comes.
-enum Tree {
-    Leaf(Value),
-    List(Vec<Tree>),
-    Object(Vec<(String, Tree)>),
-}
-
-impl Tree {
-    /// The document with each key once.
-    fn merged(self, is_map: bool) -> Value {
-        let entries = match self {
-            Tree::Leaf(value) => return value,
-            Tree::List(list) => return list.into_iter().map(|element| element.merged(false)).collect(),
-            Tree::Object(entries) => entries,
-        };
-        let mut merged: BTreeMap<String, Tree> = BTreeMap::new();
-        for (key, value) in entries {
-            let key = if is_map { key } else { key.to_ascii_lowercase() };
-            match (merged.get_mut(&key), value) {
-                (Some(Tree::Object(first)), Tree::Object(second)) => first.extend(second),
-                (Some(first), second) => *first = second,
-                (None, value) => drop(merged.insert(key, value)),
-            }
-        }
-        let each = |(key, value): (String, Tree)| {
-            let is_map = !is_map && MAPS.contains(&key.as_str());
-            (key, value.merged(is_map))
-        };
-        merged.into_iter().map(each).collect()
-    }
-}
-
-impl<'de> Deserialize<'de> for Tree {
-    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Tree, D::Error> {
-        json.deserialize_any(TreeVisitor)
-    }
-}
-
-struct TreeVisitor;
-
-impl<'de> Visitor<'de> for TreeVisitor {
-    type Value = Tree;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("JSON")
-    }
-
-    fn visit_bool<E: Error>(self, value: bool) -> Result<Tree, E> {
-        Ok(Tree::Leaf(value.into()))
-    }
-
-    fn visit_i64<E: Error>(self, value: i64) -> Result<Tree, E> {
-        Ok(Tree::Leaf(value.into()))
-    }
-
-    fn visit_u64<E: Error>(self, value: u64) -> Result<Tree, E> {
-        Ok(Tree::Leaf(value.into()))
-    }
-
-    fn visit_f64<E: Error>(self, value: f64) -> Result<Tree, E> {
-        Ok(Tree::Leaf(value.into()))
-    }
-
-    fn visit_str<E: Error>(self, value: &str) -> Result<Tree, E> {
-        Ok(Tree::Leaf(value.into()))
-    }
-
-    fn visit_unit<E: Error>(self) -> Result<Tree, E> {
-        Ok(Tree::Leaf(Value::Null))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<Tree, A::Error> {
-        let mut list = Vec::new();
-        while let Some(value) = values.next_element()? {
-            list.push(value);
-        }
-        Ok(Tree::List(list))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut values: A) -> Result<Tree, A::Error> {
-        let mut entries = Vec::new();
-        while let Some(entry) = values.next_entry()? {
-            entries.push(entry);
-        }
-        Ok(Tree::Object(entries))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -339,18 +246,22 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_comes_twice_is_put_together() {
-        let twice = r#"{"linux":{"resources":{"cpu":{"shares":1,"quota":2},"CPU":{"Cpus":"0","Shares":3},"pids":{"limit":4}}},
-            "Linux":{"namespaces":[{"type":"pid"}],"Resources":{"Pids":{"limit":5}, "memory":{}}},"process":{"args":["a"],"Args":["b"]}}"#;
-        let once = r#"{"linux":{"resources":{"cpu":{"shares":3,"quota":2,"cpus":"0"},"pids":{"limit":5},"memory":{}},
-            "namespaces":[{"type":"pid"}]},"process":{"args":["b"]}}"#;
-        assert_eq!(canonical(twice), canonical(once));
-        // Null is the last word, and what comes after it begins anew.
-        let gone =
-            r#"{"process":{"args":["a"]},"Process":null,"annotations":{"a":"1","a":"2"},"Annotations":{"b":"3"}}"#;
-        assert_eq!(canonical(gone), canonical(r#"{"annotations":{"a":"2","b":"3"}}"#));
-        let seccomp = r#"{"linux":{"seccomp":{"a":[1]}},"LINUX":{"seccomp":{"b":2}}}"#;
-        assert_eq!(canonical(seccomp)["linux"]["seccomp"], serde_json::json!({ "a": [1], "b": 2 }));
+    fn a_field_that_comes_twice_is_refused() {
+        for (text, told) in [
+            (r#"{"process":{"user":{"uid":1000,"UID":null}}}"#, "process.user.UID: duplicate field `uid`"),
+            (r#"{"root":{"readonly":true,"readonly":null}}"#, "root.readonly: duplicate field `readonly`"),
+            (r#"{"linux":{},"Linux":{}}"#, "Linux: duplicate field `linux`"),
+        ] {
+            let error = from_str::<Spec>(text).err().unwrap().to_string();
+            assert!(error.starts_with(told), "{error}");
+        }
+        assert!(from_str::<Spec>(r#"{"annotations":{"a":"1","a":"2"}}"#).is_ok(), "what a map holds twice is no error");
+    }
+
+    #[test]
+    fn an_object_is_no_list() {
+        let error = from_str::<Spec>(r#"{"process":{"user":[7,7]}}"#).err().unwrap().to_string();
+        assert!(error.starts_with("process.user: invalid type: sequence"), "{error}");
     }
 
     #[test]

