@@ -64,8 +64,10 @@ impl Daemon {
         for bundles in Kind::ALL.map(|kind| kind.place(&config.state)) {
             layout::make_passage(&bundles).map_err(failed(&bundles))?;
         }
-        for directory in ["bin", "lib"].map(|name| config.opt.join(name)) {
-            layout::make_passage(&directory).map_err(failed(&directory))?;
+        // What is there may be an administrator's, with a mode of its own.
+        for directory in ["bin", "lib"].map(|name| config.opt.join(name)).iter().filter(|directory| !directory.is_dir())
+        {
+            layout::make_passage(directory).map_err(failed(directory))?;
         }
         let boot_id = boot_id()?;
         let store = Arc::new(Store::open(&config.root)?);

@@ -19,6 +19,8 @@ use crate::{layout, tree};
 const TRIES: usize = 16;
 /// So many must have been made before it is known what quick is.
 const LOOKS: u64 = 4;
+/// Most directories that stay because they were passed over: with so many there is no search any more.
+const PASSED_OVER_MAX: usize = 256;
 /// How long ext4 remembers what was freed, at most.
 const MEMORY: Duration = Duration::from_secs(300);
 
@@ -49,13 +51,14 @@ impl Sites {
     /// Makes the directory `path`.
     pub(super) fn make(&self, path: &Path) -> io::Result<()> {
         let mut made: Vec<(Duration, PathBuf)> = Vec::new();
+        let tries = if self.lock().passed_over.len() < PASSED_OVER_MAX { TRIES } else { 1 };
         loop {
             let place = self.directory.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
             let began = Instant::now();
             std::fs::create_dir(&place)?;
             let took = began.elapsed();
             made.push((took, place));
-            if self.lock().is_quick(took) || made.len() == TRIES {
+            if self.lock().is_quick(took) || made.len() == tries {
                 break;
             }
         }
@@ -87,9 +90,11 @@ impl Sites {
 }
 
 impl Seen {
-    /// Within an eighth of the quickest that ever was. A thread that had to wait for its processor only tries again.
+    /// Within an eighth of the quickest, which counts for less with each that comes after it: one stroke of luck must not
+    /// keep all others looking. A thread that had to wait for its processor only tries again.
     fn is_quick(&mut self, took: Duration) -> bool {
-        self.quickest = if self.count == 0 { took } else { self.quickest.min(took) };
+        let quickest = self.quickest + self.quickest / 64;
+        self.quickest = if self.count == 0 { took } else { quickest.min(took) };
         self.count += 1;
         self.count >= LOOKS && took <= self.quickest + self.quickest / 8
     }

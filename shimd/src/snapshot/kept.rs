@@ -87,6 +87,7 @@ impl Snapshotters {
 
     /// Syncs what was committed. Blocks for as long as the disk needs.
     pub(crate) fn sync_committed(&self) -> Result<()> {
-        self.0.iter().try_for_each(Snapshots::sync_committed)
+        let each = self.0.each_ref().map(Snapshots::sync_committed);
+        each.into_iter().collect()
     }
 }

@@ -153,8 +153,10 @@ impl Snapshots {
         };
         let written = self.store.write(Durability::Process, |writer| {
             self.check_new(writer, namespace, request.key)?;
-            // The parent may have gone meanwhile.
-            self.require_committed(writer, namespace, request.parent)?;
+            // The parent may have gone meanwhile, and another of its name may have come, of which nothing was copied.
+            if self.layers(writer, namespace, request.parent)? != layers {
+                return Err(Error::not_found("snapshot", request.parent));
+            }
             lease::hold(writer, namespace, request.lease, self.snapshotter.resource(), request.key)?;
             self.enter(writer, namespace, request.key, &record)
         });
@@ -197,7 +199,11 @@ impl Snapshots {
     fn copy(&self, parent: u64, to: &str) -> Result<()> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let open = |path: &str| rustix::fs::openat(&self.handle, path, flags, Mode::empty());
-        let copy = || tree::copy::copy(open(&format!("{parent}/fs"))?, open(to)?);
+        let copy = || {
+            tree::copy::copy(open(&format!("{parent}/fs"))?, open(to)?)?;
+            // What is here of the image has no other copy below it: a record must not outlive it.
+            rustix::fs::syncfs(&self.handle)
+        };
         // That may take long, and others want this thread.
         let copied = tokio::task::block_in_place(copy);
         copied.map_err(|error| Error::io(format!("copy snapshot directory {parent}"), error))
