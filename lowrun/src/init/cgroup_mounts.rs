@@ -104,7 +104,7 @@ fn mount_hierarchy(
     setup: &Setup<'_>,
     mount: &MountPlan,
     hierarchy: &Hierarchy,
-    (tmpfs, visit): (BorrowedFd<'_>, &Visit),
+    (tmpfs, visit): (BorrowedFd<'_>, &Visit<'_>),
 ) -> Result<()> {
     let attempted = || mount.describe();
     let name = hierarchy.mount.file_name().unwrap_or_default();

@@ -188,21 +188,22 @@ fn kernel_words(context: BorrowedFd<'_>) -> Option<String> {
     last.filter(|text| !text.is_empty())
 }
 
-/// A directory in a file system that nobody but the caller can change, as the working directory, until it is dropped.
+/// A directory in a file system that nobody but the caller can change, where new file systems are to be mounted; the
+/// working directory is another until it is dropped.
 ///
-/// In it a new file system can be mounted by one `mount(2)`, in the place of the six and more calls of
-/// [`new_filesystem`] and [`attach_at`], which cost some 4 µs more. But there is no handle, and no word about what was
-/// wrong: who is refused tries again in that way.
-pub struct Visit {
+/// In it a file system is mounted by one `mount(2)`, in the place of the six and more calls of [`new_filesystem`] and
+/// [`attach_at`], which cost some 4 µs more. But there is no handle, and no word about what was wrong: who is refused
+/// tries again in that way.
+pub struct Visit<'d> {
+    dir: BorrowedFd<'d>,
     home: OwnedFd,
 }
 
-impl Visit {
-    pub fn new(dir: BorrowedFd<'_>) -> Result<Visit> {
+impl<'d> Visit<'d> {
+    pub fn new(dir: BorrowedFd<'d>) -> Result<Visit<'d>> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let home = rustix::fs::open(c".", flags, Mode::empty()).call("open")?;
-        rustix::process::fchdir(dir).call("fchdir")?;
-        Ok(Visit { home })
+        Ok(Visit { dir, home })
     }
 
     /// Mounts a new file system on the directory `name`.
@@ -220,11 +221,13 @@ impl Visit {
         if attr & MOUNT_ATTR_RDONLY != 0 || superblock != 0 || options.iter().any(has_comma) {
             return Err(Failure { call: "mount", errno: Errno::INVAL });
         }
+        // Each time: what is done in between, on a stage, has working directories of its own.
+        rustix::process::fchdir(self.dir).call("fchdir")?;
         rustix::mount::mount(source, name, fstype, mount_old::flags_of(attr), data.as_c_str()).call("mount")
     }
 }
 
-impl Drop for Visit {
+impl Drop for Visit<'_> {
     fn drop(&mut self) {
         // A directory that was left can be gone back to, whatever became of it.
         let _ = rustix::process::fchdir(&self.home);
