@@ -50,10 +50,11 @@ async fn bury(tasks: &Tasks, task: &Task) {
         (None, None) => (UNKNOWN_STATUS, None),
     };
     let exit = Exit { pid: task.pid(), status, at: at.unwrap_or_else(clock::now), shim_died: true };
-    // It may be the connection that died: then others still have the shim.
-    task.endpoint.remove_unserved_socket().await;
     publish(tasks, task, &exit);
     task.end.send_replace(End::Died(exit));
+    // It may be the connection that died: then others still have the shim. Last, as that takes a while to find out. Whoever
+    // deletes the task meanwhile looks after the socket, too, before the id is free.
+    task.endpoint.remove_unserved_socket().await;
 }
 
 fn kill(task: &Task) {
@@ -73,4 +74,42 @@ fn publish(tasks: &Tasks, task: &Task, exit: &Exit) {
         exited_at: Some(exit.at),
     };
     tasks.events.publish(&task.namespace, topic::TASK_EXIT, &event);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::db::Store;
+    use crate::event::Events;
+    use crate::filter::Filters;
+    use crate::name::Namespace;
+    use crate::sandbox::controller::Controller;
+    use crate::shim::bundle::Kind;
+    use crate::shim::shims::tests::shims;
+    use crate::shim::{Connection, Endpoint, Shim};
+
+    #[tokio::test]
+    async fn an_exit_is_told_before_it_is_known_whether_the_socket_is_served() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(directory.path()).unwrap());
+        let (events, shims) = (Arc::new(Events::new()), Arc::new(shims(directory.path())));
+        let controller = Arc::new(Controller::new(store.clone(), shims.clone()));
+        let tasks = Arc::new(Tasks::new(store, events.clone(), shims.clone(), controller));
+        let endpoint = Endpoint::at(&directory.path().join("socket"));
+        let listener = tokio::net::UnixListener::bind(endpoint.path().unwrap()).unwrap();
+        let shim = Shim::connect(&endpoint, "c").await.unwrap();
+        let (connection, _) = listener.accept().await.unwrap();
+        let namespace = Namespace::parse("n").unwrap();
+        let bundle = shims.make_bundle(Kind::Task, &namespace, "c", None).unwrap().disarm();
+        let subject = OwnedSubject { namespace, id: "c".to_owned(), program: "/bin/true".into() };
+        let task = Task::new(subject, bundle, Connection { endpoint, shim, log: None, is_of_sandbox: false }, 0);
+        let mut told = events.subscribe(Filters::default());
+        tokio::spawn(watch(tasks, Arc::new(task)));
+        drop(connection);
+        tokio::select! {
+            biased;
+            event = told.next() => assert_eq!(event.unwrap().unwrap().topic, topic::TASK_EXIT),
+            _ = listener.accept() => panic!("somebody waits for what listens here to end"),
+        }
+    }
 }
