@@ -127,6 +127,11 @@ pub fn is_port(leak: &Leak) -> bool {
     leak.kind == Kind::Link && leak.what == kernel::PORT
 }
 
+/// How many such links there are in the calling thread's network namespace.
+pub(crate) fn ports() -> usize {
+    kernel::links().iter().filter(|link| *link == kernel::PORT).count()
+}
+
 /// The leaks as lines of text.
 pub fn report(leaks: &[Leak]) -> String {
     leaks.iter().map(|leak| format!("  {leak}\n")).collect()

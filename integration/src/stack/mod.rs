@@ -157,6 +157,11 @@ enum Backend {
 }
 
 impl Backend {
+    /// Whether so many ports of the bridge may be there without a container.
+    fn may_have_ports(&self, count: usize) -> bool {
+        matches!(self, Backend::Ours(ours) if ours.may_have_ports(count))
+    }
+
     fn client(&self, site: &Site) -> Command {
         match self {
             Backend::Ours(ours) => ours.client(site),
@@ -415,6 +420,7 @@ impl Stack {
             leak::Kind::File => self.is_kept(Path::new(&leak.what)),
             // Docker pins the host's own network namespace for the first container that uses it.
             leak::Kind::Mount => !self.is_ours() && leak.what.contains("/netns/default "),
+            leak::Kind::Link => leak::is_port(leak) && self.backend.may_have_ports(leak::ports()),
             _ => false,
         }
     }

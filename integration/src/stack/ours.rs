@@ -73,6 +73,12 @@ impl Ours {
         client(site)
     }
 
+    /// An engine that makes many namespaces ahead has at any time as many as it makes, or up to three in four less: there may
+    /// be more of them after a test than before it.
+    pub(super) fn may_have_ports(&self, count: usize) -> bool {
+        self.settings.prepared.is_some_and(|prepared| count <= prepared as usize)
+    }
+
     pub(super) fn daemons(&mut self) -> Vec<&mut Daemon> {
         vec![&mut self.engined, &mut self.supervisor]
     }
