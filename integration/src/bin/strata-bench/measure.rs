@@ -31,7 +31,16 @@ pub(crate) fn timed(command: &mut Command) -> Cost {
 }
 
 fn children_time() -> Duration {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("getrusage(RUSAGE_CHILDREN)");
+    processor_time(UsageWho::RUSAGE_CHILDREN)
+}
+
+/// User and system time of this process, with all its threads.
+pub(crate) fn own_time() -> Duration {
+    processor_time(UsageWho::RUSAGE_SELF)
+}
+
+fn processor_time(who: UsageWho) -> Duration {
+    let usage = getrusage(who).expect("getrusage");
     let micros = |time: nix::sys::time::TimeVal| Duration::new(time.tv_sec() as u64, time.tv_usec() as u32 * 1000);
     micros(usage.user_time()) + micros(usage.system_time())
 }

@@ -1,5 +1,6 @@
 //! What a pull cannot be quicker than: the download alone, decompression and hashing alone, writing alone; each over all
-//! processors, by the libraries that shimd is made with.
+//! processors, by the libraries that shimd is made with. And what they need of the processors together: no order of the three
+//! is quicker than that.
 
 use std::fs::File;
 use std::io::{Read, Write, copy, sink};
@@ -14,36 +15,59 @@ use sha2::{Digest, Sha256};
 
 use super::layers::{blob_path, decoder, layers_of};
 use super::served::Served;
-use crate::measure::ms;
+use crate::measure::{ms, own_time};
 
 type Job<'a> = Box<dyn FnOnce() + Send + 'a>;
 
-/// Milliseconds of `jobs`, taken in their order by as many threads as there are processors.
-fn over_the_processors(jobs: Vec<Job<'_>>) -> f64 {
-    let processors = std::thread::available_parallelism().map_or(2, usize::from);
+/// What a part of a pull costs by itself.
+#[derive(Clone, Copy)]
+pub(super) struct Part {
+    pub(super) wall_ms: f64,
+    /// User and system time of this process: the registry's and the kernel's own threads' is not in it.
+    processor_ms: f64,
+}
+
+impl Part {
+    fn of(work: impl FnOnce()) -> Part {
+        let (before, began) = (own_time(), Instant::now());
+        work();
+        Part { wall_ms: ms(began.elapsed()), processor_ms: ms(own_time() - before) }
+    }
+}
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from)
+}
+
+/// Milliseconds that the three parts take where all processors are busy all the time.
+pub(super) fn busy(served: &mut Served<'_>, image: &str) -> f64 {
+    let parts = [download(served, image), digest(served, image), write(served, image)];
+    parts.iter().map(|part| part.processor_ms).sum::<f64>() / processors() as f64
+}
+
+/// Does `jobs` in their order by as many threads as there are processors.
+fn over_the_processors(jobs: Vec<Job<'_>>) {
     let queue = Mutex::new(jobs.into_iter());
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-    let began = Instant::now();
     std::thread::scope(|scope| {
-        for _ in 0..processors {
+        for _ in 0..processors() {
             scope.spawn(|| std::iter::from_fn(next).for_each(|job| job()));
         }
     });
-    ms(began.elapsed())
 }
 
-/// Milliseconds of fetching all layers at once, to nowhere.
-pub(super) fn download(served: &mut Served<'_>, image: &str) -> f64 {
+/// Fetching all layers at once, to nowhere.
+pub(super) fn download(served: &mut Served<'_>, image: &str) -> Part {
     let name = served.layers.name(served.supervised, image);
     let host = name.split('/').next().expect("a host").replace("localhost", "127.0.0.1");
     let layers = layers_of(image);
-    let began = Instant::now();
-    std::thread::scope(|scope| {
-        for layer in &layers {
-            scope.spawn(|| fetch(&host, image, layer));
-        }
-    });
-    ms(began.elapsed())
+    Part::of(|| {
+        std::thread::scope(|scope| {
+            for layer in &layers {
+                scope.spawn(|| fetch(&host, image, layer));
+            }
+        });
+    })
 }
 
 fn fetch(host: &str, image: &str, layer: &Descriptor) {
@@ -72,8 +96,8 @@ fn load(image: &str) -> Vec<Layer> {
     layers_of(image).into_iter().map(load).collect()
 }
 
-/// Milliseconds of decompressing all layers, and of hashing them compressed and decompressed.
-pub(super) fn digest(_: &mut Served<'_>, image: &str) -> f64 {
+/// Decompressing all layers, and hashing them compressed and decompressed.
+pub(super) fn digest(_: &mut Served<'_>, image: &str) -> Part {
     let layers = load(image);
     let mut jobs: Vec<Job<'_>> = Vec::new();
     // The longest come first, so that no processor waits for another's.
@@ -88,7 +112,7 @@ pub(super) fn digest(_: &mut Served<'_>, image: &str) -> f64 {
     for layer in &layers {
         jobs.push(Box::new(|| hash(&layer.blob)));
     }
-    over_the_processors(jobs)
+    Part::of(|| over_the_processors(jobs))
 }
 
 fn hash(data: &[u8]) {
@@ -96,8 +120,8 @@ fn hash(data: &[u8]) {
     std::hint::black_box(Sha256::digest(data));
 }
 
-/// Milliseconds of writing the blobs, synced as they must be before they are visible, and the files of the layers.
-pub(super) fn write(served: &mut Served<'_>, image: &str) -> f64 {
+/// Writing the blobs, synced as they must be before they are visible, and the files of the layers.
+pub(super) fn write(served: &mut Served<'_>, image: &str) -> Part {
     let place = fresh_directory(&served.supervised.path("tmp/floor"), &served.next_name());
     let layers = load(image);
     let files: Vec<(PathBuf, &[u8])> = layers.iter().flat_map(|layer| files_of(&place, &layer.archive)).collect();
@@ -106,18 +130,18 @@ pub(super) fn write(served: &mut Served<'_>, image: &str) -> f64 {
     }
     let write = |(path, data): &(PathBuf, &[u8])| std::fs::write(path, data).expect("write a file");
     let jobs = files.iter().map(|file| Box::new(move || write(file)) as Job<'_>).collect();
-    let began = Instant::now();
-    std::thread::scope(|scope| {
-        // They wait for the disk while the files are written.
-        for (number, layer) in layers.iter().enumerate() {
-            let path = place.join(format!("blob-{number}"));
-            scope.spawn(move || write_synced(&path, &layer.blob));
-        }
-        over_the_processors(jobs);
+    let part = Part::of(|| {
+        std::thread::scope(|scope| {
+            // They wait for the disk while the files are written.
+            for (number, layer) in layers.iter().enumerate() {
+                let path = place.join(format!("blob-{number}"));
+                scope.spawn(move || write_synced(&path, &layer.blob));
+            }
+            over_the_processors(jobs);
+        });
     });
-    let wall = ms(began.elapsed());
     std::fs::remove_dir_all(&place).expect("remove the files");
-    wall
+    part
 }
 
 /// A directory far from others, as shimd's snapshots are: ext4 passes over each inode that was freed a short time ago.

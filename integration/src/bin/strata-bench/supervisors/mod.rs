@@ -73,10 +73,11 @@ fn pull_rows(ours: &mut Contestant, theirs: &mut Contestant, kind: &str, what: &
         }
     }
     let [download, digest, write] = floor.map(|figures| median(&figures));
+    let busy = ours.ask(&format!("busy-{kind}"));
     let by_transfer = Pair::of(by_transfer.into_iter());
     let parts = format!(
         "the same by Transfer, against the slowest of download ({download:.0} ms), decompression and hashing \
-         over the processors ({digest:.0} ms), writing ({write:.0} ms)"
+         over the processors ({digest:.0} ms), writing ({write:.0} ms); all three keep the processors busy for {busy:.0} ms"
     );
     let slowest = download.max(digest).max(write);
     let ctr = format!("`ctr images pull` of {what}");

@@ -28,7 +28,7 @@ pub(crate) struct Served<'a> {
 type Task = fn(&mut Served<'_>) -> f64;
 
 /// What a contestant can be told.
-const TASKS: [(&str, Task); 26] = [
+const TASKS: [(&str, Task); 28] = [
     ("ctr-run", ctr_run),
     ("task", tasks::one),
     ("task-16", tasks::sixteen),
@@ -42,12 +42,14 @@ const TASKS: [(&str, Task); 26] = [
     ("pull-zstd", |served| layers::pull(served, layers::ZSTD)),
     ("transfer-gzip", |served| layers::transfer(served, layers::GZIP)),
     ("transfer-zstd", |served| layers::transfer(served, layers::ZSTD)),
-    ("download-gzip", |served| floor::download(served, layers::GZIP)),
-    ("download-zstd", |served| floor::download(served, layers::ZSTD)),
-    ("digest-gzip", |served| floor::digest(served, layers::GZIP)),
-    ("digest-zstd", |served| floor::digest(served, layers::ZSTD)),
-    ("write-gzip", |served| floor::write(served, layers::GZIP)),
-    ("write-zstd", |served| floor::write(served, layers::ZSTD)),
+    ("download-gzip", |served| floor::download(served, layers::GZIP).wall_ms),
+    ("download-zstd", |served| floor::download(served, layers::ZSTD).wall_ms),
+    ("digest-gzip", |served| floor::digest(served, layers::GZIP).wall_ms),
+    ("digest-zstd", |served| floor::digest(served, layers::ZSTD).wall_ms),
+    ("write-gzip", |served| floor::write(served, layers::GZIP).wall_ms),
+    ("write-zstd", |served| floor::write(served, layers::ZSTD).wall_ms),
+    ("busy-gzip", |served| floor::busy(served, layers::GZIP)),
+    ("busy-zstd", |served| floor::busy(served, layers::ZSTD)),
     ("unpack", layers::unpack),
     ("output", output::through_the_log),
     ("output-growth", output::growth),
