@@ -81,7 +81,7 @@ impl Daemon {
         let shims = Arc::new(open_shims(config, &boot_id)?);
         let controller = Arc::new(Controller::new(store.clone(), shims.clone()));
         let tasks = Tasks::new(store.clone(), events.clone(), shims, controller.clone());
-        let images = Images(store.clone());
+        let images = Images::new(store.clone());
         let differ = Arc::new(Differ::new(provisional.clone()));
         let upkeep = Arc::new(Upkeep::new(store.clone(), snapshots.clone(), provisional));
         let transfers = Transfers {
@@ -100,9 +100,9 @@ impl Daemon {
         };
         Ok(Daemon {
             namespaces: Namespaces::new(store.clone()),
-            containers: Containers(store.clone()),
+            containers: Containers::new(store.clone()),
             images,
-            sandboxes: Sandboxes(store.clone()),
+            sandboxes: Sandboxes::new(store.clone()),
             controller,
             differ,
             gc: Gc::new(store.clone(), content.clone(), snapshots.clone()),

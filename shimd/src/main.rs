@@ -11,6 +11,7 @@
 //! next start finds everything again by looking at what is there.
 
 mod api;
+mod catalog;
 mod checkpoint;
 mod clock;
 mod config;

@@ -1,5 +1,9 @@
 //! Field masks of updates: which fields a request replaces.
 
+use std::collections::BTreeMap;
+
+use prost_types::Any;
+
 use crate::db::record::Labels;
 use crate::error::{Error, Result};
 
@@ -24,6 +28,14 @@ pub(crate) fn paths<'a>(mask: &'a [String], maps: &'a [&str]) -> impl Iterator<I
 pub(crate) fn replace_entry(to: &mut Labels, from: &Labels, key: &str) {
     match from.get(key).filter(|value| !value.is_empty()) {
         Some(value) => to.insert(key.to_owned(), value.clone()),
+        None => to.remove(key),
+    };
+}
+
+/// Replaces one extension of `to`; one that is missing in `from` goes.
+pub(crate) fn replace_extension(to: &mut BTreeMap<String, Any>, from: &BTreeMap<String, Any>, key: &str) {
+    match from.get(key) {
+        Some(extension) => to.insert(key.to_owned(), extension.clone()),
         None => to.remove(key),
     };
 }

@@ -70,7 +70,7 @@ impl Containers for Api {
         async {
             let info = from_wire(container);
             let event = events::ContainerCreate {
-                id: info.id.clone(),
+                id: info.name.clone(),
                 image: info.record.image.clone(),
                 runtime: Some(events::container_create::Runtime {
                     name: info.record.runtime.clone(),
@@ -95,7 +95,7 @@ impl Containers for Api {
         let paths = mask(request.update_mask);
         let info = self.containers.update(&scope.namespace, from_wire(container), &paths).or_status(STEP)?;
         let event = events::ContainerUpdate {
-            id: info.id.clone(),
+            id: info.name.clone(),
             image: info.record.image.clone(),
             labels: wire_labels(info.record.labels.clone()),
             snapshot_key: info.record.snapshot_key.clone(),
@@ -137,13 +137,13 @@ fn from_wire(wire: wire::Container) -> Info {
         extensions: wire.extensions.into_iter().collect(),
         sandbox: wire.sandbox,
     };
-    Info { id: wire.id, record }
+    Info { name: wire.id, record }
 }
 
 fn to_wire(info: Info) -> wire::Container {
     let record = info.record;
     wire::Container {
-        id: info.id,
+        id: info.name,
         labels: wire_labels(record.labels),
         image: record.image,
         runtime: Some(wire::container::Runtime { name: record.runtime, options: record.runtime_options }),

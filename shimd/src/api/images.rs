@@ -74,8 +74,11 @@ impl Images for Api {
     async fn delete(&self, request: Request<wire::DeleteImageRequest>) -> Result<Response<()>, Status> {
         let scope = Scope::of(&request).or_status(STEP)?;
         let request = request.into_inner();
-        let expected = request.target.map(|target| target.digest);
-        self.images.delete(&scope.namespace, &request.name, expected.as_deref()).or_status(STEP)?;
+        match &request.target {
+            Some(target) => self.images.delete_meaning(&scope.namespace, &request.name, &target.digest),
+            None => self.images.delete(&scope.namespace, &request.name),
+        }
+        .or_status(STEP)?;
         self.events.publish(&scope.namespace, "/images/delete", &wire::ImageDelete { name: request.name });
         if request.sync {
             self.gc.run().await.or_status(STEP)?;

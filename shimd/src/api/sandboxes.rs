@@ -75,13 +75,13 @@ fn from_wire(wire: types::Sandbox) -> Info {
         updated_at: wire.updated_at,
         sandboxer: wire.sandboxer,
     };
-    Info { id: wire.sandbox_id, record }
+    Info { name: wire.sandbox_id, record }
 }
 
 fn to_wire(info: Info) -> types::Sandbox {
     let record = info.record;
     types::Sandbox {
-        sandbox_id: info.id,
+        sandbox_id: info.name,
         runtime: Some(types::sandbox::Runtime { name: record.runtime, options: record.runtime_options }),
         spec: record.spec,
         labels: wire_labels(record.labels),
