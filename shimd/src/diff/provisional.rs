@@ -98,7 +98,7 @@ enum Outcome {
 /// An unpacked layer; its files go when it is dropped and nobody took them.
 pub(crate) struct Tree {
     /// Holds `fs`.
-    directory: PathBuf,
+    place: Place,
     pub(crate) diff_id: Digest,
     pub(crate) size: u64,
     pub(crate) report: Report,
@@ -106,17 +106,31 @@ pub(crate) struct Tree {
 
 impl Tree {
     pub(crate) fn root(&self) -> PathBuf {
-        self.directory.join("fs")
+        self.place.root()
     }
 }
 
-impl Drop for Tree {
+/// The directory of one layer, which goes with this.
+struct Place(PathBuf);
+
+impl Place {
+    fn make(sites: &Sites, directory: PathBuf) -> Result<Place> {
+        sites.make(&directory).map_err(|error| Error::io(format!("make {}", directory.display()), error))?;
+        Ok(Place(directory))
+    }
+
+    fn root(&self) -> PathBuf {
+        self.0.join("fs")
+    }
+}
+
+impl Drop for Place {
     fn drop(&mut self) {
-        let directory = std::mem::take(&mut self.directory);
+        let directory = self.0.clone();
         // Off every caller's path: a tree may have many files.
         let spawned = std::thread::Builder::new().name("provisional".to_owned()).spawn(move || discard(&directory));
-        if let Err(error) = spawned {
-            tracing::warn!(error = %Chain(&error), "start a thread that removes a provisional layer");
+        if spawned.is_err() {
+            discard(&self.0);
         }
     }
 }
@@ -231,10 +245,15 @@ impl Feed {
         tokio::spawn(async move {
             let slot = match free {
                 Some(slot) => slot,
-                // The semaphore is never closed.
-                None => match slots.acquire_owned().await {
-                    Ok(slot) if claim.is_mine() => slot,
-                    _ => return,
+                None => tokio::select! {
+                    biased;
+                    // Its writer gave up, or its blob is gone.
+                    () = sender.closed() => return,
+                    // The semaphore is never closed.
+                    slot = slots.acquire_owned() => match slot {
+                        Ok(slot) if claim.is_mine() => slot,
+                        _ => return,
+                    },
                 },
             };
             if let Err(error) = run_blocking(move || layer.begin(arrival, sender, slot)).await {
@@ -308,11 +327,11 @@ impl Layer {
     /// Starts the threads that unpack it.
     fn begin(self, arrival: Arc<Arrival>, done: watch::Sender<Outcome>, slot: OwnedSemaphorePermit) -> Result<()> {
         let Layer { directory, sites, file, diff_id } = self;
-        sites.make(&directory).map_err(|error| Error::io(format!("make {}", directory.display()), error))?;
-        let root = make_root(&directory)?;
+        let place = Place::make(&sites, directory)?;
+        let root = make_root(&place.root())?;
         let (filler, digester, chunks) = stream::pipe_with_digest();
         let work = move || {
-            let tree = unpack_into(directory, root, chunks, diff_id.as_ref());
+            let tree = unpack_into(place, root, chunks, diff_id.as_ref());
             // Nobody may be waiting any more: then the tree goes with the value.
             let _ = done.send(tree.map_or(Outcome::Failed, |tree| Outcome::Ready(Arc::new(tree))));
             drop(slot);
@@ -328,20 +347,18 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
     spawned.map(drop).map_err(|error| Error::io("start a thread that unpacks a layer", error))
 }
 
-fn make_root(directory: &Path) -> Result<OwnedFd> {
-    let root = directory.join("fs");
+fn make_root(root: &Path) -> Result<OwnedFd> {
     let failed = |error| Error::io(format!("make {}", root.display()), error);
-    std::fs::create_dir(&root).map_err(failed)?;
-    File::open(&root).map(OwnedFd::from).map_err(failed)
+    std::fs::create_dir(root).map_err(failed)?;
+    File::open(root).map(OwnedFd::from).map_err(failed)
 }
 
 /// Unpacks all of `chunks`, and throws away what is not the promised layer, if one was promised.
-fn unpack_into(directory: PathBuf, root: OwnedFd, chunks: Chunks, promised: Option<&Digest>) -> Option<Tree> {
+fn unpack_into(place: Place, root: OwnedFd, chunks: Chunks, promised: Option<&Digest>) -> Option<Tree> {
     match unpack_checked(root, chunks, promised) {
-        Ok((report, diff_id, size)) => Some(Tree { directory, diff_id, size, report }),
+        Ok((report, diff_id, size)) => Some(Tree { place, diff_id, size, report }),
         Err(error) => {
             tracing::debug!(error = %Chain(&error), "a layer that arrives was not unpacked");
-            discard(&directory);
             None
         }
     }
@@ -380,5 +397,62 @@ impl Read for Arriving {
         }
         self.at += count as u64;
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layer(of: &Provisional, directory: PathBuf) -> Layer {
+        Layer { directory, sites: of.sites.clone(), file: tempfile::tempfile().unwrap(), diff_id: None }
+    }
+
+    fn directories_in(directory: &Path) -> usize {
+        std::fs::read_dir(directory).unwrap().count()
+    }
+
+    #[tokio::test]
+    async fn a_layer_that_cannot_be_begun_leaves_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let provisional = Provisional::open(root.path()).unwrap();
+        // A path that is just short enough, but not for what comes below.
+        let mut parent = root.path().join("long");
+        while parent.as_os_str().len() < 3800 {
+            parent.push("x".repeat(200));
+        }
+        std::fs::create_dir_all(&parent).unwrap();
+        let directory = parent.join("x".repeat(4094 - parent.as_os_str().len()));
+        let slot = provisional.slots.clone().try_acquire_owned().unwrap();
+        let (done, _outcome) = watch::channel(Outcome::Working);
+        let begun = layer(&provisional, directory).begin(Arc::default(), done, slot);
+        assert!(begun.unwrap_err().to_string().contains("make "));
+        let free = async {
+            while directories_in(&parent) > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), free).await.expect("its directory goes");
+    }
+
+    #[tokio::test]
+    async fn a_layer_that_is_given_up_waits_for_no_slot() {
+        let root = tempfile::tempdir().unwrap();
+        let provisional = Provisional::open(root.path()).unwrap();
+        let slots = provisional.slots.available_permits();
+        let busy = provisional.slots.clone().try_acquire_many_owned(u32::try_from(slots).unwrap()).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let feed = provisional.start(&Prospect::Likely { size: 1 }, &file).unwrap();
+        tokio::task::yield_now().await;
+        assert_eq!(Arc::strong_count(&provisional.sites), 2, "it waits");
+        drop(feed);
+        let gone = async {
+            while Arc::strong_count(&provisional.sites) > 1 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), gone).await.expect("it waits no more");
+        drop(busy);
+        assert_eq!(provisional.slots.available_permits(), slots);
     }
 }

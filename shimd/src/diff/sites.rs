@@ -55,7 +55,11 @@ impl Sites {
         loop {
             let place = self.directory.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
             let began = Instant::now();
-            std::fs::create_dir(&place)?;
+            match std::fs::create_dir(&place) {
+                // One is enough.
+                Err(_) if !made.is_empty() => break,
+                outcome => outcome?,
+            }
             let took = began.elapsed();
             made.push((took, place));
             if self.lock().is_quick(took) || made.len() == tries {
@@ -65,8 +69,11 @@ impl Sites {
         made.sort();
         let mut made = made.into_iter().map(|(_, place)| place);
         let quickest = made.next().unwrap_or_default();
-        self.lock().passed_over.extend(made.map(|place| (Instant::now(), place)));
-        std::fs::rename(quickest, path)
+        let taken = std::fs::rename(&quickest, path);
+        // What cannot be taken goes with those that were passed over.
+        let left = made.chain(taken.is_err().then_some(quickest));
+        self.lock().passed_over.extend(left.map(|place| (Instant::now(), place)));
+        taken
     }
 
     /// Removes what was passed over long ago.
@@ -118,6 +125,17 @@ mod tests {
         assert_eq!(count(), passed_over);
         sites.expire();
         assert_eq!(count(), passed_over);
+        sites.remove_older(Duration::ZERO);
+        assert_eq!(count(), 0);
+    }
+
+    #[test]
+    fn a_site_that_cannot_be_taken_is_not_forgotten() {
+        let directory = tempfile::tempdir().unwrap();
+        let sites = Sites::open(directory.path().join("sites")).unwrap();
+        assert!(sites.make(&directory.path().join("no/such/place")).is_err());
+        let count = || std::fs::read_dir(directory.path().join("sites")).unwrap().count();
+        assert!(count() > 0);
         sites.remove_older(Duration::ZERO);
         assert_eq!(count(), 0);
     }
