@@ -42,22 +42,47 @@ impl Places {
 
     /// The directory at `path`, made where it is missing.
     pub(super) fn directory(&mut self, path: &[u8]) -> Result<Rc<OwnedFd>> {
+        // Those that are missing are made from the top down, without recursion: the depth is the archive's choice.
+        let mut missing = Vec::new();
+        let mut at = path;
+        let mut directory = loop {
+            if let Some(found) = self.find(at)? {
+                break found;
+            }
+            missing.push(at);
+            at = split(at).map_or(&[][..], |(parent, _)| parent);
+        };
+        for path in missing.into_iter().rev() {
+            directory = self.make_directory(&directory, path)?;
+            self.remember(path, &directory);
+        }
+        Ok(directory)
+    }
+
+    /// The directory at `path`, if it is one.
+    fn find(&mut self, path: &[u8]) -> Result<Option<Rc<OwnedFd>>> {
         if path.is_empty() {
-            return Ok(self.root.clone());
+            return Ok(Some(self.root.clone()));
         }
         if let Some(at) = self.open.iter().position(|(known, _)| known == path) {
             self.open[..=at].rotate_right(1);
-            return Ok(self.open[0].1.clone());
+            return Ok(Some(self.open[0].1.clone()));
         }
-        let directory = match open_beneath(self.root.as_fd(), path) {
-            Ok(directory) => Rc::new(directory),
+        match open_beneath(self.root.as_fd(), path) {
+            Ok(directory) => {
+                let directory = Rc::new(directory);
+                self.remember(path, &directory);
+                Ok(Some(directory))
+            }
             // Not a directory: a whiteout may have taken its name, or one of its parents'.
-            Err(Errno::NOENT | Errno::NOTDIR) => self.make_directory(path)?,
-            Err(error) => return Err(Error::io("open its directory", error)),
-        };
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(error) => Err(Error::io("open its directory", error)),
+        }
+    }
+
+    fn remember(&mut self, path: &[u8], directory: &Rc<OwnedFd>) {
         self.open.insert(0, (path.to_vec(), directory.clone()));
         self.open.truncate(OPEN_MAX);
-        Ok(directory)
     }
 
     /// The directory of a link's target; made only if a layer below may have it.
@@ -68,10 +93,8 @@ impl Places {
         self.directory(path)
     }
 
-    fn make_directory(&mut self, path: &[u8]) -> Result<Rc<OwnedFd>> {
-        let (parent, name) = split(path).unwrap_or_default();
-        // Depth is bounded by the length of a path.
-        let parent = self.directory(parent)?;
+    fn make_directory(&mut self, parent: &Rc<OwnedFd>, path: &[u8]) -> Result<Rc<OwnedFd>> {
+        let (_, name) = split(path).unwrap_or_default();
         let spot = Spot { directory: parent.as_fd(), name: OsStr::from_bytes(name) };
         let hides_lower = spot.is_whiteout();
         if hides_lower {

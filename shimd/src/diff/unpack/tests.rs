@@ -393,3 +393,23 @@ fn a_directory_that_is_swapped_for_a_link_leads_nowhere() {
         place.assert_outside_untouched();
     }
 }
+
+#[test]
+fn directories_that_no_entry_describes_may_be_as_deep_as_paths() {
+    let place = Place::new();
+    let path = format!("{}f", "d/".repeat(1900));
+    let mut builder = Builder::new(Vec::new());
+    let mut header = Header::new_gnu();
+    header.set_size(4);
+    header.set_mode(0o644);
+    builder.append_data(&mut header, &path, b"data".as_slice()).unwrap();
+    let bytes = builder.into_inner().unwrap();
+    let root = place.at("");
+    // As small as that of the thread that unpacks what arrives.
+    let unpacked = std::thread::Builder::new().stack_size(512 << 10).spawn(move || {
+        let root = std::fs::File::open(root).unwrap().into();
+        unpack(&mut Archive::new(Cursor::new(bytes)), root, Lower::Known(Vec::new()), Whiteouts::Overlay).map(drop)
+    });
+    unpacked.unwrap().join().unwrap().unwrap();
+    assert_eq!(fs::read(place.at(&path)).unwrap(), b"data");
+}
