@@ -2,6 +2,7 @@
 //! of a tree is an image's choice).
 
 pub(crate) mod copy;
+pub(crate) mod walk;
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -9,10 +10,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use crate::db::record::Usage;
+use walk::Walk;
 
 /// Directories that are open at once while a tree is removed. What lies deeper is first moved up: a container can make
 /// directories deeper than any number of descriptors.
@@ -71,8 +73,7 @@ fn empty(directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
                 levels.push(inner);
             }
             Err(Errno::ISDIR) => {
-                moved += 1;
-                move_up(&levels, name, moved)?;
+                move_up(&levels, name, &mut moved)?;
             }
             Err(error) => return Err(error),
         }
@@ -80,13 +81,16 @@ fn empty(directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
     Ok(())
 }
 
-fn move_up(levels: &[Level], name: &OsStr, number: u64) -> rustix::io::Result<()> {
+fn move_up(levels: &[Level], name: &OsStr, number: &mut u64) -> rustix::io::Result<()> {
     let (top, deepest) = (levels[0].entries.fd()?, levels[levels.len() - 1].entries.fd()?);
-    let free = format!(".moved-{number}");
-    match rustix::fs::renameat_with(deepest, name, top, free.as_str(), RenameFlags::NOREPLACE) {
-        // The next pass begins at a higher number.
-        Err(Errno::EXIST) => move_up(levels, name, number + 1_000_003),
-        outcome => outcome,
+    loop {
+        *number += 1;
+        let free = format!(".moved-{number}");
+        match rustix::fs::renameat_with(deepest, name, top, free.as_str(), RenameFlags::NOREPLACE) {
+            // Of an earlier pass, or by somebody who wants to be in the way.
+            Err(Errno::EXIST) => {}
+            outcome => return outcome,
+        }
     }
 }
 
@@ -109,10 +113,7 @@ struct Level {
 
 impl Level {
     fn open(directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<Level> {
-        // Never into something that is mounted there: what it shows is not this tree's.
-        let resolve = ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
-        let handle = rustix::fs::openat2(directory, name, OPEN_DIRECTORY, Mode::empty(), resolve)?;
-        Ok(Level { entries: Dir::new(handle)?, name: name.to_owned() })
+        Ok(Level { entries: Dir::new(walk::open(directory, name)?)?, name: name.to_owned() })
     }
 }
 
@@ -121,32 +122,30 @@ pub(crate) fn usage(path: &Path) -> rustix::io::Result<Usage> {
     let mut usage = Usage::default();
     let mut linked = HashSet::new();
     let top = rustix::fs::open(path, OPEN_DIRECTORY, Mode::empty())?;
-    let mut levels = vec![Level { entries: Dir::new(top)?, name: OsString::new() }];
-    add(&rustix::fs::fstat(levels[0].entries.fd()?)?, &mut usage, &mut linked);
-    while let Some(level) = levels.last_mut() {
-        let Some(entry) = level.entries.next() else {
-            levels.pop();
-            continue;
-        };
-        let entry = entry?;
-        let name = OsStr::from_bytes(entry.file_name().to_bytes());
-        if name == "." || name == ".." {
-            continue;
-        }
-        match rustix::fs::statat(level.entries.fd()?, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => {
-                add(&stat, &mut usage, &mut linked);
-                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                    let inner = Level::open(level.entries.fd()?, name)?;
-                    levels.push(inner);
-                }
-            }
+    add(&rustix::fs::fstat(&top)?, &mut usage, &mut linked);
+    let mut walk = Walk::from([Some(top)])?;
+    while !walk.is_over() {
+        let name = match walk.next() {
             // A running container may remove its files while they are counted.
-            Err(Errno::NOENT) => {}
+            Ok(None) | Err(Errno::NOENT) => {
+                walk.leave();
+                continue;
+            }
+            name => name?.unwrap_or_default(),
+        };
+        match measure(&mut walk, &name, &mut usage, &mut linked) {
+            Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
             Err(error) => return Err(error),
         }
     }
     Ok(usage)
+}
+
+fn measure(walk: &mut Walk<1>, name: &OsStr, usage: &mut Usage, linked: &mut HashSet<u64>) -> rustix::io::Result<()> {
+    let Some(directory) = walk.here(0) else { return Ok(()) };
+    let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    add(&stat, usage, linked);
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory { walk.enter(name, [true]) } else { Ok(()) }
 }
 
 fn add(stat: &rustix::fs::Stat, usage: &mut Usage, linked: &mut HashSet<u64>) {
@@ -177,5 +176,21 @@ mod tests {
         remove(&root).unwrap();
         assert!(!root.exists());
         remove(&root).unwrap();
+    }
+
+    #[test]
+    fn what_is_too_deep_for_a_path_is_refused_but_goes() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("tree");
+        fs::create_dir(&root).unwrap();
+        let mut deepest = rustix::fs::open(&root, OPEN_DIRECTORY, Mode::empty()).unwrap();
+        for _ in 0..2100 {
+            rustix::fs::mkdirat(&deepest, "d", Mode::RWXU).unwrap();
+            deepest = rustix::fs::openat(&deepest, "d", OPEN_DIRECTORY, Mode::empty()).unwrap();
+        }
+        drop(deepest);
+        assert_eq!(usage(&root), Err(Errno::NAMETOOLONG));
+        remove(&root).unwrap();
+        assert!(!root.exists());
     }
 }

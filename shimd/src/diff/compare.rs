@@ -1,30 +1,33 @@
 //! Directories gone through in order of names, each beside what it was before, if that is known.
 
-use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::make::failed;
 use crate::error::Result;
+use crate::tree::walk::Walk;
 use crate::xattr;
 
-const OPEN_DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// Bytes of two files that are compared at once.
 const READ_LEN: usize = 64 << 10;
 
-/// A directory that is being gone through. The same files come in the same order.
-pub(super) struct Level {
-    pub(super) handle: OwnedFd,
-    /// What it was before; none where nothing was, or nobody asks.
-    before: Option<OwnedFd>,
-    pub(super) path: Vec<u8>,
-    names: std::collections::btree_set::IntoIter<OsString>,
+/// The sides of a walk.
+const NOW: usize = 0;
+const BEFORE: usize = 1;
+
+/// A tree that is being gone through. The same files come in the same order.
+pub(super) struct Comparison(Walk<2>);
+
+/// What comes next.
+pub(super) enum Step {
+    Found(OsString, Box<Found>),
+    /// All that is in the directory of that path has come.
+    Left(Vec<u8>),
 }
 
 /// What has a name now, and what had it before.
@@ -34,65 +37,56 @@ pub(super) struct Found {
     pub(super) before: Option<Stat>,
 }
 
-impl Level {
-    pub(super) fn open(handle: OwnedFd, before: Option<OwnedFd>, path: Vec<u8>) -> Result<Level> {
-        let mut names = BTreeSet::new();
-        for directory in std::iter::once(&handle).chain(&before) {
-            add_names(directory, &mut names).map_err(|error| failed("list", &path, error))?;
-        }
-        Ok(Level { handle, before, path, names: names.into_iter() })
+impl Comparison {
+    /// Of a directory with what it was before, if anybody asks.
+    pub(super) fn of(now: OwnedFd, before: Option<OwnedFd>) -> Result<Comparison> {
+        Walk::from([Some(now), before]).map(Comparison).map_err(|error| failed("list", b".", error))
     }
 
-    /// The next name and what is behind it.
-    pub(super) fn next(&mut self) -> Option<Result<(OsString, Found)>> {
-        let name = self.names.next()?;
-        Some(self.find(&name).map(|found| (name, found)))
+    /// What comes next; `None` at the end.
+    pub(super) fn next(&mut self) -> Result<Option<Step>> {
+        if self.0.is_over() {
+            return Ok(None);
+        }
+        let next = self.0.next();
+        let next =
+            next.map_err(|error| failed("go back to the directory of", &self.0.path_of(OsStr::new("")), error))?;
+        match next {
+            Some(name) => self.find(&name).map(|found| Some(Step::Found(name, Box::new(found)))),
+            None => Ok(self.0.leave().map(Step::Left)),
+        }
     }
 
     fn find(&self, name: &OsStr) -> Result<Found> {
-        let path = if self.path.is_empty() {
-            name.as_bytes().to_vec()
-        } else {
-            [self.path.as_slice(), b"/", name.as_bytes()].concat()
+        let path = self.0.path_of(name);
+        let look = |side| match self.0.here(side).map(|at| rustix::fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW)) {
+            None | Some(Err(Errno::NOENT)) => Ok(None),
+            Some(Ok(stat)) => Ok(Some(stat)),
+            Some(Err(error)) => Err(failed("look at", &path, error)),
         };
-        let look = |directory: &OwnedFd| match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(Some(stat)),
-            Err(Errno::NOENT) => Ok(None),
-            Err(error) => Err(failed("look at", &path, error)),
-        };
-        let now = look(&self.handle)?;
-        let before = self.before.as_ref().map(look).transpose()?.flatten();
+        let (now, before) = (look(NOW)?, look(BEFORE)?);
         Ok(Found { path, now, before })
     }
 
-    /// The directory `name` and, if it was one before, that.
-    pub(super) fn enter(&self, name: &OsStr, found: &Found) -> Result<Level> {
-        let open = |directory: &OwnedFd| {
-            rustix::fs::openat(directory, name, OPEN_DIRECTORY, Mode::empty())
-                .map_err(|error| failed("open", &found.path, error))
-        };
+    /// The directory where it is, as it is now.
+    pub(super) fn here(&self) -> Option<BorrowedFd<'_>> {
+        self.0.here(NOW)
+    }
+
+    /// Goes into the directory `name` and, if it was one before, that.
+    pub(super) fn enter(&mut self, name: &OsStr, found: &Found) -> Result<()> {
         let was_directory = found.before.is_some_and(|stat| is(&stat, FileType::Directory));
-        let before = self.before.as_ref().filter(|_| was_directory).map(open).transpose()?;
-        Level::open(open(&self.handle)?, before, found.path.clone())
+        self.0.enter(name, [true, was_directory]).map_err(|error| failed("list", &found.path, error))
     }
 
     /// Whether `name` is what it was. Of directories it is the directory alone that is meant, and not its time: that tells
     /// of what is in it.
     pub(super) fn is_unchanged(&self, name: &OsStr, found: &Found) -> Result<bool> {
-        let (Some(now), Some(before), Some(then)) = (found.now, found.before, &self.before) else { return Ok(false) };
-        let pair = Pair { now: self.handle.as_fd(), before: then.as_fd(), name };
+        let (Some(now), Some(before)) = (found.now, found.before) else { return Ok(false) };
+        let (Some(here), Some(then)) = (self.0.here(NOW), self.0.here(BEFORE)) else { return Ok(false) };
+        let pair = Pair { now: here, before: then, name };
         pair.is_same(&now, &before).map_err(|error| failed("compare", &found.path, error))
     }
-}
-
-fn add_names(directory: &OwnedFd, names: &mut BTreeSet<OsString>) -> rustix::io::Result<()> {
-    for entry in Dir::read_from(directory)? {
-        let name = entry?.file_name().to_bytes().to_vec();
-        if !matches!(name.as_slice(), b"." | b"..") {
-            names.insert(OsString::from_vec(name));
-        }
-    }
-    Ok(())
 }
 
 fn is(stat: &Stat, kind: FileType) -> bool {

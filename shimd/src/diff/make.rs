@@ -4,7 +4,7 @@
 //! compared, file by file. Two overlays of which none stands on the other are not.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,7 +14,7 @@ use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
-use super::compare::{Found, Level};
+use super::compare::{Comparison, Found, Step};
 use super::tar::write::ArchiveWriter;
 use super::tar::{Entry, Kind, Time};
 use crate::error::{Error, Result};
@@ -126,7 +126,7 @@ fn archive<W: Write>(changes: &Changes, out: W) -> Result<(Digest, W)> {
     let open = |path: &PathBuf| {
         File::open(path).map(OwnedFd::from).map_err(|error| Error::io(format!("open {}", path.display()), error))
     };
-    let root = Level::open(open(&changes.now)?, changes.before.as_ref().map(open).transpose()?, Vec::new())?;
+    let walk = Comparison::of(open(&changes.now)?, changes.before.as_ref().map(open).transpose()?)?;
     let hashing = Hashing { out, hasher: Sha256::new() };
     let mut packer = Packer {
         writer: ArchiveWriter::new(hashing),
@@ -135,7 +135,7 @@ fn archive<W: Write>(changes: &Changes, out: W) -> Result<(Digest, W)> {
         unchanged: HashMap::new(),
         parents: Vec::new(),
     };
-    packer.walk(root)?;
+    packer.walk(walk)?;
     let Hashing { out, hasher } = packer.writer.finish().map_err(|error| unwrapped("write a layer", error))?;
     Ok((Digest::from_sha256(&hasher.finalize()), out))
 }
@@ -170,37 +170,39 @@ struct Packer<W> {
 }
 
 impl<W: Write> Packer<W> {
-    fn walk(&mut self, root: Level) -> Result<()> {
-        let mut levels = vec![root];
-        while let Some(level) = levels.last_mut() {
-            let Some(next) = level.next() else {
-                if let Some(done) = levels.pop() {
-                    self.leave(&done.path);
-                }
-                continue;
-            };
-            let (name, found) = next?;
-            match (&found.now, &found.before) {
-                (Some(now), _) if FileType::from_raw_mode(now.st_mode) == FileType::Directory => {
-                    let inner = self.directory(level, &name, &found, now)?;
-                    levels.push(inner);
-                }
-                (Some(now), _) if level.is_unchanged(&name, &found)? => self.same(&found.path, now)?,
-                (Some(now), _) => self.other(level.handle.as_fd(), &name, &found.path, now)?,
-                (None, Some(before)) => self.whiteout(&found.path, before)?,
-                // It went while the directory was looked at.
-                (None, None) => {}
+    fn walk(&mut self, mut walk: Comparison) -> Result<()> {
+        while let Some(step) = walk.next()? {
+            match step {
+                Step::Found(name, found) => self.found(&mut walk, &name, &found)?,
+                Step::Left(path) => self.leave(&path),
             }
         }
         Ok(())
     }
 
-    fn directory(&mut self, level: &Level, name: &OsString, found: &Found, stat: &Stat) -> Result<Level> {
+    fn found(&mut self, walk: &mut Comparison, name: &OsStr, found: &Found) -> Result<()> {
+        match (&found.now, &found.before) {
+            (Some(now), _) if FileType::from_raw_mode(now.st_mode) == FileType::Directory => {
+                self.directory(walk, name, found, now)
+            }
+            (Some(now), _) if walk.is_unchanged(name, found)? => self.same(&found.path, now),
+            (Some(now), _) => match walk.here() {
+                Some(parent) => self.other(parent, name, &found.path, now),
+                None => Ok(()),
+            },
+            (None, Some(before)) => self.whiteout(&found.path, before),
+            // It went while the directory was looked at.
+            (None, None) => Ok(()),
+        }
+    }
+
+    fn directory(&mut self, walk: &mut Comparison, name: &OsStr, found: &Found, stat: &Stat) -> Result<()> {
         let path = &found.path;
-        let inner = level.enter(name, found)?;
-        let (xattrs, is_opaque) = xattrs(inner.handle.as_fd(), path)?;
+        let is_part = self.is_whole || !walk.is_unchanged(name, found)?;
+        walk.enter(name, found)?;
+        let (xattrs, is_opaque) = walk.here().map(|inner| xattrs(inner, path)).transpose()?.unwrap_or_default();
         let entry = Entry { path: [path, b"/".as_slice()].concat(), xattrs, ..base(Kind::Directory, path, stat) };
-        if self.is_whole || !level.is_unchanged(name, found)? {
+        if is_part {
             self.write(&entry, &mut io::empty())?;
         } else {
             self.parents.push(entry);
@@ -209,7 +211,7 @@ impl<W: Write> Packer<W> {
             let mark = Entry { path: [path, b"/.wh..wh..opq".as_slice()].concat(), ..base(Kind::File, path, stat) };
             self.write(&Entry { size: 0, ..mark }, &mut io::empty())?;
         }
-        Ok(inner)
+        Ok(())
     }
 
     /// A directory is done. If nothing beneath was written, nor is it.
@@ -237,7 +239,7 @@ impl<W: Write> Packer<W> {
         }
     }
 
-    fn other(&mut self, parent: BorrowedFd<'_>, name: &OsString, path: &[u8], stat: &Stat) -> Result<()> {
+    fn other(&mut self, parent: BorrowedFd<'_>, name: &OsStr, path: &[u8], stat: &Stat) -> Result<()> {
         let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => return self.file(parent, name, path, stat),
@@ -265,7 +267,7 @@ impl<W: Write> Packer<W> {
         self.earlier_names(path, stat)
     }
 
-    fn file(&mut self, parent: BorrowedFd<'_>, name: &OsString, path: &[u8], stat: &Stat) -> Result<()> {
+    fn file(&mut self, parent: BorrowedFd<'_>, name: &OsStr, path: &[u8], stat: &Stat) -> Result<()> {
         let mut entry = Entry { size: stat.st_size as u64, ..base(Kind::File, path, stat) };
         if self.is_written_already(&mut entry, path, stat) {
             return self.write(&entry, &mut io::empty());
@@ -460,6 +462,49 @@ mod tests {
             listed("to-file", Kind::File, "", 3),
         ];
         assert_eq!(packed(&changes), expected);
+    }
+
+    /// Counts now and then how many descriptors lead beneath a directory.
+    struct Counting<'a> {
+        beneath: &'a std::path::Path,
+        writes: usize,
+        most: usize,
+    }
+
+    impl Write for Counting<'_> {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            self.writes += 1;
+            if !self.writes.is_multiple_of(200) {
+                return Ok(data.len());
+            }
+            let links = std::fs::read_dir("/proc/self/fd")?.filter_map(|entry| entry.ok()?.path().read_link().ok());
+            self.most = self.most.max(links.filter(|link| link.starts_with(self.beneath)).count());
+            Ok(data.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn deep_directories_take_few_descriptors() {
+        let (before, now) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let changes = Changes { now: now.path().to_owned(), before: Some(before.path().to_owned()) };
+        let deep = vec!["d"; 1000].join("/");
+        for place in [&before, &now] {
+            std::fs::create_dir_all(place.path().join(&deep)).unwrap();
+        }
+        // What comes after the deepest is found again on the way up.
+        let names = [deep.as_str(), &deep[..deep.len() / 2], "d"].map(|path| format!("{path}/last"));
+        for name in &names {
+            std::fs::write(now.path().join(name), "new").unwrap();
+        }
+        let files: Vec<_> = packed(&changes).into_iter().filter(|entry| entry.1 == Kind::File).collect();
+        assert_eq!(files, names.map(|name| listed(&name, Kind::File, "", 3)));
+        let mut out = Counting { beneath: now.path(), writes: 0, most: 0 };
+        pack(&changes, Packing::Plain, &mut out).unwrap();
+        assert!((2..100).contains(&out.most), "{}", out.most);
     }
 
     #[test]

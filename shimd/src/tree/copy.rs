@@ -6,35 +6,33 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 
-use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
-use super::Level;
+use super::walk::Walk;
 use crate::xattr;
 
-/// Directories that are open at once, on both sides. Deeper than paths can be long is of use to nobody.
-const DEPTH_MAX: usize = 512;
-
 const HANDLE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// The sides of a walk.
+const FROM: usize = 0;
+const TO: usize = 1;
 
 /// Copies what is in the directory `from` into the empty directory `to`, and makes `to` itself look like it.
 pub(crate) fn copy(from: OwnedFd, to: OwnedFd) -> rustix::io::Result<()> {
     let top = to.try_clone().map_err(errno)?;
-    let source = Level { entries: Dir::new(from)?, name: Default::default() };
-    let mut copy = Copy { top, levels: vec![(source, to)], links: HashMap::new() };
-    while let Some((source, target)) = copy.levels.last_mut() {
-        let Some(entry) = source.entries.next() else {
-            // Its times at the end: each file that is made in it changes them.
-            look_like(source.entries.fd()?, target.as_fd())?;
-            copy.levels.pop();
-            continue;
-        };
-        let entry = entry?;
-        let name = OsStr::from_bytes(entry.file_name().to_bytes());
-        if name != "." && name != ".." {
-            copy.entry(name)?;
+    let mut copy = Copy { top, walk: Walk::from([Some(from), Some(to)])?, links: HashMap::new() };
+    while !copy.walk.is_over() {
+        match copy.walk.next()? {
+            Some(name) => copy.entry(&name)?,
+            None => {
+                if let (Some(from), Some(to)) = (copy.walk.here(FROM), copy.walk.here(TO)) {
+                    // Its times at the end: each file that is made in it changes them.
+                    look_like(from, to)?;
+                }
+                copy.walk.leave();
+            }
         }
     }
     Ok(())
@@ -42,40 +40,30 @@ pub(crate) fn copy(from: OwnedFd, to: OwnedFd) -> rustix::io::Result<()> {
 
 struct Copy {
     top: OwnedFd,
-    /// Directories that are being copied, the deepest last.
-    levels: Vec<(Level, OwnedFd)>,
+    walk: Walk<2>,
     /// Of what has several names the first, from the top, by its inode. Nobody else works in the copy: the way there is
     /// the one that was made.
-    links: HashMap<u64, PathBuf>,
+    links: HashMap<u64, Vec<u8>>,
 }
 
 impl Copy {
     fn entry(&mut self, name: &OsStr) -> rustix::io::Result<()> {
-        let Some((source, target)) = self.levels.last() else { return Ok(()) };
-        let (source, target) = (source.entries.fd()?, target.as_fd());
-        let stat = rustix::fs::statat(source, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let (Some(from), Some(to)) = (self.walk.here(FROM), self.walk.here(TO)) else { return Ok(()) };
+        let stat = rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind == FileType::Directory {
-            if self.levels.len() >= DEPTH_MAX {
-                return Err(Errno::NAMETOOLONG);
-            }
-            rustix::fs::mkdirat(target, name, Mode::RWXU)?;
-            let made = rustix::fs::openat(target, name, super::OPEN_DIRECTORY, Mode::empty())?;
-            let level = (Level::open(source, name)?, made);
-            self.levels.push(level);
-            return Ok(());
+            rustix::fs::mkdirat(to, name, Mode::RWXU)?;
+            return self.walk.enter(name, [true; 2]);
         }
         if let Some(first) = self.links.get(&stat.st_ino) {
-            return rustix::fs::linkat(&self.top, first, target, name, AtFlags::empty());
+            return rustix::fs::linkat(&self.top, OsStr::from_bytes(first), to, name, AtFlags::empty());
         }
         match kind {
-            FileType::RegularFile => file(source, target, name, &stat)?,
-            _ => other(source, target, name, &stat)?,
+            FileType::RegularFile => file(from, to, name, &stat)?,
+            _ => other(from, to, name, &stat)?,
         }
         if stat.st_nlink > 1 {
-            // The first level is the top itself, which has no name.
-            let way = self.levels.iter().map(|(level, _)| level.name.as_os_str()).skip(1);
-            self.links.insert(stat.st_ino, way.chain([name]).collect());
+            self.links.insert(stat.st_ino, self.walk.path_of(name));
         }
         Ok(())
     }
@@ -225,11 +213,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_deep_is_refused() {
+    fn deep_directories_are_copied() {
         let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let mut deep = from.path().to_owned();
-        deep.extend(std::iter::repeat_n("d", DEPTH_MAX));
-        fs::create_dir_all(&deep).unwrap();
-        assert_eq!(copy(open(from.path()), open(to.path())), Err(Errno::NAMETOOLONG));
+        let deep = vec!["d"; 1500].join("/");
+        fs::create_dir_all(from.path().join(&deep)).unwrap();
+        let old = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH);
+        File::open(from.path().join("d/d")).unwrap().set_times(old).unwrap();
+        fs::write(from.path().join(&deep).join("f"), "1").unwrap();
+        fs::hard_link(from.path().join(&deep).join("f"), from.path().join("g")).unwrap();
+        copy(open(from.path()), open(to.path())).unwrap();
+        assert_eq!(fs::read_to_string(to.path().join(&deep).join("f")).unwrap(), "1");
+        assert_eq!(to.path().join("g").metadata().unwrap().nlink(), 2);
+        assert_eq!(to.path().join("d/d").metadata().unwrap().modified().unwrap(), std::time::UNIX_EPOCH);
     }
 }
