@@ -5,6 +5,7 @@ use proto_containerd::events;
 use proto_containerd::services::snapshots as wire;
 use proto_containerd::services::snapshots::snapshots_server::Snapshots;
 use tonic::{Request, Response, Status};
+use tracing::Instrument;
 
 use super::Api;
 use super::convert::{labels, mask, required, wire_labels, wire_mounts};
@@ -29,13 +30,13 @@ impl Snapshots for Api {
         let scope = Scope::making(&request, self).or_status(STEP)?;
         let request = request.into_inner();
         let making = Making {
-            namespace: &scope.namespace,
-            lease: scope.lease(),
-            key: &request.key,
-            parent: &request.parent,
+            namespace: scope.namespace.clone(),
+            lease: scope.lease().map(str::to_owned),
+            key: request.key.clone(),
+            parent: request.parent.clone(),
             labels: labels(request.labels),
         };
-        let mounts = make(self, &request.snapshotter, SnapshotKind::Active, making).or_status(STEP)?;
+        let mounts = make(self, &request.snapshotter, SnapshotKind::Active, making).await.or_status(STEP)?;
         let event =
             events::SnapshotPrepare { key: request.key, parent: request.parent, snapshotter: request.snapshotter };
         self.events.publish(&scope.namespace, "/snapshot/prepare", &event);
@@ -49,13 +50,13 @@ impl Snapshots for Api {
         let scope = Scope::making(&request, self).or_status(STEP)?;
         let request = request.into_inner();
         let making = Making {
-            namespace: &scope.namespace,
-            lease: scope.lease(),
-            key: &request.key,
-            parent: &request.parent,
+            namespace: scope.namespace.clone(),
+            lease: scope.lease().map(str::to_owned),
+            key: request.key.clone(),
+            parent: request.parent.clone(),
             labels: labels(request.labels),
         };
-        let mounts = make(self, &request.snapshotter, SnapshotKind::View, making).or_status(STEP)?;
+        let mounts = make(self, &request.snapshotter, SnapshotKind::View, making).await.or_status(STEP)?;
         Ok(Response::new(wire::ViewSnapshotResponse { mounts: wire_mounts(mounts) }))
     }
 
@@ -149,9 +150,10 @@ impl Snapshots for Api {
     }
 }
 
-fn make(daemon: &Daemon, snapshotter: &str, kind: SnapshotKind, making: Making<'_>) -> OurResult<Vec<Mount>> {
-    let snapshots = daemon.snapshots.named(snapshotter)?;
-    crate::span!("assemble", "supervisor", making.key).in_scope(|| snapshots.make(kind, making))
+async fn make(daemon: &Daemon, snapshotter: &str, kind: SnapshotKind, making: Making) -> OurResult<Vec<Mount>> {
+    let snapshotter = daemon.snapshots.named(snapshotter)?.snapshotter();
+    let span = crate::span!("assemble", "supervisor", making.key);
+    daemon.snapshots.make(snapshotter, kind, making).instrument(span).await
 }
 
 fn to_wire(info: Info) -> wire::Info {

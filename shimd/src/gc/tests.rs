@@ -48,7 +48,13 @@ impl Rig {
     }
 
     fn layer(&self, name: &str, parent: &str) {
-        let request = Request { namespace: &self.namespace, lease: None, key: "tmp", parent, labels: Labels::new() };
+        let request = Request {
+            namespace: self.namespace.clone(),
+            lease: None,
+            key: "tmp".to_owned(),
+            parent: parent.to_owned(),
+            labels: Labels::new(),
+        };
         self.snapshots.of(Snapshotter::Overlayfs).make(SnapshotKind::Active, request).unwrap();
         self.snapshots.of(Snapshotter::Overlayfs).commit(&self.namespace, None, "tmp", name, Labels::new()).unwrap();
     }

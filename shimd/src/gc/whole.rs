@@ -316,10 +316,10 @@ impl History {
         let labels = is_root.then(|| ("containerd.io/gc.root".to_owned(), "now".to_owned()));
         let lease_id = lease.map(|lease| lease.to_string());
         let request = Request {
-            namespace: &namespace(),
-            lease: lease_id.as_deref(),
-            key: &snapshot_name(snapshot),
-            parent: &parent.map(snapshot_name).unwrap_or_default(),
+            namespace: namespace(),
+            lease: lease_id,
+            key: snapshot_name(snapshot),
+            parent: parent.map(snapshot_name).unwrap_or_default(),
             labels: labels.into_iter().collect(),
         };
         let made = self.parts().snapshots.of(Snapshotter::Overlayfs).make(SnapshotKind::Active, request).is_ok();

@@ -2,8 +2,12 @@
 
 use std::sync::Arc;
 
-use super::Snapshots;
+use tokio::sync::Semaphore;
+
+use super::{Mount, Request, Snapshots};
 use crate::db::Table;
+use crate::db::record::SnapshotKind;
+use crate::diff::run_blocking;
 use crate::error::{Error, Result};
 
 /// How snapshots are kept.
@@ -61,19 +65,43 @@ impl Snapshotter {
     }
 }
 
+/// Copies of snapshots at once; more wait. All use one disk, and threads for file work that others need, too.
+pub(super) const COPIES_MAX: usize = 4;
+
 /// The snapshots of each snapshotter.
 #[derive(Clone)]
-pub(crate) struct Snapshotters(Arc<[Snapshots; 2]>);
+pub(crate) struct Snapshotters {
+    each: Arc<[Snapshots; 2]>,
+    copies: Arc<Semaphore>,
+}
 
 impl Snapshotters {
     /// Opens each by `open`.
     pub(crate) fn open(open: impl Fn(Snapshotter) -> Result<Snapshots>) -> Result<Snapshotters> {
         let [first, second] = Snapshotter::ALL;
-        Ok(Snapshotters(Arc::new([open(first)?, open(second)?])))
+        let each = Arc::new([open(first)?, open(second)?]);
+        Ok(Snapshotters { each, copies: Arc::new(Semaphore::new(COPIES_MAX)) })
     }
 
     pub(crate) fn of(&self, snapshotter: Snapshotter) -> &Snapshots {
-        &self.0[snapshotter as usize]
+        &self.each[snapshotter as usize]
+    }
+
+    /// Makes a snapshot, as [`Snapshots::make`] does, and blocks no thread that serves requests. A copy goes on to its end,
+    /// whoever waits for it.
+    pub(crate) async fn make(&self, of: Snapshotter, kind: SnapshotKind, request: Request) -> Result<Vec<Mount>> {
+        if !self.of(of).copies(kind, &request) {
+            return self.of(of).make(kind, request);
+        }
+        // The semaphore is never closed.
+        let slot = self.copies.clone().acquire_owned().await;
+        let all = self.clone();
+        run_blocking(move || {
+            let made = all.of(of).make(kind, request);
+            drop(slot);
+            made
+        })
+        .await
     }
 
     /// Those of the snapshotter that a client names.
@@ -87,7 +115,7 @@ impl Snapshotters {
 
     /// Syncs what was committed. Blocks for as long as the disk needs.
     pub(crate) fn sync_committed(&self) -> Result<()> {
-        let each = self.0.each_ref().map(Snapshots::sync_committed);
+        let each = self.each.each_ref().map(Snapshots::sync_committed);
         each.into_iter().collect()
     }
 }

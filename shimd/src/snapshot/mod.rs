@@ -76,12 +76,12 @@ struct Unsynced {
 }
 
 /// What a snapshot is made from.
-pub(crate) struct Request<'a> {
-    pub(crate) namespace: &'a Namespace,
-    pub(crate) lease: Option<&'a str>,
-    pub(crate) key: &'a str,
+pub(crate) struct Request {
+    pub(crate) namespace: Namespace,
+    pub(crate) lease: Option<String>,
+    pub(crate) key: String,
     /// Empty for a first layer.
-    pub(crate) parent: &'a str,
+    pub(crate) parent: String,
     pub(crate) labels: Labels,
 }
 
@@ -125,40 +125,39 @@ impl Snapshots {
         self.directory.display().to_string()
     }
 
-    /// Makes a snapshot that can be written (`Active`) or only looked at (`View`), and names its mounts. A native one takes
-    /// as long as it takes to copy its parent.
-    pub(crate) fn make(&self, kind: SnapshotKind, request: Request<'_>) -> Result<Vec<Mount>> {
-        check_name("snapshot key", request.key)?;
-        check_labels(&request.labels)?;
-        let namespace = request.namespace;
+    /// Makes a snapshot that can be written (`Active`) or only looked at (`View`), and names its mounts. Where it
+    /// [copies](Self::copies) that blocks for as long as it takes.
+    pub(crate) fn make(&self, kind: SnapshotKind, request: Request) -> Result<Vec<Mount>> {
+        let Request { namespace, lease, key, parent, labels } = request;
+        check_name("snapshot key", &key)?;
+        check_labels(&labels)?;
         let layers = {
             let view = self.store.read()?;
-            self.check_new(&view, namespace, request.key)?;
-            self.layers(&view, namespace, request.parent)?
+            self.check_new(&view, &namespace, &key)?;
+            self.layers(&view, &namespace, &parent)?
         };
         let directory = self.next.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = self.make_directories(directory, kind, layers.first().copied()) {
             self.discard(directory);
+            // A parent that went meanwhile is the reason.
+            self.check_same(&self.store.read()?, &namespace, &parent, &layers)?;
             return Err(error);
         }
         let now = Some(clock::now());
         let record = Snapshot {
             directory,
             kind: kind.into(),
-            parent: request.parent.to_owned(),
-            labels: request.labels,
+            parent,
+            labels,
             created_at: now,
             updated_at: now,
             ..Snapshot::default()
         };
         let written = self.store.write(Durability::Process, |writer| {
-            self.check_new(writer, namespace, request.key)?;
-            // The parent may have gone meanwhile, and another of its name may have come, of which nothing was copied.
-            if self.layers(writer, namespace, request.parent)? != layers {
-                return Err(Error::not_found("snapshot", request.parent));
-            }
-            lease::hold(writer, namespace, request.lease, self.snapshotter.resource(), request.key)?;
-            self.enter(writer, namespace, request.key, &record)
+            self.check_new(writer, &namespace, &key)?;
+            self.check_same(writer, &namespace, &record.parent, &layers)?;
+            lease::hold(writer, &namespace, lease.as_deref(), self.snapshotter.resource(), &key)?;
+            self.enter(writer, &namespace, &key, &record)
         });
         match written {
             Ok(()) => Ok(self.mounts_of(&record, &layers)),
@@ -167,6 +166,19 @@ impl Snapshots {
                 Err(error)
             }
         }
+    }
+
+    /// Whether making it takes a copy of its parent.
+    pub(super) fn copies(&self, kind: SnapshotKind, request: &Request) -> bool {
+        self.snapshotter == Snapshotter::Native && kind == SnapshotKind::Active && !request.parent.is_empty()
+    }
+
+    /// Refuses where the parent has gone, and perhaps another of its name has come, of which nothing was copied.
+    fn check_same(&self, view: &impl Access, namespace: &Namespace, parent: &str, layers: &[u64]) -> Result<()> {
+        if self.layers(view, namespace, parent)? == layers {
+            return Ok(());
+        }
+        Err(Error::not_found("snapshot", parent))
     }
 
     fn check_new(&self, view: &impl Access, namespace: &Namespace, name: &str) -> Result<()> {
@@ -204,9 +216,7 @@ impl Snapshots {
             // What is here of the image has no other copy below it: a record must not outlive it.
             rustix::fs::syncfs(&self.handle)
         };
-        // That may take long, and others want this thread.
-        let copied = tokio::task::block_in_place(copy);
-        copied.map_err(|error| Error::io(format!("copy snapshot directory {parent}"), error))
+        copy().map_err(|error| Error::io(format!("copy snapshot directory {parent}"), error))
     }
 
     /// The root of an overlay looks like the root of its upper directory, so that takes after the layer below.

@@ -15,6 +15,11 @@ fn open(of: Snapshotter, root: &Path, boot: &str) -> Snapshots {
     Snapshots::open(of, root, store, trash, boot.to_owned()).unwrap()
 }
 
+fn request(namespace: &Namespace, key: &str, parent: &str) -> Request {
+    let (namespace, key, parent) = (namespace.clone(), key.to_owned(), parent.to_owned());
+    Request { namespace, lease: None, key, parent, labels: Labels::new() }
+}
+
 fn rig() -> Rig {
     rig_of(Snapshotter::Overlayfs)
 }
@@ -31,8 +36,7 @@ impl Rig {
     }
 
     fn make(&self, kind: SnapshotKind, key: &str, parent: &str) -> Result<Vec<Mount>> {
-        let request = Request { namespace: &self.namespace, lease: None, key, parent, labels: Labels::new() };
-        self.snapshots.make(kind, request)
+        self.snapshots.make(kind, request(&self.namespace, key, parent))
     }
 
     fn layer(&self, name: &str, parent: &str) {
@@ -182,6 +186,62 @@ fn a_copy_that_fails_or_is_cut_off_leaves_nothing() {
 }
 
 #[test]
+fn of_a_parent_that_goes_meanwhile_nothing_is_made() {
+    let rig = rig_of(Snapshotter::Native);
+    let source = rig.prepare("a", "").unwrap()[0].source.clone();
+    for number in 0..4000 {
+        std::fs::write(format!("{source}/{number}"), "x").unwrap();
+    }
+    rig.snapshots.commit(&rig.namespace, None, "a", "A", Labels::new()).unwrap();
+    let made = std::thread::scope(|scope| {
+        let making = scope.spawn(|| rig.prepare("b", "A"));
+        let copy = rig.directory.path().join("native/2/fs");
+        while std::fs::read_dir(&copy).map_or(0, Iterator::count) < 10 {
+            std::thread::yield_now();
+        }
+        rig.snapshots.remove(&rig.namespace, "A").unwrap();
+        making.join().unwrap()
+    });
+    assert!(made.as_ref().is_err_and(Error::is_not_found), "{made:?}");
+    assert!(rig.names().is_empty());
+    assert_eq!(std::fs::read_dir(rig.directory.path().join("native")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn copies_wait_for_each_other_and_hold_up_nobody_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::open(directory.path()).unwrap());
+    let trash = Arc::new(Trash::open(directory.path().join("trash")).unwrap());
+    let open = |of| Snapshots::open(of, directory.path(), store.clone(), trash.clone(), "boot".to_owned());
+    let snapshots = Snapshotters::open(open).unwrap();
+    let namespace = Namespace::parse("ns").unwrap();
+    let native = snapshots.of(Snapshotter::Native);
+    let source = native.make(SnapshotKind::Active, request(&namespace, "a", "")).unwrap()[0].source.clone();
+    for number in 0..500 {
+        std::fs::write(format!("{source}/{number}"), "x").unwrap();
+    }
+    native.commit(&namespace, None, "a", "A", Labels::new()).unwrap();
+    let made = (0..12).map(|number| {
+        let (snapshots, request) = (snapshots.clone(), request(&namespace, &format!("b{number}"), "A"));
+        tokio::spawn(async move { snapshots.make(Snapshotter::Native, SnapshotKind::Active, request).await.unwrap() })
+    });
+    let made: Vec<_> = made.collect();
+    let entries = |path: PathBuf| std::fs::read_dir(path).map_or(0, Iterator::count);
+    let mut most = 0;
+    // This runtime has one thread: that is free meanwhile.
+    while made.iter().any(|made| !made.is_finished()) {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        let copies = std::fs::read_dir(directory.path().join("native")).unwrap();
+        most = most.max(copies.filter(|copy| entries(copy.as_ref().unwrap().path().join("fs")) < 500).count());
+    }
+    // One may have come for one that was done while they were counted.
+    assert!((1..=2 * kept::COPIES_MAX).contains(&most), "{most} at once");
+    for made in made {
+        assert_eq!(std::fs::read_dir(&made.await.unwrap()[0].source).unwrap().count(), 500);
+    }
+}
+
+#[test]
 fn snapshotters_share_no_names() {
     let directory = tempfile::tempdir().unwrap();
     let store = Arc::new(Store::open(directory.path()).unwrap());
@@ -190,7 +250,7 @@ fn snapshotters_share_no_names() {
     let snapshots = Snapshotters::open(open).unwrap();
     let namespace = Namespace::parse("ns").unwrap();
     for of in Snapshotter::ALL {
-        let request = Request { namespace: &namespace, lease: None, key: "same", parent: "", labels: Labels::new() };
+        let request = request(&namespace, "same", "");
         snapshots.named(of.name()).unwrap().make(SnapshotKind::Active, request).unwrap();
     }
     snapshots.of(Snapshotter::Native).remove(&namespace, "same").unwrap();

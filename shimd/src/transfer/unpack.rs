@@ -143,22 +143,22 @@ impl Job {
             return lease::add_resource(&self.of.store, &self.namespace, &self.lease, &held);
         }
         let key = format!("extract-{} {}", unique(), layer.chain_id);
-        let mounts = self.prepare(&key, layer)?;
+        let mounts = self.prepare(&key, layer).await?;
         let extraction = Extraction { job: self, snapshotter, key: Some(key) };
         self.apply(layer, &mounts).await?;
         extraction.commit(layer)?;
         self.label(&layer.descriptor.digest, UNCOMPRESSED, layer.diff_id.as_str())
     }
 
-    fn prepare(&self, key: &str, layer: &Layer<'_>) -> Result<Vec<Mount>> {
+    async fn prepare(&self, key: &str, layer: &Layer<'_>) -> Result<Vec<Mount>> {
         let request = Request {
-            namespace: &self.namespace,
-            lease: Some(&self.lease),
-            key,
-            parent: layer.parent,
+            namespace: self.namespace.clone(),
+            lease: Some(self.lease.clone()),
+            key: key.to_owned(),
+            parent: layer.parent.to_owned(),
             labels: Labels::from([(CHAIN_ID.to_owned(), layer.chain_id.to_owned())]),
         };
-        let mounts = self.of.snapshots.of(layer.snapshotter).make(SnapshotKind::Active, request)?;
+        let mounts = self.of.snapshots.make(layer.snapshotter, SnapshotKind::Active, request).await?;
         let event = events::SnapshotPrepare {
             key: key.to_owned(),
             parent: layer.parent.to_owned(),

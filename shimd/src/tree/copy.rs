@@ -139,11 +139,20 @@ pub(crate) fn look_like(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> rustix::io:
     rustix::fs::futimens(to, &times(&stat))
 }
 
-/// But not overlayfs's marks: they say something about the directory below, not about this one.
+/// But not overlayfs's marks: they say something about the directory below, not about this one. What a file system, or a
+/// security module, does not take is left out, as containerd leaves it out.
 fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> rustix::io::Result<()> {
     let all = xattr::all(from)?;
-    let mut own = all.iter().filter(|(name, _)| !name.starts_with(b"trusted.overlay."));
-    own.try_for_each(|(name, value)| xattr::set(to, name, value))
+    let own = all.iter().filter(|(name, _)| !name.starts_with(b"trusted.overlay."));
+    for (name, value) in own {
+        match xattr::set(to, name, value) {
+            Err(error @ (Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS | Errno::INVAL)) => {
+                tracing::debug!(name = %String::from_utf8_lossy(name), %error, "an extended attribute is not copied");
+            }
+            outcome => outcome?,
+        }
+    }
+    Ok(())
 }
 
 fn owner(stat: &Stat) -> Option<Uid> {
@@ -210,6 +219,24 @@ mod tests {
         assert_eq!(fs::read(to_at("sparse")).unwrap(), fs::read(at("sparse")).unwrap());
         assert!(to_at("sparse").metadata().unwrap().blocks() <= at("sparse").metadata().unwrap().blocks());
         assert_eq!(xattr::all(open(&to_at("sparse")).as_fd()), xattr::all(sparse.as_fd()));
+    }
+
+    #[test]
+    fn attributes_that_cannot_be_had_are_left_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let (from, to) = (directory.path().join("from"), directory.path().join("to"));
+        let from = File::create(from).unwrap();
+        for name in ["user.note", "trusted.note"] {
+            if let Err(error) = xattr::set(from.as_fd(), name.as_bytes(), b"kept") {
+                eprintln!("skipped: {name} cannot be set here: {error}");
+            }
+        }
+        rustix::fs::mknodat(rustix::fs::CWD, &to, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let to = rustix::fs::open(&to, HANDLE, Mode::empty()).unwrap();
+        // User attributes are for files and directories alone; a pipe without a name has none at all.
+        copy_xattrs(from.as_fd(), to.as_fd()).unwrap();
+        let (pipe, _) = std::io::pipe().unwrap();
+        copy_xattrs(from.as_fd(), pipe.as_fd()).unwrap();
     }
 
     #[test]
