@@ -5,12 +5,17 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::{layout, tree};
+
+/// Pauses before what could not be removed is tried again.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(300);
 
 /// The trash of one file system.
 pub(crate) struct Trash {
@@ -54,11 +59,67 @@ impl Trash {
     }
 }
 
+/// Removes what comes. What cannot be removed is tried again: something may be mounted in it still, or somebody may still
+/// have it open and put files there.
 fn empty(doomed: &Receiver<PathBuf>) {
-    for path in doomed {
-        if let Err(error) = tree::remove(&path) {
-            // It stays until the next start.
-            tracing::warn!(path = %path.display(), %error, "empty the trash");
+    let mut left = Vec::new();
+    let mut pause = PAUSE_MIN;
+    let mut next = Instant::now();
+    loop {
+        let came = if left.is_empty() {
+            doomed.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        } else {
+            doomed.recv_timeout(next.saturating_duration_since(Instant::now()))
+        };
+        match came {
+            Ok(path) => {
+                if let Err(error) = tree::remove(&path) {
+                    tracing::warn!(path = %path.display(), %error, "empty the trash");
+                    (pause, next) = (PAUSE_MIN, Instant::now() + PAUSE_MIN);
+                    left.push(path);
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                left.retain(|path| tree::remove(path).is_err());
+                pause = (pause * 2).min(PAUSE_MAX);
+                next = Instant::now() + pause;
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{IFlags, ioctl_setflags};
+
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_removed_is_tried_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let (root, doomed) = (directory.path().join("trash"), directory.path().join("doomed"));
+        std::fs::create_dir_all(doomed.join("d")).unwrap();
+        let stubborn = std::fs::File::create(doomed.join("d/f")).unwrap();
+        if let Err(error) = ioctl_setflags(&stubborn, IFlags::IMMUTABLE) {
+            eprintln!("skipped: nothing can be made immutable here: {error}");
+            return;
+        }
+        let trash = Trash::open(root.clone()).unwrap();
+        trash.take(&doomed).unwrap();
+        let other = directory.path().join("other");
+        std::fs::create_dir(&other).unwrap();
+        trash.take(&other).unwrap();
+        let count = || std::fs::read_dir(&root).unwrap().count();
+        let began = Instant::now();
+        let wait_for = |left: usize| {
+            while count() != left {
+                assert!(began.elapsed() < Duration::from_secs(20), "{} and not {left} are left", count());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        wait_for(1);
+        ioctl_setflags(&stubborn, IFlags::empty()).unwrap();
+        wait_for(0);
     }
 }

@@ -42,17 +42,18 @@ pub(crate) fn remove_at(directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::
         Err(error) => return Err(error),
     }
     loop {
-        empty(directory, name)?;
+        let has_moved = empty(directory, name)?;
         match rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => return Ok(()),
-            // What was moved up may not have been seen.
-            Err(Errno::NOTEMPTY) => {}
+            // What was moved up may not have been seen. Other things somebody puts there as they go.
+            Err(Errno::NOTEMPTY) if has_moved => {}
             Err(error) => return Err(error),
         }
     }
 }
 
-fn empty(directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
+/// Whether it has moved anything up.
+fn empty(directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<bool> {
     // Each level is one that is being emptied, with the name by which its parent knows it.
     let mut levels = vec![Level::open(directory, name)?];
     let mut moved = 0u64;
@@ -78,7 +79,7 @@ fn empty(directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
             Err(error) => return Err(error),
         }
     }
-    Ok(())
+    Ok(moved > 0)
 }
 
 fn move_up(levels: &[Level], name: &OsStr, number: &mut u64) -> rustix::io::Result<()> {
