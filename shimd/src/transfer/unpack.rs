@@ -65,9 +65,15 @@ struct Extraction<'a> {
 impl Extraction<'_> {
     fn commit(mut self, layer: &Layer<'_>) -> Result<()> {
         let Some(key) = &self.key else { return Ok(()) };
-        self.job.commit(key, layer)?;
-        self.key = None;
-        Ok(())
+        match self.job.commit(key, layer) {
+            // A client has unpacked the same meanwhile: that one is as good, and this one goes.
+            Err(Error::Exists { .. }) => self.job.hold(layer),
+            committed => {
+                committed?;
+                self.key = None;
+                Ok(())
+            }
+        }
     }
 }
 
@@ -139,8 +145,7 @@ impl Job {
         let snapshotter = layer.snapshotter;
         let _turn = self.of.turn((self.namespace.clone(), snapshotter, layer.chain_id.to_owned())).await;
         if self.of.snapshots.of(snapshotter).stat(&self.namespace, layer.chain_id).is_ok() {
-            let held = Resource { kind: snapshotter.resource().to_owned(), id: layer.chain_id.to_owned() };
-            return lease::add_resource(&self.of.store, &self.namespace, &self.lease, &held);
+            return self.hold(layer);
         }
         let key = format!("extract-{} {}", unique(), layer.chain_id);
         let mounts = self.prepare(&key, layer).await?;
@@ -148,6 +153,12 @@ impl Job {
         self.apply(layer, &mounts).await?;
         extraction.commit(layer)?;
         self.label(&layer.descriptor.digest, UNCOMPRESSED, layer.diff_id.as_str())
+    }
+
+    /// Keeps the layer's snapshot, which was there already.
+    fn hold(&self, layer: &Layer<'_>) -> Result<()> {
+        let held = Resource { kind: layer.snapshotter.resource().to_owned(), id: layer.chain_id.to_owned() };
+        lease::add_resource(&self.of.store, &self.namespace, &self.lease, &held)
     }
 
     async fn prepare(&self, key: &str, layer: &Layer<'_>) -> Result<Vec<Mount>> {
