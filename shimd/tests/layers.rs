@@ -105,6 +105,34 @@ async fn a_layer_that_nobody_applies_goes_with_its_blob() {
 }
 
 #[tokio::test]
+async fn for_whole_directories_nothing_is_unpacked_as_it_arrives() {
+    if !rig::is_root() {
+        return;
+    }
+    let lab = Lab::start_with_lease().await;
+    let blobs = ["1", "2", "3", "4"].map(|name| gzip(&layer(&[(name, b"data")])));
+    let fetch = async |blob: &[u8]| {
+        lab.write(&format!("layer-{}", digest(blob)), blob, HashMap::new()).await.unwrap();
+    };
+    let apply = async |blob: &[u8], mounts| lab.apply(&digest(blob), blob.len(), mounts).await.unwrap();
+    let mounts = lab.prepare("tmp", "").await;
+    for blob in &blobs[..2] {
+        fetch(blob).await;
+        rig::eventually("it is unpacked", || provisional(&lab) == 1).await;
+        // The second goes into a directory that has files, as one does that is a copy of its parent.
+        apply(blob, mounts.clone()).await;
+        rig::eventually("it is taken, or goes", || provisional(&lab) == 0).await;
+    }
+    fetch(&blobs[2]).await;
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert_eq!(provisional(&lab), 0);
+    lab.commit("tmp", "base").await;
+    apply(&blobs[2], lab.prepare("tmp", "base").await).await;
+    fetch(&blobs[3]).await;
+    rig::eventually("it is unpacked again", || provisional(&lab) == 1).await;
+}
+
+#[tokio::test]
 async fn what_is_there_already_is_not_taken_for_an_empty_layer() {
     if !rig::is_root() {
         return;

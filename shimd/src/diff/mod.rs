@@ -54,15 +54,21 @@ impl Differ {
     /// Applies the blob `digest`, open as `blob`, to `target`.
     pub(crate) async fn apply(&self, digest: &Digest, blob: File, target: Target) -> Result<Applied> {
         if let Some(tree) = self.provisional.take(digest).await {
-            let target = target.clone();
-            let adopted = run_blocking(move || adopt(&tree, &target)).await?;
+            let (provisional, target) = (self.provisional.clone(), target.clone());
+            let adopted = run_blocking(move || {
+                provisional.learn(&target);
+                adopt(&tree, &target)
+            })
+            .await?;
             if let Some(applied) = adopted {
                 return Ok(applied);
             }
         }
         // The semaphore is never closed. The slot goes with the work, which goes on where the request does not.
         let slot = self.slots.clone().acquire_owned().await;
+        let provisional = self.provisional.clone();
         run_blocking(move || {
+            provisional.learn(&target);
             let applied = apply_blob(blob, &target);
             drop(slot);
             applied

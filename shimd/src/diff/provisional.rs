@@ -8,7 +8,8 @@
 //!
 //! containerd's clients promise no diff id, but name the ingest of a layer that they pull [`LAYER_REFERENCE`], and apply it
 //! next. Those layers are unpacked as they arrive too, where there is room enough for one that nobody applies; it goes
-//! with its blob, or after [`KEEP`]. Their diff id is what they turn out to have, which Apply tells the client.
+//! with its blob, or after [`KEEP`]. Where the last layers went on top of whole directories (the snapshotter `native`), the next
+//! will, too, which cannot take a tree over: then nothing is unpacked for them. Their diff id is what they turn out to have, which Apply tells the client.
 //!
 //! The bytes are read back from the file, which the kernel has in memory still: a layer that is unpacked slowly holds up
 //! neither its own arrival, nor that of others on the same connection.
@@ -31,6 +32,7 @@ use super::run_blocking;
 use super::sites::Sites;
 use super::stream::{self, Chunks};
 use super::tar::Archive;
+use super::target::Target;
 use super::unpack::{self, Lower, Report, Whiteouts};
 use crate::error::{Chain, Error, Result};
 use crate::name::Digest;
@@ -69,6 +71,8 @@ pub(crate) struct Provisional {
     sites: Arc<Sites>,
     slots: Arc<Semaphore>,
     trees: Mutex<HashMap<Digest, Waiting>>,
+    /// Clients apply layers to directories of their own.
+    pays: AtomicBool,
 }
 
 struct Waiting {
@@ -152,14 +156,14 @@ impl Provisional {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         // Each is three threads, and the slowest of these is bound by the processor.
         let slots = Arc::new(Semaphore::new((cores * 2).clamp(4, 16)));
-        Ok(Provisional { directory, next: AtomicU64::new(0), sites, slots, trees: Mutex::default() })
+        Ok(Provisional { directory, next: AtomicU64::new(0), sites, slots, trees: Mutex::default(), pays: true.into() })
     }
 
     /// Unpacks a layer that arrives in `file`, as soon as there is a slot for it; `None` where there is little room.
     pub(crate) fn start(&self, prospect: &Prospect, file: &File) -> Option<Feed> {
         let diff_id = match prospect {
             Prospect::Promised(diff_id) => Some(diff_id.clone()),
-            Prospect::Likely { size } => self.has_room(*size).then_some(None)?,
+            Prospect::Likely { size } => (self.pays.load(Ordering::Relaxed) && self.has_room(*size)).then_some(None)?,
         };
         let file = match file.try_clone() {
             Ok(file) => file,
@@ -187,6 +191,15 @@ impl Provisional {
         let mut trees = self.lock();
         trees.retain(|_, waiting| waiting.since.elapsed() < KEEP);
         trees.insert(digest, Waiting { claim, outcome, since: Instant::now() });
+    }
+
+    /// Learns from a layer that is applied whether others that come could be taken over where they go.
+    pub(crate) fn learn(&self, target: &Target) {
+        let is_whole = target.whiteouts == Whiteouts::Remove;
+        let has_files = || std::fs::read_dir(&target.root).is_ok_and(|mut entries| entries.next().is_some());
+        if !is_whole || has_files() {
+            self.pays.store(!is_whole, Ordering::Relaxed);
+        }
     }
 
     /// Drops the tree of a blob that is removed.
