@@ -330,6 +330,10 @@ impl Snapshots {
         if let Some(usage) = record.usage {
             return Ok(usage);
         }
+        // It shows what others have.
+        if record.kind() == SnapshotKind::View {
+            return Ok(Usage::default());
+        }
         let usage = tree::usage(Path::new(&self.upper(record.directory)))
             .map_err(|error| Error::io(format!("measure snapshot {name:?}"), error))?;
         if record.kind() == SnapshotKind::Committed {

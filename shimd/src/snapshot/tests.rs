@@ -143,6 +143,10 @@ fn usage_counts_files() {
     let usage = rig.snapshots.usage(&rig.namespace, "a").unwrap();
     assert_eq!(usage.inodes, 2);
     assert!(usage.bytes >= 10_000);
+    rig.snapshots.commit(&rig.namespace, None, "a", "A", Labels::new()).unwrap();
+    assert_eq!(rig.snapshots.usage(&rig.namespace, "A").unwrap(), usage);
+    rig.make(SnapshotKind::View, "v", "A").unwrap();
+    assert_eq!(rig.snapshots.usage(&rig.namespace, "v").unwrap(), Usage::default());
 }
 
 #[test]
