@@ -2,9 +2,10 @@
 //! as Go does, and configurations are about that it alone has read; a key passed over in silence would be a limit that is not set.
 //!
 //! Wrapped around serde_json's own deserializer: where a struct is read, a key that is none of its fields but for the case
-//! becomes that field's name. The keys of maps stay as they are. A field that comes twice so, or just twice, is refused, where
-//! Go puts the two together by rules of its own (null changes a number never and a pointer always, lists are joined
-//! element by element): what two readers understand differently is no order to follow.
+//! becomes that field's name. The keys of maps stay as they are. Of a struct that comes twice so, or just twice, all fields
+//! count (see `joined.rs`). What else comes twice is refused, where Go puts the two together by rules of its own (null changes
+//! a number never and a pointer always, lists are joined element by element): what two readers understand differently is
+//! no order to follow.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -16,11 +17,21 @@ use serde::de::{
 };
 use serde::forward_to_deserialize_any;
 
-use super::place;
+use super::{joined, place};
 
 /// Reads a document; an error is told by its field.
 pub fn from_slice<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
-    read(text).map_err(|error| Error::custom(place::explain(text, &error)))
+    match read(text) {
+        Err(error) if error.to_string().starts_with("duplicate field") => {
+            let joined = joined::joined(text)?;
+            explained(&joined, read(&joined))
+        }
+        result => explained(text, result),
+    }
+}
+
+fn explained<T>(text: &[u8], result: serde_json::Result<T>) -> serde_json::Result<T> {
+    result.map_err(|error| Error::custom(place::explain(text, &error)))
 }
 
 fn read<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
@@ -250,12 +261,36 @@ mod tests {
         for (text, told) in [
             (r#"{"process":{"user":{"uid":1000,"UID":null}}}"#, "process.user.UID: duplicate field `uid`"),
             (r#"{"root":{"readonly":true,"readonly":null}}"#, "root.readonly: duplicate field `readonly`"),
-            (r#"{"linux":{},"Linux":{}}"#, "Linux: duplicate field `linux`"),
+            (
+                r#"{"linux":{"seccomp":{}},"Linux":{"resources":{"cpu":{"mems":"0"},"CPU":null}}}"#,
+                "linux.resources.CPU: ",
+            ),
+            (r#"{"linux":{},"linux":{},"process":{"args":["a"]},"Process":{"args":["b"]}}"#, "process.args: "),
+            (r#"{"linux":{},"linux":{},"mounts":[{"type":"a","Type":"b"}]}"#, "mounts[0].Type: "),
+            (r#"{"annotations":{"a":"1"},"Annotations":{"b":"2"}}"#, "Annotations: "),
         ] {
             let error = from_str::<Spec>(text).err().unwrap().to_string();
             assert!(error.starts_with(told), "{error}");
         }
         assert!(from_str::<Spec>(r#"{"annotations":{"a":"1","a":"2"}}"#).is_ok(), "what a map holds twice is no error");
+    }
+
+    #[test]
+    fn of_a_struct_that_comes_twice_all_fields_count() {
+        let twice = r#"{"linux":{"resources":{"cpu":{"shares":1},"CPU":{"Cpus":"0"},"unified":{"a":"1","A":"2"}}},
+            "process":{"args":["a"]},"Linux":{"Namespaces":[{"type":"pid"}],"Resources":{"pids":{"limit":5}}}}"#;
+        let once = r#"{"linux":{"resources":{"cpu":{"shares":1,"cpus":"0"},"unified":{"a":"1","A":"2"},"pids":{"limit":5}},
+            "namespaces":[{"type":"pid"}]},"process":{"args":["a"]}}"#;
+        assert_eq!(canonical(twice), canonical(once));
+        let seccomp = r#"{"linux":{"seccomp":{"a":[1]}},"LINUX":{"seccomp":{"b":2}}}"#;
+        assert_eq!(canonical(seccomp)["linux"]["seccomp"], serde_json::json!({ "a": [1], "b": 2 }));
+    }
+
+    #[test]
+    fn however_deep_what_comes_twice_lies_there_is_an_answer() {
+        let (open, close) = (r#"{"x":"#.repeat(100_000), "}".repeat(100_000));
+        let text = format!(r#"{{"linux":{{}},"linux":{{}},"x":{open}1{close}}}"#);
+        assert!(from_str::<Spec>(&text).is_ok());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! bytes are the key of the filter cache, and on a hit nobody reads it.
 
 pub mod any_case;
+mod joined;
 mod linux;
 mod place;
 mod process;
