@@ -110,12 +110,13 @@ fn kill_all(id: &str, first: Option<&Identity>, cgroup: &Cgroup) -> Result<()> {
     Ok(())
 }
 
-/// Takes away the directory that a removal left when it was killed at its very end, and that keeps the id.
+/// Takes away the directory that a creation left when it was killed at its very beginning, or a removal at its very end,
+/// and that keeps the id. One that somebody has just made, and not locked yet, looks the same: its maker makes it again.
 fn sweep(global: &Global, id: &str) {
     let Ok(dir) = Dir::open(global.root.join(id)) else { return };
     // Nobody who makes it now, and nothing in it: then it is no more than a name.
-    if !dir.is_locked() {
-        let _ = rustix::fs::rmdir(dir.path());
+    if dir.try_lock() {
+        dir.remove_empty();
     }
 }
 

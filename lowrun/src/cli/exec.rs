@@ -98,7 +98,10 @@ fn attend(typed: &Typed, pid: Pid, terminal: Option<&OwnedFd>) -> Result<Option<
 fn load(global: &Global, id: &str) -> Result<Container> {
     let dir = Dir::find(&global.root, id)?;
     let begun = Instant::now();
-    while dir.is_locked() {
+    loop {
+        if let Some(state) = dir.read_settled(id)? {
+            return Ok(Container { dir, state });
+        }
         if begun.elapsed() > MAKING_PATIENCE {
             return Err(Fault::new(Code::ContainerNotRunning, format!("exec in container {id}"))
                 .cause("cannot exec in a stopped container")
@@ -106,8 +109,6 @@ fn load(global: &Global, id: &str) -> Result<Container> {
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    let state = dir.read(id)?;
-    Ok(Container { dir, state })
 }
 
 fn check_status(container: &Container, typed: &Typed) -> Result<()> {

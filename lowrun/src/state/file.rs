@@ -8,13 +8,18 @@
 //! The last whole state counts, with the process that is named behind it. A first line that is not whole yet, or never
 //! will be, is none: nothing has been made then.
 //!
+//! Who makes the file makes the container. The file is locked from then on until the container's root is finished: the host
+//! side lets go of it when the process is named, the container side with all else that the program does not get. So a
+//! process that is named behind a lock may not be entered, whatever has become of the host side.
+//!
 //! A second file that is renamed over the first would do too, but costs an inode more: on ext4 that is a search which passes
 //! over all that were freed within the last seconds, and a write-back that the removal waits for.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +40,19 @@ struct Named {
 }
 
 impl Dir {
+    /// Makes the state file and keeps it, locked. False if that is another's to do: then the directory has been removed, or
+    /// is one that another has made meanwhile.
+    pub(super) fn claim(&self) -> crate::sys::Result<bool> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::APPEND | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(&self.fd, NAME, flags, Mode::from_raw_mode(0o600)) {
+            Err(Errno::NOENT | Errno::EXIST) => return Ok(false),
+            result => result.call("openat")?,
+        };
+        rustix::fs::flock(&file, FlockOperation::LockExclusive).call("flock")?;
+        *self.file.borrow_mut() = Some(file.into());
+        Ok(true)
+    }
+
     /// Adds a state to the state file.
     pub fn save(&self, state: &State) -> Result<()> {
         self.append(state)
@@ -42,7 +60,9 @@ impl Dir {
 
     /// Adds the first process of the state that was saved last.
     pub fn save_init(&self, init: &Identity) -> Result<()> {
-        self.append(&Named { init: init.clone() })
+        self.append(&Named { init: init.clone() })?;
+        self.file.take();
+        Ok(())
     }
 
     fn append(&self, line: &impl Serialize) -> Result<()> {
@@ -50,21 +70,37 @@ impl Dir {
         let mut line = serde_json::to_vec(line)
             .map_err(|error| Fault::new(Code::StateInvalid, attempted()).cause(error.to_string()))?;
         line.push(b'\n');
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;
-        let write = || -> crate::sys::Result<()> {
-            let file = rustix::fs::openat(&self.fd, NAME, flags, Mode::from_raw_mode(0o600)).call("openat")?;
-            std::fs::File::from(file).write_all(&line).call("write")
-        };
-        write().attempt(Code::StateInvalid, attempted)
+        match &mut *self.file.borrow_mut() {
+            Some(file) => file.write_all(&line).call("write"),
+            None => Err(Failure { call: "write", errno: Errno::BADF }),
+        }
+        .attempt(Code::StateInvalid, attempted)
     }
 }
 
 /// The text of the state file; `ENOENT` if nothing in it is whole.
 pub(crate) fn read_state(dir: &Dir) -> crate::sys::Result<Vec<u8>> {
+    read(dir).map(|(text, _)| text)
+}
+
+/// As [`read_state`]; `None` while the container is made or removed.
+///
+/// The locks are looked at after the text was read: who wrote it had them then, and who has let go of them is done.
+pub(super) fn read_settled(dir: &Dir) -> crate::sys::Result<Option<Vec<u8>>> {
+    let read = read(dir);
+    // The file is this process's alone: closed, it is unlocked.
+    let is_locked = |file| rustix::fs::flock(file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK);
+    if read.as_ref().is_ok_and(|(_, file)| is_locked(file)) || dir.is_locked() {
+        return Ok(None);
+    }
+    read.map(|(text, _)| Some(text))
+}
+
+fn read(dir: &Dir) -> crate::sys::Result<(Vec<u8>, File)> {
     let file = rustix::fs::openat(&dir.fd, NAME, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).call("openat")?;
-    let mut text = Vec::with_capacity(4096);
-    std::fs::File::from(file).read_to_end(&mut text).call("read")?;
-    if text.contains(&b'\n') { Ok(text) } else { Err(Failure { call: "read", errno: Errno::NOENT }) }
+    let (mut text, mut file) = (Vec::with_capacity(4096), File::from(file));
+    file.read_to_end(&mut text).call("read")?;
+    if text.contains(&b'\n') { Ok((text, file)) } else { Err(Failure { call: "read", errno: Errno::NOENT }) }
 }
 
 /// Reads the text of the state file at `path`.

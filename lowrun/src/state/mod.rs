@@ -12,7 +12,8 @@
 //! ```
 //!
 //! The status is never stored: it follows from the process, the FIFO and the freezer, so it is true after any crash.
-//! The directory is locked (`flock`) while a container is made or removed.
+//! The directory is locked (`flock`) while a container is made or removed. Until who makes it has made the state file, too, it
+//! may be taken for what a removal left, and go; then it is made again.
 
 mod file;
 mod identity;
@@ -39,6 +40,8 @@ pub(crate) use file::{Remains, read_state};
 pub use identity::{Identity, NamespaceIdentity};
 
 const EXEC_FIFO: &str = "exec.fifo";
+/// How often the directory of a new container may be taken for a removal's before the creation gives up.
+const CLAIMS: u32 = 100;
 /// Longest id: it is a file name.
 const ID_MAX: usize = 255;
 
@@ -106,6 +109,8 @@ pub struct Dir {
     fd: OwnedFd,
     /// Opened apart: a child that keeps a copy of a locked descriptor keeps the lock.
     lock: RefCell<Option<OwnedFd>>,
+    /// Of who makes the container: the state file, locked.
+    file: RefCell<Option<std::fs::File>>,
 }
 
 /// A container that exists.
@@ -139,28 +144,48 @@ impl Dir {
         check_id(id)?;
         let path = root.join(id);
         let attempted = || format!("make the state directory {}", path.display());
-        match rustix::fs::mkdir(&path, Mode::from_raw_mode(0o711)) {
-            Err(Errno::NOENT) => {
-                make_root(root)?;
-                rustix::fs::mkdir(&path, Mode::from_raw_mode(0o711)).call("mkdir")
+        for _ in 0..CLAIMS {
+            match rustix::fs::mkdir(&path, Mode::from_raw_mode(0o711)) {
+                Err(Errno::NOENT) => {
+                    make_root(root)?;
+                    rustix::fs::mkdir(&path, Mode::from_raw_mode(0o711)).call("mkdir")
+                }
+                Err(Errno::EXIST) => {
+                    return Err(Fault::new(Code::ContainerExists, format!("create container {id}"))
+                        .cause("container with given ID already exists"));
+                }
+                result => result.call("mkdir"),
             }
-            Err(Errno::EXIST) => {
-                return Err(Fault::new(Code::ContainerExists, format!("create container {id}"))
-                    .cause("container with given ID already exists"));
+            .attempt(Code::StateInvalid, attempted)?;
+            if let Some(dir) = Dir::take(&path, attempted)? {
+                return Ok(dir);
             }
-            result => result.call("mkdir"),
         }
-        .attempt(Code::StateInvalid, attempted)?;
-        let dir = Dir::open(path.clone()).attempt(Code::StateInvalid, attempted)?;
+        Err(Fault::new(Code::StateInvalid, attempted()).cause("others remove it again and again"))
+    }
+
+    /// The directory that was just made, locked. Until it is claimed, it looks like one that a removal left: `None` if it
+    /// was taken for that and is gone.
+    fn take(path: &Path, attempted: impl Fn() -> String) -> Result<Option<Dir>> {
+        let dir = match Dir::open(path.to_owned()) {
+            Err(failure) if failure.errno == Errno::NOENT => return Ok(None),
+            result => result.attempt(Code::StateInvalid, &attempted)?,
+        };
         dir.lock()?;
-        Ok(dir)
+        match dir.claim() {
+            Ok(is_own) => Ok(is_own.then_some(dir)),
+            Err(failure) => {
+                let _ = dir.remove();
+                Err(Fault::of(Code::StateInvalid, attempted(), failure))
+            }
+        }
     }
 
     /// Opens the directory of a container that may be there.
     pub fn open(path: PathBuf) -> crate::sys::Result<Dir> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::open(&path, flags, Mode::empty()).call("open")?;
-        Ok(Dir { path, fd, lock: RefCell::new(None) })
+        Ok(Dir { path, fd, lock: RefCell::new(None), file: RefCell::new(None) })
     }
 
     /// The directory's path.
@@ -194,6 +219,17 @@ impl Dir {
         parse_state(&self.path, &text)
     }
 
+    /// As [`Dir::read`]; `None` while the container is made or removed.
+    pub fn read_settled(&self, id: &str) -> Result<Option<State>> {
+        let text = match file::read_settled(self) {
+            Err(failure) if failure.errno == Errno::NOENT => return Err(missing(id)),
+            result => {
+                result.attempt(Code::StateInvalid, || format!("read {}", self.path.join(file::NAME).display()))?
+            }
+        };
+        text.map(|text| parse_state(&self.path, &text)).transpose()
+    }
+
     /// Waits until nobody else makes or removes the container, and keeps others from it until this is dropped.
     pub fn lock(&self) -> Result<()> {
         let attempted = || format!("lock {}", self.path.display());
@@ -223,6 +259,14 @@ impl Dir {
     /// In a cloned child: gives its copy of the lock away, so that the lock ends with the parent.
     pub fn leave_lock_to_parent(&self) {
         self.lock.take();
+    }
+
+    /// As [`Dir::lock`], if that can be had at once.
+    pub fn try_lock(&self) -> bool {
+        let Ok(file) = self.open_again() else { return false };
+        let is_ours = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+        *self.lock.borrow_mut() = is_ours.then_some(file);
+        is_ours
     }
 
     /// Whether somebody else keeps the lock.
@@ -285,6 +329,15 @@ impl Dir {
     /// The owner's uid.
     pub fn owner(&self) -> u32 {
         std::fs::metadata(&self.path).map_or(0, |metadata| metadata.uid())
+    }
+
+    /// Removes the directory if nothing was ever written in it.
+    pub fn remove_empty(&self) {
+        let size = rustix::fs::statat(&self.fd, file::NAME, AtFlags::SYMLINK_NOFOLLOW).map(|stat| stat.st_size);
+        if size == Ok(0) {
+            let _ = rustix::fs::unlinkat(&self.fd, file::NAME, AtFlags::empty());
+        }
+        let _ = rustix::fs::rmdir(&self.path);
     }
 
     /// Removes the directory and all in it.
@@ -435,10 +488,15 @@ pub fn list(root: &Path) -> Result<Option<Vec<String>>> {
     let directories = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     let mut ids: Vec<String> = directories
         .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| check_id(name).is_ok() && root.join(name).join(file::NAME).exists())
+        .filter(|name| check_id(name).is_ok() && has_state(&root.join(name)))
         .collect();
     ids.sort_unstable();
     Ok(Some(ids))
+}
+
+/// A file that has nothing in it yet is nobody's state.
+fn has_state(dir: &Path) -> bool {
+    std::fs::metadata(dir.join(file::NAME)).is_ok_and(|metadata| metadata.len() > 0)
 }
 
 /// Writes the pid, whole or not at all: beside, then renamed.

@@ -1,0 +1,274 @@
+//! What one call does while another is half done: each stopped by strace after one of its system calls.
+
+mod stage;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal};
+use stage::{Stage, eventually, stage};
+
+/// A system call, and which of that name it is in its process.
+type Place = (String, usize);
+
+/// A call of lowrun whose processes strace stops after certain system calls.
+struct Slow {
+    strace: Child,
+    /// What strace writes.
+    trace: PathBuf,
+}
+
+impl Slow {
+    /// Begins the call, and waits until one of its processes has stopped, or all have ended.
+    fn begin(stage: &Stage, places: &[Place], words: &[&str]) -> Slow {
+        Slow::begin_with(stage, places, &[], words)
+    }
+
+    /// As [`Slow::begin`], with more options of strace's.
+    fn begin_with(stage: &Stage, places: &[Place], options: &[&str], words: &[&str]) -> Slow {
+        let trace = stage.dir.path().join(format!("trace-{}", words[0]));
+        let _ = std::fs::remove_file(&trace);
+        let mut command = Command::new("strace");
+        command.arg("-f").arg("-o").arg(&trace).args(options);
+        for (name, count) in places {
+            command.arg("-e").arg(format!("inject={name}:signal=SIGSTOP:when={count}"));
+        }
+        command.arg(stage.command().get_program()).arg("--root").arg(stage.root()).args(words);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir(stage.bundle());
+        let slow = Slow { strace: command.spawn().unwrap(), trace };
+        eventually("it stops", || !slow.stopped().is_empty() || slow.status().is_some());
+        slow
+    }
+
+    /// lowrun's own process.
+    fn pid(&self) -> i32 {
+        let text = std::fs::read_to_string(&self.trace).unwrap();
+        text.split_once(' ').unwrap().0.parse().unwrap()
+    }
+
+    /// The processes that have stopped.
+    fn stopped(&self) -> Vec<i32> {
+        let text = std::fs::read_to_string(&self.trace).unwrap_or_default();
+        let lines = text.lines().filter_map(|line| line.strip_suffix("--- stopped by SIGSTOP ---"));
+        lines.map(|pid| pid.trim().parse().unwrap()).collect()
+    }
+
+    /// The exit status of lowrun's own process, once it has ended; -1 if it was killed. What it has made may live on.
+    fn status(&self) -> Option<i32> {
+        let text = std::fs::read_to_string(&self.trace).unwrap_or_default();
+        let pid = text.split_once(' ')?.0;
+        let mut ends = text.lines().filter_map(|line| line.strip_prefix(pid)?.trim_start().strip_prefix("+++ "));
+        let end = ends.next()?;
+        let status = end.strip_prefix("exited with ").and_then(|rest| rest.split(' ').next());
+        Some(status.map_or(-1, |status| status.parse().unwrap()))
+    }
+
+    /// Lets all go on that have stopped, and waits for the end; the exit status.
+    fn end(&self) -> i32 {
+        eventually("it ends", || {
+            // Others may come to a call of that number later.
+            self.stopped().into_iter().for_each(|pid| send(pid, Signal::CONT));
+            self.status().is_some()
+        });
+        self.status().unwrap()
+    }
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        self.stopped().into_iter().for_each(|pid| send(pid, Signal::CONT));
+        // What still runs goes on without it.
+        send(self.strace.id().cast_signed(), Signal::KILL);
+        let _ = self.strace.wait();
+    }
+}
+
+fn send(pid: i32, signal: Signal) {
+    let _ = rustix::process::kill_process(Pid::from_raw(pid).unwrap(), signal);
+}
+
+/// The system calls of lowrun's own process in an undisturbed call, with the line of each.
+fn calls_of(stage: &Stage, words: &[&str]) -> Vec<(Place, String)> {
+    let trace = stage.dir.path().join("trace");
+    let mut command = Command::new("strace");
+    command.arg("-o").arg(&trace).arg(stage.command().get_program()).arg("--root").arg(stage.root());
+    command.args(words).current_dir(stage.bundle());
+    stage.finish(command).ok();
+    let mut counts = std::collections::BTreeMap::new();
+    let mut calls = Vec::new();
+    for line in std::fs::read_to_string(&trace).unwrap().lines() {
+        let Some((name, _)) = line.split_once('(').filter(|_| line.starts_with(|c: char| c.is_ascii_lowercase()))
+        else {
+            continue;
+        };
+        let count = counts.entry(name.to_owned()).or_insert(0);
+        *count += 1;
+        calls.push(((name.to_owned(), *count), line.to_owned()));
+    }
+    calls
+}
+
+/// Those from the first whose line has one word to the last whose line has another.
+fn between(calls: &[(Place, String)], first: &str, last: &str) -> Vec<Place> {
+    let begin = calls.iter().position(|(_, line)| line.contains(first)).expect(first);
+    let end = calls.iter().rposition(|(_, line)| line.contains(last)).expect(last);
+    // Stopped with a lock, it would hold up the others for as long.
+    let calls = calls[begin..=end].iter().filter(|(_, line)| !line.contains("LOCK_SH"));
+    calls.map(|(place, _)| place.clone()).collect()
+}
+
+/// The calls of a creation from the one that makes the state directory to the one that makes the state file; the container
+/// is made.
+fn beginning_of(stage: &Stage, create: &[&str]) -> Vec<Place> {
+    stage.write_config();
+    // The first one makes what later ones find.
+    stage.call(create).ok();
+    stage.delete();
+    between(&calls_of(stage, create), &format!("root/{}\"", stage.id()), "state.json")
+}
+
+fn has_strace() -> bool {
+    let is_there = Path::new("/usr/bin/strace").exists();
+    if !is_there {
+        eprintln!("skipped: needs strace");
+    }
+    is_there
+}
+
+fn is_named(stage: &Stage) -> bool {
+    let state = std::fs::read_to_string(stage.root().join(stage.id()).join("state.json"));
+    state.is_ok_and(|text| text.lines().count() > 1)
+}
+
+/// Where the container side stops: in its namespaces, which show the host's root still.
+fn before_mounts() -> Place {
+    ("sethostname".to_owned(), 1)
+}
+
+#[test]
+fn a_program_does_not_enter_what_began_to_be_made_while_it_looked() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("where it stops is lowrun's") || !has_strace() {
+        return;
+    }
+    stage.script("while :; do sleep 0.05; done");
+    stage.write_config();
+    let exec = ["exec", stage.id(), "true"];
+    let create = ["create", stage.id()];
+    // After the directory is made, before it is locked.
+    let making = beginning_of(&stage, &create);
+    let locked = making.iter().position(|(name, _)| name == "flock").unwrap();
+    let unlocked = &making[locked - 1];
+    stage.call(&["start", stage.id()]).ok();
+    let looking = between(&calls_of(&stage, &exec), &format!("{}\", O_RDONLY", stage.id()), "flock(");
+    stage.delete();
+    assert!(looking.len() > 1, "{looking:?}");
+    for place in &looking {
+        let creation = Slow::begin(&stage, &[unlocked.clone(), before_mounts()], &create);
+        let entry = Slow::begin(&stage, std::slice::from_ref(place), &exec);
+        send(creation.pid(), Signal::CONT);
+        eventually("the process is named, and stops", || is_named(&stage) && creation.stopped().len() == 2);
+        assert_ne!(entry.status(), Some(0), "{place:?}");
+        assert_eq!(entry.end(), 255, "it entered after {place:?}");
+        assert_eq!(creation.end(), 0, "{place:?}");
+        stage.delete();
+        stage.is_clean();
+    }
+}
+
+#[test]
+fn a_program_does_not_enter_what_its_maker_left_half_made() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("where it stops is lowrun's") || !has_strace() {
+        return;
+    }
+    stage.script("while :; do sleep 0.05; done");
+    for words in [["create", stage.id()].as_slice(), &["run", "--detach", stage.id()]] {
+        stage.write_config();
+        let creation = Slow::begin(&stage, &[before_mounts()], words);
+        eventually("the process is named", || is_named(&stage));
+        send(creation.pid(), Signal::KILL);
+        eventually("its maker is gone", || !Path::new(&format!("/proc/{}", creation.pid())).exists());
+        stage.call(&["exec", stage.id(), "true"]).fails(255, "still being made");
+        // It finds nobody whom it could tell that it is done.
+        assert_eq!(creation.end(), -1);
+        eventually("it ends", || stage.status() == "stopped");
+        stage.call(&["exec", stage.id(), "true"]).fails(255, "stopped");
+        stage.delete();
+        stage.is_clean();
+    }
+}
+
+#[test]
+fn a_signal_that_comes_before_the_program_is_for_the_program() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("where it stops is lowrun's") || !has_strace() {
+        return;
+    }
+    stage.script("trap 'exit 9' TERM; while :; do sleep 0.02; done");
+    stage.write_config();
+    // The container side stops with one call left before it becomes the program, and there the first process of a
+    // namespace takes no signal. The other is delayed until the program can take it.
+    let last_steps = ("umask".to_owned(), 2);
+    let delay = ["-e", "inject=pidfd_send_signal:delay_enter=1000000"];
+    let run = Slow::begin_with(&stage, &[last_steps], &delay, &["run", stage.id()]);
+    send(run.pid(), Signal::TERM);
+    // Longer than the delay: a signal that did not wait would have been sent.
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(run.end(), 9);
+    stage.is_clean();
+}
+
+#[test]
+fn a_deletion_takes_no_directory_away_that_is_being_made() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("where it stops is lowrun's") || !has_strace() {
+        return;
+    }
+    stage.args(&["true"]);
+    stage.write_config();
+    let create = ["create", stage.id()];
+    let making = beginning_of(&stage, &create);
+    stage.delete();
+    let is_locked = |place: &Place| {
+        making.iter().position(|(name, _)| name == "flock") <= making.iter().position(|one| one == place)
+    };
+    for place in &making {
+        for force in [false, true] {
+            let creation = Slow::begin(&stage, std::slice::from_ref(place), &create);
+            match force {
+                false => drop(stage.call(&["delete", stage.id()]).fails(1, "does not exist")),
+                // Later it waits until the creation is done, and then removes what was made.
+                true if !is_locked(place) => stage.delete(),
+                true => {}
+            }
+            assert_eq!(creation.end(), 0, "after {place:?}, force: {force}");
+            assert_eq!(stage.status(), "created", "{place:?}, force: {force}");
+            stage.delete();
+            stage.is_clean();
+        }
+    }
+}
+
+#[test]
+fn a_deletion_frees_the_name_that_a_creation_left_at_its_beginning() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("where it stops is lowrun's") || !has_strace() {
+        return;
+    }
+    stage.args(&["true"]);
+    stage.write_config();
+    let create = ["create", stage.id()];
+    let making = beginning_of(&stage, &create);
+    stage.delete();
+    for place in &making {
+        let creation = Slow::begin(&stage, std::slice::from_ref(place), &create);
+        send(creation.pid(), Signal::KILL);
+        assert_ne!(creation.end(), 0);
+        stage.call(&["delete", stage.id()]).fails(1, "does not exist");
+        stage.call(&create).ok();
+        stage.delete();
+        stage.is_clean();
+    }
+}
