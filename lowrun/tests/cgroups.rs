@@ -153,15 +153,92 @@ fn what_has_used_up_its_cpu_time_dies_all_the_same() {
         return;
     }
     stage.script("for i in `seq 60`; do while :; do :; done & done; while :; do sleep 1; done");
+    for first in [&["delete", "--force"][..], &["kill"]] {
+        stage.detached();
+        let busy = || stage.cgroup_file("cpu", "cpu.stat", "cpu.stat");
+        eventually("all of them are there", || stage.call(&["ps", stage.id()]).out.lines().count() > 60);
+        // One thousandth of a processor, and more than a hundred to be paid back when it comes to dying.
+        stage.call(&["update", "--cpu-period", "1000000", "--cpu-quota", "1000", stage.id()]).ok();
+        eventually("they are held back", || !busy().contains("nr_throttled 0"));
+        let begun = std::time::Instant::now();
+        let signal = if first == ["kill"] { &["KILL"][..] } else { &[] };
+        stage.call(&[first, &[stage.id()], signal].concat()).ok();
+        if first == ["kill"] {
+            eventually("stopped", || stage.status() == "stopped");
+        }
+        assert!(begun.elapsed() < stage::PATIENCE / 4, "{first:?}: {:?}", begun.elapsed());
+        stage.delete();
+    }
+}
+
+/// Makes a cgroup below the container's, where there are limits of CPU time and where there is a freezer, and moves all
+/// that is in the container there.
+fn move_below(stage: &stage::Stage) -> Vec<std::path::PathBuf> {
+    let mut dirs = stage.cgroups();
+    dirs.retain(|dir| is_v2() || dir.join("cpu.cfs_quota_us").exists() || dir.join("freezer.state").exists());
+    dirs.iter().for_each(|dir| std::fs::create_dir_all(dir.join("below")).unwrap());
+    for dir in &dirs {
+        eventually("all have moved", || {
+            let there = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap();
+            there.lines().for_each(|pid| drop(std::fs::write(dir.join("below/cgroup.procs"), pid)));
+            there.is_empty()
+        });
+    }
+    dirs
+}
+
+#[test]
+fn what_has_used_up_the_time_of_a_cgroup_of_its_own_dies_all_the_same() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("runc waits until the killed container is given time again") {
+        return;
+    }
+    stage.script("for i in `seq 60`; do while :; do :; done & done; while :; do sleep 1; done");
     stage.detached();
-    let busy = || stage.cgroup_file("cpu", "cpu.stat", "cpu.stat");
     eventually("all of them are there", || stage.call(&["ps", stage.id()]).out.lines().count() > 60);
-    // One thousandth of a processor, and more than a hundred to be paid back when it comes to dying.
-    stage.call(&["update", "--cpu-period", "1000000", "--cpu-quota", "1000", stage.id()]).ok();
+    for dir in move_below(&stage) {
+        let below = dir.join("below");
+        if dir.join("cpu.cfs_quota_us").exists() {
+            std::fs::write(below.join("cpu.cfs_period_us"), "1000000").unwrap();
+            std::fs::write(below.join("cpu.cfs_quota_us"), "1000").unwrap();
+        } else if is_v2() {
+            std::fs::write(dir.join("cgroup.subtree_control"), "+cpu").unwrap();
+            std::fs::write(below.join("cpu.max"), "1000 1000000").unwrap();
+        }
+    }
+    let busy = || stage.cgroup_file("cpu", "below/cpu.stat", "below/cpu.stat");
     eventually("they are held back", || !busy().contains("nr_throttled 0"));
     let begun = std::time::Instant::now();
-    stage.delete();
+    stage.call(&["kill", stage.id(), "KILL"]).ok();
+    eventually("stopped", || stage.status() == "stopped");
     assert!(begun.elapsed() < stage::PATIENCE / 4, "{:?}", begun.elapsed());
+    stage.delete();
+}
+
+#[test]
+fn what_is_frozen_in_a_cgroup_of_its_own_dies_all_the_same() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("runc waits for ever for what is frozen on version 1") {
+        return;
+    }
+    stage.script(LOOP);
+    for forced in [false, true] {
+        stage.detached();
+        for dir in move_below(&stage) {
+            for (file, word) in [("freezer.state", "FROZEN"), ("cgroup.freeze", "1")] {
+                let file = dir.join("below").join(file);
+                if file.exists() {
+                    std::fs::write(file, word).unwrap();
+                }
+            }
+        }
+        if !forced {
+            stage.call(&["kill", stage.id(), "KILL"]).ok();
+            eventually("stopped", || stage.status() == "stopped");
+        }
+        stage.delete();
+        stage.is_clean();
+    }
 }
 
 #[test]

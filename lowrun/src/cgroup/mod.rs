@@ -383,33 +383,33 @@ impl Cgroup {
 
     /// Sends SIGKILL to everything in the container, and lets it die at once.
     pub fn kill(&self) -> Result<()> {
-        self.lift_cpu_limit();
-        self.kill_all()
+        let killed = self.kill_all();
+        self.let_die();
+        killed
     }
 
+    /// Takes away what keeps the killed from dying, also where the container has set it itself, in cgroups below its own.
+    ///
     /// To die takes time of a processor. Who has used up more than was given (many tasks on many processors, or a guest
-    /// whose machine stood still) would wait for it longer than anybody waits for its end.
-    pub fn lift_cpu_limit(&self) {
-        let (hierarchy, file, word) = if self.is_unified() {
-            (self.unified(), "cpu.max", "max")
+    /// whose machine stood still) would wait for it longer than anybody waits for its end. And what a v1 freezer holds
+    /// does not die at all.
+    pub fn let_die(&self) {
+        if self.is_unified() {
+            write_all(self.unified(), "cpu.max", "max");
         } else {
-            (self.controller("cpu"), "cpu.cfs_quota_us", "-1")
-        };
-        // Not there, or not its user's: then it dies by and by.
-        let _ = hierarchy.map(|hierarchy| write(&hierarchy.dir.join(file), word));
+            write_all(self.controller("freezer"), "freezer.state", "THAWED");
+            write_all(self.controller("cpu"), "cpu.cfs_quota_us", "-1");
+        }
     }
 
     fn kill_all(&self) -> Result<()> {
         if let Some(hierarchy) = self.unified()
             && write(&hierarchy.dir.join("cgroup.kill"), "1").is_ok()
         {
-            // Frozen v1 tasks die only when thawed.
-            if !self.is_unified() {
-                self.thaw_quietly();
-            }
             return Ok(());
         }
-        // Before Linux 5.14: stop forks by freezing, signal each process, let them die.
+        // Before Linux 5.14: stop forks by freezing, signal each process, let them die. To be frozen takes time, too.
+        self.let_die();
         let is_frozen = self.freeze(true).is_ok();
         let listed = self.kill_listed();
         self.thaw_quietly();
@@ -545,6 +545,16 @@ fn remove_dir(hierarchy: &Hierarchy, deadline: Instant) -> crate::sys::Result<()
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(10));
     }
+}
+
+/// Writes a control file of a cgroup and of all below, as far as it is there and its writer's.
+fn write_all(hierarchy: Option<&Hierarchy>, file: &str, text: &str) {
+    let write_here = |dir: BorrowedFd<'_>| {
+        let opened = rustix::fs::openat(dir, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+        let _ = opened.call("openat").and_then(|opened| write_to(&opened, text));
+        Ok(())
+    };
+    let _ = hierarchy.map(|hierarchy| tree::each(&hierarchy.dir, write_here));
 }
 
 pub(crate) fn open_write(path: &Path) -> crate::sys::Result<OwnedFd> {

@@ -47,11 +47,11 @@ fn send(container: &Container, signal: i32) -> Result<()> {
         _ => Fault::of(Code::SystemError, format!("send signal {signal} to container {}", container.state.id), failure),
     })?;
     if signal == libc::SIGKILL && container.status() == Status::Paused {
-        // A frozen v1 process does not die before it is thawed.
+        // It is to be found as one that has ended, not as a paused one.
         container.state.cgroup.thaw_quietly();
     }
     if signal == libc::SIGKILL {
-        container.state.cgroup.own().lift_cpu_limit();
+        container.state.cgroup.own().let_die();
     }
     Ok(())
 }
