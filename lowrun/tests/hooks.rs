@@ -163,6 +163,51 @@ fn a_container_whose_poststart_fails_at_start_is_forgotten() {
     stage.is_clean();
 }
 
+#[test]
+fn a_run_whose_poststart_fails_ends_what_runs() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("runc before 1.2 runs poststart at creation") {
+        return;
+    }
+    let pid = stage.dir.path().join("pid");
+    let script = format!("tr -dc '0-9a-z:,\"' | grep -o '\"pid\":[0-9]*' | tr -dc 0-9 > {}; exit 7", pid.display());
+    stage.config["hooks"] = json!({ "poststart": [{ "path": "/bin/sh", "args": ["sh", "-c", script],
+                                                    "env": ["PATH=/usr/bin:/bin"] }] });
+    stage.script("while :; do sleep 0.05; done");
+    for words in [&["run"][..], &["run", "--detach"]] {
+        let words = [words, &[stage.id()]].concat();
+        stage.call(&words).fails(1, "error running poststart hook #0:");
+        let pid = std::fs::read_to_string(&pid).unwrap();
+        assert!(!pid.is_empty() && !std::path::Path::new("/proc").join(&pid).exists(), "{pid:?} lives");
+        stage.call(&["state", stage.id()]).fails(1, "does not exist");
+        stage.is_clean();
+    }
+}
+
+#[test]
+fn a_poststart_hook_that_fails_ends_no_other_container() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("runc removes it by its id") {
+        return;
+    }
+    // The hook puts another container of the same name in the place of its own.
+    let command = stage.command();
+    let words = command.get_args().map(|word| word.to_str().unwrap()).collect::<Vec<_>>().join(" ");
+    let lowrun = format!("{} {words}", command.get_program().display());
+    let script = format!("{lowrun} delete -f {0} && {lowrun} create {0} >/dev/null 2>&1; exit 1", stage.id());
+    stage.config["hooks"] = json!({ "poststart": [{ "path": "/bin/sh", "args": ["sh", "-c", script] }] });
+    stage.script("while :; do sleep 0.05; done");
+    for words in [&["start"][..], &["run"], &["run", "--detach"]] {
+        if words == ["start"] {
+            stage.call(&["create", stage.id()]).ok();
+        }
+        stage.call(&[words, &[stage.id()]].concat()).fails(1, "error running poststart hook #0:");
+        assert_eq!(stage.status(), "created", "{words:?}");
+        stage.delete();
+        stage.is_clean();
+    }
+}
+
 /// Names each descriptor from 3 to 9 that a shell has; its own are from 10 on.
 fn descriptors_to(file: &std::path::Path) -> String {
     format!("for n in 3 4 5 6 7 8 9; do [ -e /proc/self/fd/$n ] && echo $n; done > {}; true", file.display())
