@@ -289,6 +289,9 @@ fn features_and_events_are_json() {
     let Some(mut stage) = stage() else { return };
     let features: Value = serde_json::from_str(&stage.call(&["features"]).ok().out).unwrap();
     assert_eq!(features["linux"]["seccomp"]["enabled"], true);
+    // All annotations that do something beyond the container, as runc tells them.
+    let unsafe_ones = ["bundle", "org.systemd.property.", "org.criu.config"];
+    assert_eq!(features["potentiallyUnsafeConfigAnnotations"], serde_json::json!(unsafe_ones));
     stage.script(LOOP);
     stage.detached();
     let events: Value = serde_json::from_str(&stage.call(&["events", "--stats", stage.id()]).ok().out).unwrap();

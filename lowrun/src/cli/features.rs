@@ -6,11 +6,12 @@ use super::args::{Command, Typed};
 use super::{Global, indented, print};
 use crate::cgroup::discover;
 use crate::create::seccomp::{ARCHITECTURES, FLAGS};
+use crate::criu::CONFIG_ANNOTATION;
 use crate::fault::Result;
 use crate::plan::capabilities::NAMES;
 use crate::plan::mounts::known_options;
 use crate::plan::namespaces::Kind;
-use crate::plan::{MEMORY_FLAGS, MEMORY_MODES};
+use crate::plan::{MEMORY_FLAGS, MEMORY_MODES, unit};
 use crate::spec::OCI_VERSION;
 use crate::sys::seccomp::knows_flags;
 
@@ -100,7 +101,8 @@ pub(super) fn features(_: &Global, _: &Typed) -> Result<i32> {
             "run.strata.lowrun.version": env!("CARGO_PKG_VERSION"),
             "run.strata.lowrun.cgroup": if discover::is_unified() { "v2" } else { "v1" },
         },
-        "potentiallyUnsafeConfigAnnotations": ["bundle"],
+        // Whoever lets users write annotations keeps these from them: by the two last root's systemd and CRIU are told what to do.
+        "potentiallyUnsafeConfigAnnotations": ["bundle", unit::ANNOTATION, CONFIG_ANNOTATION],
     });
     print(&(indented(&document, "    ") + "\n")).map(|()| 0)
 }

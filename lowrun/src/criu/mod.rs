@@ -76,7 +76,9 @@ const NOTIFIES: &str = "notify";
 const NULL: &str = "/dev/null";
 /// The most talkative level that CRIU writes by default of its own tests; a failed dump is understood by its log.
 const LOG_LEVEL: u64 = 4;
-/// What CRIU reads besides, if a container's annotation `org.criu.config` names nothing else. As with runc.
+/// The annotation of a container that names what CRIU reads besides.
+pub const CONFIG_ANNOTATION: &str = "org.criu.config";
+/// What it reads where there is no such annotation. As with runc.
 const CONFIG_FILE: &str = "/etc/criu/runc.conf";
 /// The oldest CRIU that tells its version.
 const VERSION_MIN: u32 = 30_000;
@@ -141,7 +143,7 @@ impl Draft {
         for (field, text) in &options.texts {
             message.text(*field, text);
         }
-        match annotations.get("org.criu.config").map(String::as_str) {
+        match annotations.get(CONFIG_ANNOTATION).map(String::as_str) {
             Some("") => {}
             config => drop(message.text(field::CONFIG_FILE, config.unwrap_or(CONFIG_FILE))),
         }

@@ -7,7 +7,8 @@ use crate::spec::Spec;
 use crate::systemd::text;
 use crate::systemd::wire::Value;
 
-const ANNOTATION: &str = "org.systemd.property.";
+/// What stands before the name of a property in an annotation.
+pub const ANNOTATION: &str = "org.systemd.property.";
 /// What stands for the prefix where nobody chose one.
 const DEFAULT_PREFIX: &str = "lowrun";
 
