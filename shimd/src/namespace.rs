@@ -83,11 +83,13 @@ impl Namespaces {
         Ok(found)
     }
 
+    /// Changes a namespace's labels. One that does not exist begins to, as in containerd: clients set the defaults of a
+    /// namespace before anything is in it.
     pub(crate) fn update(&self, name: &Namespace, labels: &Labels, paths: &[String]) -> Result<Labels> {
         check_labels(labels)?;
         let entry = key(&[name.as_str()]);
         self.store.write(Durability::Process, |writer| {
-            let mut record: Record = writer.require(&entry, name.as_str())?;
+            let mut record: Record = writer.get(&entry)?.unwrap_or_default();
             mask::update_labels("namespace", &mut record.labels, labels, paths)?;
             writer.put(&entry, &record)?;
             Ok(record.labels)

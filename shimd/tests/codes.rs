@@ -462,6 +462,15 @@ async fn namespaces_that_cannot_be(asked: &mut Asked) {
         let request = namespaces::CreateNamespaceRequest { namespace: namespace(name, labels) };
         asked.expect(&format!("create {name:?}"), client.create(request).await, code);
     }
+    // One that is not there begins to be: the Go client sets a namespace's default snapshotter before anything is in it.
+    let labels = HashMap::from([("a".to_owned(), "b".to_owned())]);
+    for (name, path, code) in [("new", "labels.a", Fine), ("never", "name", InvalidArgument)] {
+        let update_mask = Some(FieldMask { paths: vec![path.to_owned()] });
+        let request = namespaces::UpdateNamespaceRequest { namespace: namespace(name, labels.clone()), update_mask };
+        asked.expect(&format!("update {name:?}"), client.update(request).await, code);
+        let list = client.list(namespaces::ListNamespacesRequest::default()).await.unwrap().into_inner().namespaces;
+        assert_eq!(list.iter().any(|found| found.name == name && found.labels == labels), code == Fine, "{name}");
+    }
     // One without a name: containerd answers with an empty message.
     for (name, theirs, ours) in [("", Fine, InvalidArgument), ("gone", Fine, Fine)] {
         let get = client.get(namespaces::GetNamespaceRequest { name: name.to_owned() }).await;

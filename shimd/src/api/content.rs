@@ -17,7 +17,6 @@ use tonic::{Request, Response, Status, Streaming};
 use super::Api;
 use super::convert::{labels, mask, optional_digest, required, size, wire_labels};
 use super::scope::{OrStatus, Scope};
-use crate::clock;
 use crate::content::{Commit, Info, Opening, Status as IngestStatus, Writer};
 use crate::daemon::Daemon;
 use crate::db::record::Labels;
@@ -237,7 +236,7 @@ impl<'a> Session<'a> {
                 answer.digest = self.writer.digest().await?.to_string();
                 answer.total = self.total as i64;
                 answer.started_at = self.writer.started_at();
-                answer.updated_at = Some(clock::now());
+                answer.updated_at = self.writer.updated_at();
             }
             WriteAction::Write => self.write(offset, request.data).await?,
             WriteAction::Commit => {

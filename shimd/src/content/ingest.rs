@@ -16,6 +16,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use prost_types::Timestamp;
@@ -75,7 +76,8 @@ pub(crate) struct Commit {
 }
 
 enum Command {
-    Write(Bytes),
+    /// Bytes, and when they were accepted.
+    Write(Bytes, SystemTime),
     /// Begin anew, from nothing.
     Reset,
     /// The digest of all bytes so far.
@@ -90,6 +92,7 @@ pub(crate) struct Writer {
     /// Bytes accepted so far.
     offset: u64,
     started_at: Option<Timestamp>,
+    updated_at: Option<Timestamp>,
 }
 
 impl Writer {
@@ -100,7 +103,9 @@ impl Writer {
         let (ready, opened) = oneshot::channel();
         let worker = tokio::task::spawn_blocking(move || work(&content, &opening, ready, receiver));
         match opened.await {
-            Ok((offset, started_at)) => Ok(Writer { commands, worker, offset, started_at }),
+            Ok(Opened { offset, started_at, updated_at }) => {
+                Ok(Writer { commands, worker, offset, started_at, updated_at })
+            }
             Err(_) => Err(failure_of(worker).await),
         }
     }
@@ -113,11 +118,17 @@ impl Writer {
         self.started_at
     }
 
+    /// When bytes were accepted the last time.
+    pub(crate) fn updated_at(&self) -> Option<Timestamp> {
+        self.updated_at
+    }
+
     /// Accepts bytes; that they could not be written is told by a later call.
     pub(crate) async fn write(&mut self, data: Bytes) -> Result<()> {
-        let length = data.len() as u64;
-        self.send(Command::Write(data)).await?;
+        let (length, now) = (data.len() as u64, SystemTime::now());
+        self.send(Command::Write(data, now)).await?;
         self.offset += length;
+        self.updated_at = Some(clock::timestamp(now));
         Ok(())
     }
 
@@ -125,6 +136,7 @@ impl Writer {
     pub(crate) async fn reset(&mut self) -> Result<()> {
         self.send(Command::Reset).await?;
         self.offset = 0;
+        self.updated_at = Some(clock::now());
         Ok(())
     }
 
@@ -170,7 +182,7 @@ async fn failure_of(worker: impl Future<Output = Result<Result<()>, tokio::task:
 fn work(
     content: &Content,
     opening: &Opening,
-    ready: oneshot::Sender<(u64, Option<Timestamp>)>,
+    ready: oneshot::Sender<Opened>,
     mut commands: mpsc::Receiver<Command>,
 ) -> Result<()> {
     let claim = content.claim(&opening.namespace, &opening.reference)?;
@@ -180,12 +192,12 @@ fn work(
         return Err(Error::exists("content", expected.as_str()));
     }
     let mut work = Work::open(content, opening, claim)?;
-    if ready.send((work.offset, work.record.started_at)).is_err() {
+    if ready.send(work.opened()).is_err() {
         return Ok(());
     }
     while let Some(command) = commands.blocking_recv() {
         match command {
-            Command::Write(data) => work.write(data)?,
+            Command::Write(data, accepted) => work.write(data, accepted)?,
             Command::Reset => work.reset()?,
             // A request that went away wants no answer.
             Command::Digest(answer) => drop(answer.send(work.digest())),
@@ -197,6 +209,7 @@ fn work(
         }
     }
     // The request is over without a commit: the file stays, the unpacking does not.
+    work.leave();
     Ok(())
 }
 
@@ -216,6 +229,13 @@ fn hold_what_is_there(content: &Content, opening: &Opening, digest: &Digest) -> 
     })
 }
 
+/// An ingest as a request finds it.
+struct Opened {
+    offset: u64,
+    started_at: Option<Timestamp>,
+    updated_at: Option<Timestamp>,
+}
+
 struct Work<'a> {
     content: &'a Content,
     opening: &'a Opening,
@@ -226,6 +246,8 @@ struct Work<'a> {
     offset: u64,
     written_out: u64,
     feed: Option<Feed>,
+    /// When the last bytes were accepted, which is before they were written.
+    accepted: Option<SystemTime>,
     /// The bytes are here already, for another namespace: there is nothing to write.
     shared: Option<Digest>,
 }
@@ -252,6 +274,7 @@ impl<'a> Work<'a> {
             offset: 0,
             written_out: 0,
             feed,
+            accepted: None,
             shared,
         };
         match work.shared_size() {
@@ -278,7 +301,23 @@ impl<'a> Work<'a> {
         }
     }
 
-    fn write(&mut self, data: Bytes) -> Result<()> {
+    fn opened(&self) -> Opened {
+        let written_at = || Some(clock::timestamp(self.file.metadata().ok()?.modified().ok()?));
+        let (offset, started_at) = (self.offset, self.record.started_at);
+        let updated_at = if offset > 0 { written_at().or(started_at) } else { started_at };
+        Opened { offset, started_at, updated_at }
+    }
+
+    /// Whoever takes the ingest up, or asks for it, finds it as it was told to this request.
+    fn leave(&self) {
+        if let Some(accepted) = self.accepted {
+            // Else it is the time of the write, a moment later.
+            let _ = self.file.set_modified(accepted);
+        }
+    }
+
+    fn write(&mut self, data: Bytes, accepted: SystemTime) -> Result<()> {
+        self.accepted = Some(accepted);
         self.file.write_all(&data).map_err(|error| self.failed("write", error))?;
         self.account(&data);
         if self.offset - self.written_out >= WRITE_OUT {
@@ -334,10 +373,15 @@ impl<'a> Work<'a> {
         Ok(digest)
     }
 
-    /// Content that is not what was promised will not become so: the ingest goes. After other failures it stays.
+    /// Content that is not what was promised when it was begun will not become so: the ingest goes. After other failures it
+    /// stays; where the commit alone named a digest or a size, that one may be wrong.
     fn give_up(&self, error: Error) -> Error {
-        let is_wrong =
-            matches!(error, Error::DigestMismatch { .. } | Error::SizeMismatch { .. } | Error::Exists { .. });
+        let is_wrong = match error {
+            Error::DigestMismatch { .. } => self.opening.expected.is_some(),
+            Error::SizeMismatch { .. } => self.opening.total > 0,
+            Error::Exists { .. } => true,
+            _ => false,
+        };
         if is_wrong
             && let Err(error) =
                 self.content.forget_ingest(&self.opening.namespace, &self.opening.reference, self.record.directory)
@@ -354,6 +398,7 @@ impl<'a> Work<'a> {
             self.file.sync_data().map_err(|error| self.failed("sync", error))?;
         }
         let _publishing = self.content.publishing();
+        self.check_not_aborted()?;
         // Another ref may have brought the same bytes meanwhile; the rename then replaces equals by equals.
         if self.shared.is_none() {
             let path = self.content.ingest_path(self.record.directory);
@@ -366,6 +411,12 @@ impl<'a> Work<'a> {
             self.take_back(digest);
         }
         recorded
+    }
+
+    fn check_not_aborted(&self) -> Result<()> {
+        let Opening { namespace, reference, .. } = self.opening;
+        let entry = key(&[namespace.as_str(), reference]);
+        self.content.store.read()?.require::<Ingest>(&entry, reference).map(drop)
     }
 
     /// What has no record is no blob: its lease has ended, or the store has no room. It is an ingest as before.

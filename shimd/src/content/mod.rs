@@ -209,19 +209,28 @@ impl Content {
         }
     }
 
-    /// Gives up an ingest that has no writer.
+    /// Gives up an ingest. One that is written becomes no blob any more: its commit will say that it is not there.
     pub(crate) fn abort(&self, namespace: &Namespace, reference: &str) -> Result<()> {
-        let _claim = self.claim(namespace, reference)?;
-        let record: Ingest = self.store.read()?.require(&key(&[namespace.as_str(), reference]), reference)?;
-        self.forget_ingest(namespace, reference, record.directory)
+        let record: Ingest = {
+            // Not between a commit's look at the record and its blob's.
+            let _publishing = self.publishing();
+            let record = self.store.read()?.require(&key(&[namespace.as_str(), reference]), reference)?;
+            self.forget_record(namespace, reference)?;
+            record
+        };
+        remove_file(&self.ingest_path(record.directory))
     }
 
     fn forget_ingest(&self, namespace: &Namespace, reference: &str, number: u64) -> Result<()> {
+        self.forget_record(namespace, reference)?;
+        remove_file(&self.ingest_path(number))
+    }
+
+    fn forget_record(&self, namespace: &Namespace, reference: &str) -> Result<()> {
         self.store.write(Durability::Process, |writer| {
             writer.remove(Table::Ingests, &key(&[namespace.as_str(), reference]))?;
             lease::release_all(writer, namespace, lease::INGEST, reference)
-        })?;
-        remove_file(&self.ingest_path(number))
+        })
     }
 
     fn blob_path(&self, digest: &Digest) -> PathBuf {

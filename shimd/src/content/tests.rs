@@ -35,15 +35,13 @@ fn digest(data: &[u8]) -> Digest {
 
 impl Rig {
     async fn writer_in(&self, namespace: &str, reference: &str, expected: Option<Digest>) -> Result<Writer> {
-        let opening = Opening {
-            namespace: Namespace::parse(namespace).unwrap(),
-            lease: None,
-            reference: reference.to_owned(),
-            expected,
-            total: 0,
-            unpack: None,
-        };
-        Writer::open(self.content.clone(), opening).await
+        let namespace = Namespace::parse(namespace).unwrap();
+        Writer::open(self.content.clone(), Opening { namespace, expected, ..self.opening(reference) }).await
+    }
+
+    fn opening(&self, reference: &str) -> Opening {
+        let (namespace, reference) = (self.namespace.clone(), reference.to_owned());
+        Opening { namespace, lease: None, reference, expected: None, total: 0, unpack: None }
     }
 
     async fn writer(&self, reference: &str) -> Writer {
@@ -103,13 +101,58 @@ async fn a_blob_is_what_was_written() {
 async fn what_does_not_match_never_becomes_visible() {
     let rig = rig();
     for (expected, total) in [(Some(digest(b"other")), 0), (None, 4)] {
-        let mut writer = rig.writer("r").await;
+        let opening = Opening { total, expected: expected.clone(), ..rig.opening("r") };
+        let mut writer = Writer::open(rig.content.clone(), opening).await.unwrap();
         writer.write(Bytes::from_static(b"hello")).await.unwrap();
         let error = writer.commit(commit(expected, total)).await.unwrap_err();
         assert!(matches!(error, Error::DigestMismatch { .. } | Error::SizeMismatch { .. }));
     }
     assert!(rig.content.list(&rig.namespace, &Filters::default()).unwrap().is_empty());
     assert_eq!(std::fs::read_dir(rig.directory.path().join("content/ingest")).unwrap().count(), 0);
+}
+
+/// As containerd's: where nothing was promised before, the commit may be what is wrong.
+#[tokio::test]
+async fn a_commit_that_was_wrong_can_be_made_again() {
+    let rig = rig();
+    let mut writer = rig.writer("r").await;
+    writer.write(Bytes::from_static(b"hello")).await.unwrap();
+    assert!(matches!(writer.commit(commit(Some(digest(b"other")), 0)).await, Err(Error::DigestMismatch { .. })));
+    let mut writer = take_up(&rig).await;
+    assert!(matches!(writer.commit(commit(None, 4)).await, Err(Error::SizeMismatch { .. })));
+    let mut writer = take_up(&rig).await;
+    assert_eq!(writer.commit(commit(None, 5)).await.unwrap(), digest(b"hello"));
+}
+
+/// As containerd's: whoever aborts needs not to wait for a stream that was closed a moment ago.
+#[tokio::test]
+async fn an_ingest_that_is_written_can_be_aborted() {
+    let rig = rig();
+    let mut writer = rig.writer("r").await;
+    writer.write(Bytes::from_static(b"hello")).await.unwrap();
+    rig.content.abort(&rig.namespace, "r").unwrap();
+    assert!(rig.content.abort(&rig.namespace, "r").unwrap_err().is_not_found());
+    assert!(rig.content.status(&rig.namespace, "r").unwrap_err().is_not_found());
+    assert!(writer.commit(commit(None, 5)).await.unwrap_err().is_not_found());
+    assert!(rig.content.list(&rig.namespace, &Filters::default()).unwrap().is_empty());
+    assert_eq!(std::fs::read_dir(rig.directory.path().join("content/ingest")).unwrap().count(), 0);
+    assert_eq!(take_up(&rig).await.offset(), 0);
+}
+
+/// What a status says of the last bytes is not later than the answer to them, also for who takes the ingest up.
+#[tokio::test]
+async fn an_ingest_was_changed_when_bytes_were_accepted() {
+    let rig = rig();
+    let before = Some(crate::clock::now());
+    let mut writer = rig.writer("r").await;
+    assert_eq!(writer.updated_at(), writer.started_at());
+    writer.write(Bytes::from_static(b"hello")).await.unwrap();
+    let (updated, after) = (writer.updated_at(), Some(crate::clock::now()));
+    let order = |time: Option<prost_types::Timestamp>| time.map(|time| (time.seconds, time.nanos));
+    assert!(order(before) <= order(updated) && order(updated) <= order(after));
+    drop(writer);
+    assert_eq!(take_up(&rig).await.updated_at(), updated);
+    assert_eq!(rig.content.status(&rig.namespace, "r").unwrap().updated_at, updated);
 }
 
 #[tokio::test]
@@ -119,7 +162,6 @@ async fn one_writer_at_a_time_and_the_next_takes_up() {
     writer.write(Bytes::from_static(b"first ")).await.unwrap();
     writer.digest().await.unwrap();
     assert!(matches!(rig.writer_in("ns", "r", None).await, Err(Error::Busy { .. })));
-    assert!(matches!(rig.content.abort(&rig.namespace, "r"), Err(Error::Busy { .. })));
     drop(writer);
     let mut writer = take_up(&rig).await;
     assert_eq!(writer.offset(), 6);

@@ -50,6 +50,11 @@ impl Endpoint {
         Ok(endpoint)
     }
 
+    /// Whether a shim printed the message of containerd 2.3.
+    pub(crate) fn is_in_newer_form(output: &[u8]) -> bool {
+        from_protobuf(output).is_some()
+    }
+
     /// The socket's path; `None` for what is not a socket in the file system. Abstract sockets can be reached from
     /// containers that share the host's network.
     pub(crate) fn path(&self) -> Option<PathBuf> {
@@ -137,6 +142,9 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(Endpoint::parse(&message.encode_to_vec(), "r").unwrap(), Endpoint::parse(json, "r").unwrap());
+        // Only who answers in the newest form has understood what it was told in it.
+        assert!(Endpoint::is_in_newer_form(&message.encode_to_vec()));
+        assert!(!Endpoint::is_in_newer_form(json) && !Endpoint::is_in_newer_form(b"unix:///run/s/abc\n"));
     }
 
     #[tokio::test]

@@ -74,21 +74,27 @@ impl Launcher {
     /// and what a program took is remembered.
     pub(crate) async fn start(&self, subject: &Subject<'_>, options: Option<&Any>) -> Result<Endpoint> {
         if let Some(form) = self.known_form(subject.program) {
-            return self.start_in_form(form, subject, options).await;
+            return self.start_in_form(form, subject, options).await.map(|(_, endpoint)| endpoint);
         }
         let newer = self.start_in_form(Form::Bootstrap, subject, options).await;
-        let outcome = match newer {
+        let (form, endpoint) = match newer {
             Err(Error::ShimStart { why, .. }) if why.contains("type with url") => {
-                let older = self.start_in_form(Form::Options, subject, options).await?;
-                (Form::Options, older)
+                self.start_in_form(Form::Options, subject, options).await?
             }
-            newer => (Form::Bootstrap, newer?),
+            newer => newer?,
         };
-        self.forms().insert(subject.program.to_owned(), outcome.0);
-        Ok(outcome.1)
+        self.forms().insert(subject.program.to_owned(), form);
+        Ok(endpoint)
     }
 
-    async fn start_in_form(&self, form: Form, subject: &Subject<'_>, options: Option<&Any>) -> Result<Endpoint> {
+    /// Starts a shim, and tells which form it knows: who took the newer one answers in it. The shims of containerd 2.0 to 2.2 pass
+    /// over what they do not understand, and this first time they are started without their options.
+    async fn start_in_form(
+        &self,
+        form: Form,
+        subject: &Subject<'_>,
+        options: Option<&Any>,
+    ) -> Result<(Form, Endpoint)> {
         let runtime = subject.program.display().to_string();
         let input = match form {
             Form::Bootstrap => self.bootstrap(subject, options).encode_to_vec(),
@@ -99,7 +105,8 @@ impl Launcher {
             let why = format!("{}: {}", output.status, words(&output));
             return Err(Error::ShimStart { runtime, why, source: None });
         }
-        Endpoint::parse(&output.stdout, &runtime)
+        let form = if Endpoint::is_in_newer_form(&output.stdout) { Form::Bootstrap } else { Form::Options };
+        Ok((form, Endpoint::parse(&output.stdout, &runtime)?))
     }
 
     fn known_form(&self, program: &Path) -> Option<Form> {
@@ -131,8 +138,9 @@ impl Launcher {
             source,
         };
         let mut command = Command::new(program);
-        command.arg("-info").env_clear().process_group(0);
-        command.envs(PASSED_ON.iter().filter_map(|name| Some((*name, std::env::var_os(name)?))));
+        command.arg("-info").process_group(0);
+        // It runs its runtime, too.
+        self.set_environment(&mut command);
         let input = options.map(Message::encode_to_vec).unwrap_or_default();
         let child = self.spawn(command, INFO_TIMEOUT).await;
         let child = child.map_err(|source| failed("it cannot be executed".to_owned(), Some(source)))?;
@@ -179,7 +187,19 @@ impl Launcher {
         command.arg("-address").arg(&self.address);
         command.arg("-publish-binary").arg(&self.publish_binary);
         command.args(["-id", subject.id]).args(action);
-        command.current_dir(subject.bundle).env_clear();
+        command.current_dir(subject.bundle);
+        self.set_environment(&mut command);
+        command.env("TTRPC_ADDRESS", &self.events_address).env("GRPC_ADDRESS", &self.address);
+        command.env("NAMESPACE", subject.namespace.as_str());
+        command.envs([("MAX_SHIM_VERSION", "3"), ("GOMAXPROCS", "2")]);
+        // Not in shimd's group: a signal for shimd's terminal is not for containers.
+        command.process_group(0);
+        command
+    }
+
+    /// What every program gets of shimd's environment, and nothing else.
+    fn set_environment(&self, command: &mut Command) {
+        command.env_clear();
         command.envs(PASSED_ON.iter().filter_map(|name| Some((*name, std::env::var_os(name)?))));
         // A runtime or its libraries may have been installed by a client.
         command.env("PATH", first_in("PATH", &self.opt.join("bin")));
@@ -187,12 +207,6 @@ impl Launcher {
         if libraries.is_dir() {
             command.env("LD_LIBRARY_PATH", first_in("LD_LIBRARY_PATH", &libraries));
         }
-        command.env("TTRPC_ADDRESS", &self.events_address).env("GRPC_ADDRESS", &self.address);
-        command.env("NAMESPACE", subject.namespace.as_str());
-        command.envs([("MAX_SHIM_VERSION", "3"), ("GOMAXPROCS", "2")]);
-        // Not in shimd's group: a signal for shimd's terminal is not for containers.
-        command.process_group(0);
-        command
     }
 }
 
@@ -220,4 +234,23 @@ async fn converse(mut child: Child, input: &[u8], limit: Duration) -> std::io::R
 fn words(output: &Output) -> String {
     let said = if output.stderr.is_empty() { &output.stdout } else { &output.stderr };
     String::from_utf8_lossy(said).trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_tells_of_a_runtime_finds_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("shim");
+        std::fs::write(&program, "#!/bin/sh\nexec /usr/bin/env").unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let launcher = crate::shim::shims::tests::shims(directory.path()).launcher;
+        let told = String::from_utf8(launcher.info(&program, None).await.unwrap()).unwrap();
+        let path = first_in("PATH", Path::new("bin"));
+        assert!(told.lines().any(|line| line == format!("PATH={}", path.display())), "{told}");
+    }
 }

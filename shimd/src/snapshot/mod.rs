@@ -297,7 +297,9 @@ impl Snapshots {
             lease::release(writer, namespace, lease, self.snapshotter.resource(), from)?;
             record.kind = SnapshotKind::Committed.into();
             record.labels = labels;
-            record.updated_at = Some(clock::now());
+            // What it is called from now on begins now.
+            record.created_at = Some(clock::now());
+            record.updated_at = record.created_at;
             record.unsynced_boot.clone_from(&self.boot_id);
             lease::hold(writer, namespace, lease, self.snapshotter.resource(), name)?;
             self.enter(writer, namespace, name, &record)?;
@@ -317,7 +319,7 @@ impl Snapshots {
     pub(crate) fn remove_in(&self, writer: &mut Writer, namespace: &Namespace, name: &str) -> Result<u64> {
         let record = self.require(writer, namespace, name)?;
         if writer.any(self.snapshotter.children(), &prefix(&[namespace.as_str(), name]))? {
-            return Err(Error::refused(format!("snapshot {name:?}"), "other snapshots stand on it"));
+            return Err(Error::refused(format!("remove snapshot {name:?}"), "other snapshots stand on it"));
         }
         self.leave(writer, namespace, name, &record)?;
         lease::release_all(writer, namespace, self.snapshotter.resource(), name)?;

@@ -89,6 +89,8 @@ fn the_wrong_order_is_refused() {
     assert!(matches!(rig.prepare("a", ""), Err(Error::Exists { .. })));
     assert!(matches!(rig.prepare("b", "a"), Err(Error::Invalid { .. })));
     rig.snapshots.commit(&rig.namespace, None, "a", "A", Labels::new()).unwrap();
+    let committed = rig.snapshots.stat(&rig.namespace, "A").unwrap().record;
+    assert_eq!(committed.created_at, committed.updated_at, "a committed one begins with its commit, as in containerd");
     assert!(rig.snapshots.commit(&rig.namespace, None, "A", "AA", Labels::new()).is_err());
     rig.prepare("b", "A").unwrap();
     assert!(matches!(rig.snapshots.remove(&rig.namespace, "A"), Err(Error::Refused { .. })));

@@ -30,15 +30,14 @@ pub(crate) fn imported(descriptor: &Descriptor, references: &[ImageReference]) -
     names
 }
 
-/// The names of an image that was pulled, tagged, or is the index of an archive.
+/// The names of an image that was pulled, tagged, or is the index of an archive. Prefixes are for what is in an archive.
 pub(crate) fn stored(name: &str, descriptor: &Descriptor, references: &[ImageReference]) -> Vec<String> {
     let mut names: Vec<String> = Some(name.to_owned()).filter(|name| !name.is_empty()).into_iter().collect();
-    for reference in references {
-        if reference.add_digest {
-            names.push(format!("{}@{}", reference.name, descriptor.digest));
-        } else if !reference.is_prefix {
-            names.push(reference.name.clone());
-        }
+    for reference in references.iter().filter(|reference| !reference.is_prefix) {
+        names.push(match reference.add_digest {
+            true => format!("{}@{}", reference.name, descriptor.digest),
+            false => reference.name.clone(),
+        });
     }
     names
 }
@@ -141,7 +140,10 @@ mod tests {
         assert_eq!(imported(&descriptor(&[]), std::slice::from_ref(&reference)), [digest.as_str()]);
         let skipping = ImageReference { skip_named_digest: true, ..reference.clone() };
         assert_eq!(imported(&named, &[skipping]), ["e.org/a:v1"]);
-        assert_eq!(stored("n", &named, &[reference, prefix("x")]), ["n", &digest]);
+        // The index of an archive gets none from a prefix.
+        assert_eq!(stored("n", &named, &[reference.clone(), prefix("x")]), ["n"]);
+        let whole = ImageReference { is_prefix: false, ..reference };
+        assert_eq!(stored("n", &named, &[whole]), ["n", &digest]);
     }
 
     #[test]
