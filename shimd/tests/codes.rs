@@ -1,6 +1,5 @@
 //! Bad input: what cannot be done is answered with the status code that containerd gives. Each row is asked of Debian's
-//! containerd, which proves it, and of shimd. (A full disk and errors of one are `crashes`' part: there containerd has no code but
-//! `Unknown`, and shimd tells the former by `ResourceExhausted`.)
+//! containerd, which proves it, and of shimd. What is too much is `limits`' part.
 
 mod rig;
 
@@ -12,23 +11,12 @@ use proto_containerd::services::containers::container::Runtime;
 use proto_containerd::services::namespaces::namespaces_client::NamespacesClient;
 use proto_containerd::services::{containers, content, diff, events, images, leases, namespaces, snapshots, tasks};
 use proto_containerd::types::{Descriptor, Mount};
-use rig::{GZIP_LAYER, Lab, SNAPSHOTTER, digest};
+use rig::asked::{Asked, on_both};
+use rig::{GZIP_LAYER, SNAPSHOTTER, digest};
 use tonic::Code::{
     AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Ok as Fine, OutOfRange, Unimplemented, Unknown,
 };
-use tonic::{Code, Response, Status, Streaming};
-
-macro_rules! on_both {
-    ($($name:ident)*) => {
-        mod of_containerd { $(#[tokio::test] async fn $name() {
-            let Some(lab) = super::Lab::start_debians_with_lease().await else { return };
-            super::ask(lab, true, async |asked| super::$name(asked).await).await;
-        })* }
-        mod of_shimd { $(#[tokio::test] async fn $name() {
-            super::ask(super::Lab::start_with_lease().await, false, async |asked| super::$name(asked).await).await;
-        })* }
-    };
-}
+use tonic::{Response, Status, Streaming};
 
 on_both! {
     blobs_that_are_not_there
@@ -43,36 +31,6 @@ on_both! {
     filters_that_do_not_parse
     masks_that_name_nothing
     layers_that_are_none
-}
-
-/// A supervisor, and the answers that were others than expected.
-struct Asked {
-    lab: Lab,
-    is_theirs: bool,
-    wrong: Vec<String>,
-}
-
-impl Asked {
-    fn expect<T>(&mut self, what: &str, answer: Result<T, Status>, code: Code) {
-        self.expect_either(what, answer, code, code);
-    }
-
-    /// Where shimd says more than containerd does: a client that knows only containerd takes any code that it does not expect as
-    /// it takes `Unknown`.
-    fn expect_either<T>(&mut self, what: &str, answer: Result<T, Status>, theirs: Code, ours: Code) {
-        let (told, words) =
-            answer.map_or_else(|status| (status.code(), status.message().to_owned()), |_| (Fine, String::new()));
-        let code = if self.is_theirs { theirs } else { ours };
-        if told != code {
-            self.wrong.push(format!("{what}: {told:?} and not {code:?}: {words}"));
-        }
-    }
-}
-
-async fn ask(lab: Lab, is_theirs: bool, rows: impl AsyncFnOnce(&mut Asked)) {
-    let mut asked = Asked { lab, is_theirs, wrong: Vec::new() };
-    rows(&mut asked).await;
-    assert!(asked.wrong.is_empty(), "{}", asked.wrong.join("\n"));
 }
 
 /// The end of a stream.

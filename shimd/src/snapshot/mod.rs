@@ -42,7 +42,7 @@ pub(crate) use kept::{Snapshotter, Snapshotters};
 pub(crate) use list::Info;
 
 /// Most layers of one snapshot: overlayfs takes 500 lower directories.
-const LAYERS_MAX: usize = 500;
+pub(crate) const LAYERS_MAX: usize = 500;
 
 /// A mount for somebody to make.
 #[derive(Clone, Debug, PartialEq, Eq)]

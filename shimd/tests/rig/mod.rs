@@ -2,8 +2,10 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub(crate) mod asked;
 pub(crate) mod chance;
 mod clients;
+pub(crate) mod documents;
 mod leftovers;
 mod parts;
 pub(crate) mod registry;
