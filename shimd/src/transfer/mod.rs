@@ -132,7 +132,9 @@ impl Transfers {
         };
         let namespace = request.namespace;
         let job = Arc::new(Job { of: self.clone(), namespace, lease, is_own_lease, progress });
-        job.run(source, destination).await
+        let outcome = Box::pin(job.run(source, destination)).await;
+        job.progress.settle().await;
+        outcome
     }
 }
 
