@@ -153,8 +153,17 @@ impl Fault {
 
     /// Message and causes in one line, as runc writes them.
     pub fn one_line(&self) -> String {
-        self.causes.iter().fold(self.message.clone(), |line, cause| line + ": " + cause)
+        escaped(self.causes.iter().fold(self.message.clone(), |line, cause| line + ": " + cause))
     }
+}
+
+/// A value that others wrote may have line ends, and words for a terminal.
+fn escaped(line: String) -> String {
+    if !line.contains(char::is_control) {
+        return line;
+    }
+    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    line.chars().map(escape).collect()
 }
 
 /// Turns a refused system call into a fault that says what was attempted.
@@ -192,6 +201,12 @@ mod tests {
         let fault = Fault::of(Code::MountSourceMissing, "bind /src to /dst", failure);
         assert_eq!(fault.one_line(), "bind /src to /dst: open_tree: no such file or directory");
         assert_eq!(fault.layer, Layer::Kernel);
+    }
+
+    #[test]
+    fn a_fault_is_one_line_whatever_was_written() {
+        let fault = Fault::new(Code::SpecInvalid, "a\nb").cause("\u{1b}[2J é\t\u{9b}");
+        assert_eq!(fault.one_line(), r"a\nb: \u{1b}[2J é\t\u{9b}");
     }
 
     #[test]

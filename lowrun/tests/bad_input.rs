@@ -27,6 +27,11 @@ const REFUSED: &[Case] = &[
     ("/process/rlimits", r#"[{ "type": "RLIMIT_MOON", "soft": 1, "hard": 1 }]"#, "process.rlimits[0]"),
     (
         "/process/rlimits",
+        r#"[{ "type": "a\nb", "soft": 1, "hard": 1 }]"#,
+        r"process.rlimits[0]: wrong rlimit value: a\nb",
+    ),
+    (
+        "/process/rlimits",
         r#"[{ "type": "RLIMIT_CORE", "soft": 2, "hard": 1 }]"#,
         "process.rlimits: set RLIMIT_CORE to 2:1",
     ),
