@@ -13,6 +13,8 @@ use crate::name::{Digest, Namespace, check_labels, check_name};
 /// Types of what a lease can hold beside snapshots, as containerd writes them.
 pub(crate) const CONTENT: &str = "content";
 pub(crate) const INGEST: &str = "ingests";
+/// Of containerd 2.x: an image that would have expired.
+pub(crate) const IMAGE: &str = "images";
 
 /// A lease under its id.
 pub(crate) struct Info {
@@ -117,8 +119,8 @@ impl Resource {
         let words: Vec<&str> = self.kind.split('/').collect();
         match words[..] {
             [CONTENT] => Digest::parse(&self.id).map(drop),
-            [INGEST] | ["snapshots", _] => Ok(()),
-            [CONTENT | INGEST | "snapshots", ..] => {
+            [INGEST] | [IMAGE] | ["snapshots", _] => Ok(()),
+            [CONTENT | INGEST | IMAGE | "snapshots", ..] => {
                 Err(Error::invalid(format!("resource type {:?}", self.kind), "it has too few words or too many"))
             }
             _ => Err(Error::Unimplemented { what: format!("leases of resource type {:?}", self.kind) }),

@@ -247,6 +247,7 @@ fn resource(kind: &str, id: String) -> Option<Node> {
     match kind {
         lease::CONTENT => Some(Node::Blob(id)),
         lease::INGEST => Some(Node::Ingest(id)),
+        lease::IMAGE => Some(Node::Image(id)),
         kind => {
             let snapshotter = Snapshotter::ALL.into_iter().find(|snapshotter| snapshotter.resource() == kind)?;
             Some(Node::Snapshot(snapshotter, id))

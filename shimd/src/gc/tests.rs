@@ -122,6 +122,20 @@ fn containers_and_leases_hold() {
 }
 
 #[test]
+fn a_lease_holds_an_image_that_has_expired() {
+    let rig = rig();
+    let expired = labels(&[("containerd.io/gc.expire", "2001-01-01T00:00:00Z")]);
+    rig.put("image", &Image { digest: digest('a'), labels: expired, ..Image::default() });
+    rig.blob('a', &[]);
+    lease::create(&rig.store, &rig.namespace, "lease", Labels::new()).unwrap();
+    let image = lease::Resource { kind: "images".to_owned(), id: "image".to_owned() };
+    lease::add_resource(&rig.store, &rig.namespace, "lease", &image).unwrap();
+    assert_eq!(rig.collect().0, "a");
+    lease::delete_resource(&rig.store, &rig.namespace, "lease", &image).unwrap();
+    assert_eq!(rig.collect().0, "");
+}
+
+#[test]
 fn back_references() {
     let rig = rig();
     rig.blob('a', &[("containerd.io/gc.bref.container", "c")]);
