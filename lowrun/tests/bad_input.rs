@@ -65,6 +65,7 @@ const REFUSED: &[Case] = &[
     ("/linux/namespaces/1/path", r#""/no/such""#, "/no/such"),
     ("/linux/namespaces/1/path", r#""/etc/passwd""#, "/etc/passwd"),
     ("/linux/devices", r#"[{ "path": "/dev/x", "type": "z" }]"#, "linux.devices[0]"),
+    ("/linux/devices", "[{}]", "linux.devices[0]: invalid device type"),
     ("/linux/devices", r#"[{ "path": "/dev/x", "type": "c", "major": -1, "minor": 3 }]"#, "linux.devices[0]"),
     ("/linux/resources/devices", r#"[{ "allow": true, "type": "z", "access": "r" }]"#, "linux.resources.devices[0]"),
     (
@@ -105,6 +106,16 @@ const REFUSED: &[Case] = &[
         "/linux/seccomp",
         r#"{ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{ "names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "args": [{ "index": 0, "value": 1, "op": "MOON" }] }] }"#,
         "linux.seccomp: syscalls[0].args[0].op",
+    ),
+    (
+        "/linux/seccomp",
+        r#"{ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{ "names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "args": [{}] }] }"#,
+        "linux.seccomp: syscalls[0].args[0]: missing field `op`",
+    ),
+    (
+        "/linux/seccomp",
+        r#"{ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{ "names": [""], "action": "SCMP_ACT_ERRNO" }] }"#,
+        "linux.seccomp: a rule for a system call without a name",
     ),
     ("/linux/seccomp", r#"{ "defaultAction": "SCMP_ACT_NOTIFY" }"#, "linux.seccomp"),
     ("/linux/rootfsPropagation", r#""upward""#, "linux.rootfsPropagation"),

@@ -350,6 +350,9 @@ fn unmerged(profile: &Seccomp) -> Result<Vec<u8>> {
 
 fn add_rule(filter: &mut ScmpFilterContext, rule: &Syscall, default: ScmpAction) -> Result<()> {
     let action = action(&rule.action, rule.errno_ret)?;
+    if rule.names.iter().any(String::is_empty) {
+        return Err(invalid("a rule for a system call without a name".to_owned()));
+    }
     if action == default {
         // Says nothing new, and libseccomp calls it an error.
         return Ok(());

@@ -103,21 +103,31 @@ pub fn nodes(section: &[spec::Device]) -> Result<Vec<DeviceNode>> {
         })
         .filter(|node| !named.contains(&node.path))
         .collect();
-    // As runc: one without a path is there for the cgroup only.
-    for (index, device) in section.iter().enumerate().filter(|(_, device)| !device.path.is_empty()) {
-        nodes.push(node(index, device)?);
+    for (index, device) in section.iter().enumerate() {
+        let kind = kind(index, device)?;
+        // As runc: one without a path is there for the cgroup only.
+        if !device.path.is_empty() {
+            nodes.push(node(index, device, kind)?);
+        }
     }
     Ok(nodes)
 }
 
-fn node(index: usize, device: &spec::Device) -> Result<DeviceNode> {
-    let invalid = |cause: String| Fault::new(Code::SpecInvalid, format!("linux.devices[{index}]")).cause(cause);
-    let kind = match device.kind.as_str() {
-        "c" | "u" => libc::S_IFCHR,
-        "b" => libc::S_IFBLK,
-        "p" => libc::S_IFIFO,
-        other => return Err(invalid(format!("invalid device type {other:?}"))),
-    };
+fn invalid(index: usize, cause: String) -> Box<Fault> {
+    Fault::new(Code::SpecInvalid, format!("linux.devices[{index}]")).cause(cause)
+}
+
+fn kind(index: usize, device: &spec::Device) -> Result<u32> {
+    match device.kind.as_str() {
+        "c" | "u" => Ok(libc::S_IFCHR),
+        "b" => Ok(libc::S_IFBLK),
+        "p" => Ok(libc::S_IFIFO),
+        other => Err(invalid(index, format!("invalid device type {other:?}"))),
+    }
+}
+
+fn node(index: usize, device: &spec::Device, kind: u32) -> Result<DeviceNode> {
+    let invalid = |cause: String| invalid(index, cause);
     let number = |value: i64, name: &str| {
         u32::try_from(value).map_err(|_| invalid(format!("{name} {value} is not a device number")))
     };

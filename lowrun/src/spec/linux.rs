@@ -162,18 +162,21 @@ pub struct Syscall {
     pub args: Vec<SyscallArg>,
 }
 
-/// A comparison with one argument of a call.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "camelCase", default)]
+/// A comparison with one argument of a call. Without an operator it says nothing, and no filter may be guessed.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
 pub struct SyscallArg {
+    #[serde(default)]
     pub index: u32,
+    #[serde(default)]
     pub value: u64,
+    #[serde(default)]
     pub value_two: u64,
     pub op: Operator,
 }
 
 /// How an argument is compared.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 pub enum Operator {
     #[serde(rename = "SCMP_CMP_NE")]
     NotEqual,
@@ -181,7 +184,6 @@ pub enum Operator {
     Less,
     #[serde(rename = "SCMP_CMP_LE")]
     LessOrEqual,
-    #[default]
     #[serde(rename = "SCMP_CMP_EQ")]
     Equal,
     #[serde(rename = "SCMP_CMP_GE")]
