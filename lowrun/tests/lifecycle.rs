@@ -450,6 +450,8 @@ fn who_ran_it_does_not_remove_another_of_the_same_id() {
     stage.write_config();
     let mut run = stage.command().args(["run", stage.id()]).spawn().unwrap();
     eventually("running", || call(&stage, &["state", stage.id()]).out.contains("\"running\""));
+    // Until it has let go of the container, which it does a moment later, others would wait for it.
+    eventually("everybody's", || call(&stage, &["exec", stage.id(), "true"]).status == 0);
     let pid = rustix::process::Pid::from_child(&run);
     rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
     call(&stage, &["delete", "--force", stage.id()]).ok();
