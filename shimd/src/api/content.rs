@@ -66,8 +66,10 @@ impl Content for Api {
     async fn delete(&self, request: Request<wire::DeleteContentRequest>) -> Result<Response<()>, Status> {
         let scope = Scope::of(&request).or_status(STEP)?;
         let digest = Digest::parse(&request.get_ref().digest).or_status(STEP)?;
-        self.content.delete(&scope.namespace, &digest).or_status(STEP)?;
         let event = events::ContentDelete { digest: digest.to_string() };
+        let (daemon, namespace) = (self.clone(), scope.namespace.clone());
+        // It may wait for a collection.
+        run_blocking(move || daemon.content.delete(&namespace, &digest)).await.or_status(STEP)?;
         self.events.publish(&scope.namespace, "/content/delete", &event);
         self.gc.schedule();
         Ok(Response::new(()))
@@ -131,7 +133,9 @@ impl Content for Api {
 
     async fn abort(&self, request: Request<wire::AbortRequest>) -> Result<Response<()>, Status> {
         let scope = Scope::of(&request).or_status(STEP)?;
-        self.content.abort(&scope.namespace, &request.get_ref().r#ref).or_status(STEP)?;
+        let (daemon, reference) = (self.clone(), request.into_inner().r#ref);
+        // It may wait for a collection.
+        run_blocking(move || daemon.content.abort(&scope.namespace, &reference)).await.or_status(STEP)?;
         Ok(Response::new(()))
     }
 }

@@ -261,6 +261,11 @@ impl<'a> Work<'a> {
             None => begin(content, opening, &entry)?,
         };
         let file = open_file(content, &record, &opening.reference)?;
+        // Whoever gave it up since the record was read found no file to remove. Whoever does so from now on finds this one.
+        if let Err(error) = check_not_aborted(content, opening) {
+            super::remove_file(&content.ingest_path(record.directory))?;
+            return Err(error);
+        }
         let shared = shared(content, opening.expected.as_ref());
         // What is here already does not come by here.
         let feed = if shared.is_none() { begin_unpacking(content, opening, &file) } else { None };
@@ -374,11 +379,13 @@ impl<'a> Work<'a> {
     }
 
     /// Content that is not what was promised when it was begun will not become so: the ingest goes. After other failures it
-    /// stays; where the commit alone named a digest or a size, that one may be wrong.
+    /// stays; a digest or a size that the commit alone named may be wrong.
     fn give_up(&self, error: Error) -> Error {
         let is_wrong = match error {
-            Error::DigestMismatch { .. } => self.opening.expected.is_some(),
-            Error::SizeMismatch { .. } => self.opening.total > 0,
+            Error::DigestMismatch { .. } => {
+                self.opening.expected.as_ref().is_some_and(|promised| *promised != self.digest())
+            }
+            Error::SizeMismatch { .. } => self.opening.total > 0 && self.opening.total != self.offset,
             Error::Exists { .. } => true,
             _ => false,
         };
@@ -398,7 +405,7 @@ impl<'a> Work<'a> {
             self.file.sync_data().map_err(|error| self.failed("sync", error))?;
         }
         let _publishing = self.content.publishing();
-        self.check_not_aborted()?;
+        check_not_aborted(self.content, self.opening)?;
         // Another ref may have brought the same bytes meanwhile; the rename then replaces equals by equals.
         if self.shared.is_none() {
             let path = self.content.ingest_path(self.record.directory);
@@ -411,12 +418,6 @@ impl<'a> Work<'a> {
             self.take_back(digest);
         }
         recorded
-    }
-
-    fn check_not_aborted(&self) -> Result<()> {
-        let Opening { namespace, reference, .. } = self.opening;
-        let entry = key(&[namespace.as_str(), reference]);
-        self.content.store.read()?.require::<Ingest>(&entry, reference).map(drop)
     }
 
     /// What has no record is no blob: its lease has ended, or the store has no room. It is an ingest as before.
@@ -513,6 +514,12 @@ fn begin(content: &Content, opening: &Opening, entry: &[u8]) -> Result<Ingest> {
         lease::hold(writer, &opening.namespace, opening.lease.as_deref(), lease::INGEST, &opening.reference)
     })?;
     Ok(record)
+}
+
+fn check_not_aborted(content: &Content, opening: &Opening) -> Result<()> {
+    let Opening { namespace, reference, .. } = opening;
+    let entry = key(&[namespace.as_str(), reference]);
+    content.store.read()?.require::<Ingest>(&entry, reference).map(drop)
 }
 
 fn open_file(content: &Content, record: &Ingest, reference: &str) -> Result<File> {

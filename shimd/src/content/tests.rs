@@ -111,6 +111,17 @@ async fn what_does_not_match_never_becomes_visible() {
     assert_eq!(std::fs::read_dir(rig.directory.path().join("content/ingest")).unwrap().count(), 0);
 }
 
+#[tokio::test]
+async fn what_was_promised_stays_where_the_commit_says_otherwise() {
+    let rig = rig();
+    let promised = Some(digest(b"hello"));
+    let mut writer = rig.writer_in("ns", "r", promised.clone()).await.unwrap();
+    writer.write(Bytes::from_static(b"hello")).await.unwrap();
+    assert!(matches!(writer.commit(commit(Some(digest(b"other")), 0)).await, Err(Error::DigestMismatch { .. })));
+    let made = take_up(&rig).await.commit(commit(promised, 5)).await.unwrap();
+    assert_eq!(rig.read(&made), b"hello");
+}
+
 /// As containerd's: where nothing was promised before, the commit may be what is wrong.
 #[tokio::test]
 async fn a_commit_that_was_wrong_can_be_made_again() {

@@ -11,6 +11,7 @@ mod attributes;
 mod lower;
 mod place;
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::BufRead;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -25,6 +26,8 @@ pub(crate) use lower::{copy_directory_attributes, copy_root_attributes};
 use place::Places;
 pub(crate) use place::open_beneath;
 
+/// Bytes of the paths of directories whose times are remembered until the end.
+const TIMES_MAX: usize = 256 << 20;
 /// What marks a file that hides one of the layers below.
 const WHITEOUT: &[u8] = b".wh.";
 /// Marks of the mark's own; only the opaque one has a meaning outside of aufs.
@@ -54,7 +57,8 @@ pub(crate) enum Whiteouts {
 /// What unpacking came to.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Report {
-    /// Directories that no entry described; they look like their counterparts below.
+    /// Directories that no entry described, where the layers below are not known: they are to look like their counterparts
+    /// there.
     pub(crate) implicit: Vec<Vec<u8>>,
     /// Whether an entry described the root itself.
     pub(crate) has_root: bool,
@@ -69,8 +73,13 @@ pub(crate) fn unpack<R: BufRead>(
     lower: Lower,
     whiteouts: Whiteouts,
 ) -> Result<Report> {
-    let mut unpacker =
-        Unpacker { places: Places::new(root, lower), whiteouts, times: Vec::new(), report: Report::default() };
+    let mut unpacker = Unpacker {
+        places: Places::new(root, lower),
+        whiteouts,
+        times: HashMap::new(),
+        times_len: 0,
+        report: Report::default(),
+    };
     while let Some(entry) = archive.next_entry()? {
         unpacker.place(&entry, archive)?;
     }
@@ -82,7 +91,8 @@ struct Unpacker {
     places: Places,
     whiteouts: Whiteouts,
     /// Times of directories, set at the end: each file that is made in one changes them.
-    times: Vec<(Vec<u8>, Time)>,
+    times: HashMap<Vec<u8>, Time>,
+    times_len: usize,
     report: Report,
 }
 
@@ -112,7 +122,7 @@ impl Unpacker {
             return Err(Error::layer(entry.shown(), "the root of a layer must be a directory"));
         }
         self.report.has_root = true;
-        self.times.push((Vec::new(), entry.modified));
+        self.remember_time(&[], entry)?;
         attributes::set_on(self.places.root(), entry)
     }
 
@@ -139,7 +149,7 @@ impl Unpacker {
             }
             Err(error) => return Err(failed("make", entry, error)),
         };
-        self.times.push((path.to_vec(), entry.modified));
+        self.remember_time(path, entry)?;
         if is_new && !attributes::needs_more(entry) {
             return Ok(());
         }
@@ -236,6 +246,16 @@ impl Unpacker {
             outcome => outcome,
         }
         .map_err(|error| failed("make", entry, error))
+    }
+
+    fn remember_time(&mut self, path: &[u8], entry: &Entry) -> Result<()> {
+        if self.times.insert(path.to_vec(), entry.modified).is_none() {
+            self.times_len += path.len();
+        }
+        match self.times_len <= TIMES_MAX {
+            true => Ok(()),
+            false => Err(Error::layer(entry.shown(), "it has too many directories before it")),
+        }
     }
 
     fn finish(mut self) -> Result<Report> {

@@ -16,6 +16,8 @@ use crate::tree;
 
 /// Directories that are kept open: archives go through a tree in order.
 const OPEN_MAX: usize = 16;
+/// Bytes of the paths of directories that no entry described: one entry makes as many as its path is deep.
+const IMPLICIT_MAX: usize = 16 << 20;
 
 /// The directories of one layer.
 pub(super) struct Places {
@@ -23,19 +25,21 @@ pub(super) struct Places {
     lower: Lower,
     /// The last used first.
     open: Vec<(Vec<u8>, Rc<OwnedFd>)>,
+    /// Where the layers below are not known: what is to look like its counterpart there.
     implicit: Vec<Vec<u8>>,
+    implicit_len: usize,
 }
 
 impl Places {
     pub(super) fn new(root: OwnedFd, lower: Lower) -> Places {
-        Places { root: Rc::new(root), lower, open: Vec::new(), implicit: Vec::new() }
+        Places { root: Rc::new(root), lower, open: Vec::new(), implicit: Vec::new(), implicit_len: 0 }
     }
 
     pub(super) fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }
 
-    /// The directories that no entry described.
+    /// The directories that no entry described, if the layers below are not known.
     pub(super) fn into_implicit(self) -> Vec<Vec<u8>> {
         self.implicit
     }
@@ -110,11 +114,20 @@ impl Places {
             hidden.map_err(|error| Error::io("make its directory opaque", error))?;
             return Ok(Rc::new(directory));
         }
-        if let Lower::Known(layers) = &self.lower {
-            lower::copy_directory_attributes(layers, path, directory.as_fd())?;
+        match &self.lower {
+            Lower::Known(layers) => lower::copy_directory_attributes(layers, path, directory.as_fd())?,
+            Lower::Unknown => self.note_implicit(path)?,
+        }
+        Ok(Rc::new(directory))
+    }
+
+    fn note_implicit(&mut self, path: &[u8]) -> Result<()> {
+        self.implicit_len += path.len();
+        if self.implicit_len > IMPLICIT_MAX {
+            return Err(Error::layer("its directories", "too many are described by no entry"));
         }
         self.implicit.push(path.to_vec());
-        Ok(Rc::new(directory))
+        Ok(())
     }
 
     /// Brings a file of a layer below into this one, to be linked to.

@@ -2,7 +2,7 @@
 //! tests say that they were skipped.
 
 use std::fs;
-use std::io::Cursor;
+use std::io::{self, Cursor};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -153,7 +153,7 @@ fn an_honest_layer() {
         .file("ping", b"x")
         .file("a/b/c", b"deep");
     let report = place.unpack(layer).unwrap();
-    assert_eq!(report.implicit, [b"a".to_vec(), b"a/b".to_vec()]);
+    assert_eq!(report.implicit, Vec::<Vec<u8>>::new());
     assert!(report.has_root && !report.has_whiteouts);
     let su = fs::metadata(place.at("bin/su")).unwrap();
     assert_eq!((su.mode() & 0o7777, su.uid(), su.gid(), su.mtime()), (0o4755, 1000, 2000, 5));
@@ -412,4 +412,30 @@ fn directories_that_no_entry_describes_may_be_as_deep_as_paths() {
     });
     unpacked.unwrap().join().unwrap().unwrap();
     assert_eq!(fs::read(place.at(&path)).unwrap(), b"data");
+}
+
+#[test]
+fn directories_that_no_entry_describes_are_told_where_nothing_below_is_known() {
+    let place = Place::new();
+    let layer = || Layer::new().file("a/b/c", b"deep");
+    let report = place.unpack_with(layer().bytes(), Lower::Unknown, Whiteouts::Overlay).unwrap();
+    assert_eq!(report.implicit, [b"a".to_vec(), b"a/b".to_vec()]);
+}
+
+#[test]
+fn few_entries_do_not_fill_memory_with_directories() {
+    let layer = || {
+        let mut builder = Builder::new(Vec::new());
+        for number in 0..5 {
+            let mut header = Header::new_gnu();
+            header.set_size(0);
+            header.set_mode(0o644);
+            builder.append_data(&mut header, format!("{number}/{}f", "d/".repeat(1900)), io::empty()).unwrap();
+        }
+        builder.into_inner().unwrap()
+    };
+    let refused = Place::new().unpack_with(layer(), Lower::Unknown, Whiteouts::Overlay).unwrap_err();
+    assert!(refused.to_string().contains("directories"), "{refused}");
+    let report = Place::new().unpack_with(layer(), Lower::Known(Vec::new()), Whiteouts::Overlay).unwrap();
+    assert!(report.implicit.is_empty());
 }
