@@ -14,6 +14,7 @@ use integration::{Call, Output, programs};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::image::{Layer, Tree, write_layout};
+use crate::story::CONTAINER;
 
 /// Whom the power fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,9 +25,29 @@ pub(crate) enum Victim {
     Containerd,
 }
 
+/// How the snapshots are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Snapshotter {
+    /// Each is what it has beyond its parents.
+    Overlayfs,
+    /// Each is a whole copy.
+    Native,
+}
+
+impl Snapshotter {
+    /// As clients call it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Snapshotter::Overlayfs => "overlayfs",
+            Snapshotter::Native => "native",
+        }
+    }
+}
+
 pub(crate) struct Bench {
     lab: Lab,
     victim: Victim,
+    pub(crate) snapshotter: Snapshotter,
     registry: Registry,
     daemon: Option<Daemon>,
     /// What must be seen in the snapshot of each chain id, and of others by their names.
@@ -35,11 +56,11 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    pub(crate) fn set_up(victim: Victim) -> Bench {
+    pub(crate) fn set_up(victim: Victim, snapshotter: Snapshotter) -> Bench {
         let lab = Lab::enter();
         let registry =
             Registry::start(lab.site(), "registry", Access::Anyone).unwrap_or_else(|error| panic!("{error}"));
-        let mut bench = Bench { lab, victim, registry, daemon: None, trees: BTreeMap::new(), boots: 0 };
+        let mut bench = Bench { lab, victim, snapshotter, registry, daemon: None, trees: BTreeMap::new(), boots: 0 };
         bench.publish();
         bench.tell_boot_id();
         bench
@@ -62,6 +83,7 @@ impl Bench {
                 work.remove("top/f1");
                 self.trees.insert("done".to_owned(), work);
                 self.trees.insert("top of a".to_owned(), Tree::from([(chain[2].0.clone(), String::new())]));
+                self.trees.insert(CONTAINER.to_owned(), chain[2].1.clone());
             }
             self.trees.extend(chain);
         }
@@ -155,6 +177,16 @@ impl Bench {
         let mut command = site.command(&programs::peer("ctr").expect("it was looked for"));
         command.arg("--address").arg(site.path(&format!("run/{}.sock", self.name())));
         Call::new(command).args(arguments).output()
+    }
+
+    /// Pulls an image of the registry and unpacks it.
+    pub(crate) fn pull(&self, name: &str) -> Output {
+        self.ctr(&["images", "pull", "--snapshotter", self.snapshotter.name(), "--plain-http", &self.image(name)])
+    }
+
+    /// `ctr snapshots` of the snapshotter that is looked at.
+    pub(crate) fn snapshots(&self, arguments: &[&str]) -> Output {
+        self.ctr(&[&["snapshots", "--snapshotter", self.snapshotter.name()], arguments].concat())
     }
 
     pub(crate) fn log_tail(&self) -> String {

@@ -4,8 +4,9 @@
 //!   supervisor -> ext4 -> loop device -> [recorder]      once, over a story of pulls, commits and removals
 //!   [cut] -> image of the disk -> loop device -> ext4 -> supervisor -> [verdict]      for each of the points
 //! ```
-//! `STRATA_POWER_POINTS` says how many points there are, `STRATA_POWER_SEED` which ones; with `SUBJECT=theirs` the power
-//! fails Debian's containerd, and what is found is told and not judged.
+//! The same over the snapshotter `native`, whose snapshots are whole copies. `STRATA_POWER_POINTS` says how many points
+//! there are (and a tenth of that over `native`), `STRATA_POWER_SEED` which ones; with `SUBJECT=theirs` the power fails
+//! Debian's containerd, and what is found is told and not judged.
 
 mod bench;
 mod cut;
@@ -20,7 +21,7 @@ use std::path::Path;
 
 use integration::{Subject, programs, skip};
 
-use bench::{Bench, Victim};
+use bench::{Bench, Snapshotter, Victim};
 use cut::{Disk, Fault, Random};
 use pulse::Pulse;
 use recorder::{Operation, Recorder};
@@ -32,17 +33,30 @@ const DISK_SIZE: usize = 160 << 20;
 const POINTS: usize = 24;
 /// Points of one recording: each is another story, for time does not pass twice in the same way.
 const POINTS_OF_RECORDING: usize = 100;
+/// Points over the snapshotter `native` in the short form.
+const COPY_POINTS: usize = 6;
+/// Else it has one of so many.
+const COPY_SHARE: usize = 10;
 const WEAK_POINTS: usize = 8;
 /// How often a point is looked at while the test was stopped meanwhile.
 const LOOKS: usize = 10;
 
 #[test]
 fn a_power_cut_leaves_every_image_whole() {
+    assert_whole(Snapshotter::Overlayfs, number("STRATA_POWER_POINTS", POINTS));
+}
+
+#[test]
+fn a_power_cut_leaves_every_copy_whole() {
+    assert_whole(Snapshotter::Native, number("STRATA_POWER_POINTS", COPY_SHARE * COPY_POINTS) / COPY_SHARE);
+}
+
+fn assert_whole(snapshotter: Snapshotter, points: usize) {
     let victim = match Subject::chosen() {
         Subject::Ours => Victim::Shimd,
         Subject::Theirs => Victim::Containerd,
     };
-    let Some(findings) = power_cuts(victim, number("STRATA_POWER_POINTS", POINTS)) else { return };
+    let Some(findings) = power_cuts(victim, snapshotter, points) else { return };
     let lines: Vec<String> = findings.iter().map(|(wrong, what)| format!("{wrong:?}: {what}")).collect();
     assert!(victim == Victim::Containerd || findings.is_empty(), "{}", lines.join("\n"));
 }
@@ -50,7 +64,7 @@ fn a_power_cut_leaves_every_image_whole() {
 /// The test can fail: syncs that do nothing lose what was promised.
 #[test]
 fn a_supervisor_that_does_not_sync_is_found_out() {
-    let Some(findings) = power_cuts(Victim::WeakShimd, WEAK_POINTS) else { return };
+    let Some(findings) = power_cuts(Victim::WeakShimd, Snapshotter::Overlayfs, WEAK_POINTS) else { return };
     assert!(findings.iter().any(|(wrong, _)| *wrong != Wrong::Disk), "nothing was found");
 }
 
@@ -59,7 +73,7 @@ fn number(name: &str, default: usize) -> usize {
 }
 
 /// Cuts at `points` points of one or more recordings, and gives everything that was wrong.
-fn power_cuts(victim: Victim, points: usize) -> Option<Findings> {
+fn power_cuts(victim: Victim, snapshotter: Snapshotter, points: usize) -> Option<Findings> {
     if let Some(reason) = skip::obstacle() {
         skip(reason);
         return None;
@@ -73,10 +87,11 @@ fn power_cuts(victim: Victim, points: usize) -> Option<Findings> {
     let mut left = points;
     while left > 0 {
         let now = left.min(POINTS_OF_RECORDING);
-        record_and_replay(victim, now, &mut random, &mut tally);
+        record_and_replay(Bench::set_up(victim, snapshotter), now, &mut random, &mut tally);
         left -= now;
     }
-    eprintln!("{victim:?}: cut at {points} points; points at which something was wrong: {:?}", tally.bad_points);
+    let who = format!("{victim:?}, {}", snapshotter.name());
+    eprintln!("{who}: cut at {points} points; points at which something was wrong: {:?}", tally.bad_points);
     Some(tally.findings)
 }
 
@@ -96,8 +111,8 @@ impl Tally {
     }
 }
 
-fn record_and_replay(victim: Victim, points: usize, random: &mut Random, tally: &mut Tally) {
-    let mut bench = Bench::set_up(victim);
+fn record_and_replay(bench: Bench, points: usize, random: &mut Random, tally: &mut Tally) {
+    let mut bench = bench;
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let (log, story) = record(&mut bench);
         replay(&mut bench, &log, &story, points, random, tally);

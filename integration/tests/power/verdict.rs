@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
 
-use crate::bench::Bench;
+use integration::Output;
+
+use crate::bench::{Bench, Snapshotter};
 use crate::image::{Tree, difference, digest, look};
-use crate::story::Done;
+use crate::story::{CONTAINER, Done};
 
 /// What was wrong after one cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,30 +89,31 @@ fn content(bench: &Bench, name: &str) -> Option<String> {
     (blobs.len() < 3).then(|| format!("only {} blobs", blobs.len()))
 }
 
-/// Snapshots that others stand on are seen through those.
+/// All whose files are known. Layers that others stand on are seen through those; copies are looked at one by one.
 fn snapshots(bench: &Bench) -> Vec<String> {
-    let out = bench.ctr(&["snapshots", "ls"]);
+    let out = bench.snapshots(&["ls"]);
     let rows: Vec<Vec<&str>> = out.stdout_lines();
     let parents: BTreeSet<&str> = rows.iter().filter(|row| row.len() == 3).map(|row| row[1]).collect();
-    let committed = rows.iter().filter(|row| row.last() == Some(&"Committed")).map(|row| row[0]);
-    committed.filter(|name| !parents.contains(name)).filter_map(|name| snapshot(bench, name)).collect()
+    let is_seen = |name: &str| bench.snapshotter == Snapshotter::Overlayfs && parents.contains(name);
+    let wrong = rows.iter().filter_map(|row| match row[..] {
+        [name, .., "Committed"] if !is_seen(name) => committed(bench, name),
+        [CONTAINER, .., "Active"] => active(bench, CONTAINER),
+        _ => None,
+    });
+    wrong.collect()
 }
 
-fn snapshot(bench: &Bench, name: &str) -> Option<String> {
+fn committed(bench: &Bench, name: &str) -> Option<String> {
     let Some(expected) = bench.trees.get(name) else { return Some(format!("{name}: nobody made it")) };
-    let place = bench.path("tmp/view");
-    fs::create_dir_all(&place).expect("a mount point");
-    let place = place.to_str().expect("text");
-    let out = bench.ctr(&["snapshots", "view", "-t", place, "view", name]);
+    let place = place(bench);
+    let out = bench.snapshots(&["view", "-t", &place, "view", name]);
     if out.code != 0 {
-        // After its start the supervisor collects what nothing refers to: it may have gone since the list.
-        let has_gone = out.errors().contains("not found") && bench.ctr(&["snapshots", "info", name]).code != 0;
-        return (!has_gone).then(|| format!("{name}: {}", out.errors()));
+        return refused(bench, name, &out);
     }
-    let wrong = mounted(bench, &out.text(), place, expected);
+    let wrong = mounted(bench, &out.text(), &place, expected);
     // Whatever was seen: the next snapshot is to be seen under the same name. Nothing refers to the view: it, too, may have
     // been collected.
-    let removed = bench.ctr(&["snapshots", "rm", "view"]);
+    let removed = bench.snapshots(&["rm", "view"]);
     let is_there = removed.code != 0 && !removed.errors().contains("not found");
     if wrong.is_some() && !is_there && removed.code != 0 {
         // It went in the middle of the look, and took its files along.
@@ -118,6 +121,32 @@ fn snapshot(bench: &Bench, name: &str) -> Option<String> {
     }
     let removed = is_there.then(|| removed.errors());
     wrong.or(removed).map(|what| format!("{name}: {what}"))
+}
+
+/// Of a container that never ran: it shows its image.
+fn active(bench: &Bench, name: &str) -> Option<String> {
+    let place = place(bench);
+    let out = bench.snapshots(&["mounts", &place, name]);
+    if out.code != 0 {
+        return refused(bench, name, &out);
+    }
+    let wrong = mounted(bench, &out.text(), &place, &bench.trees[name])?;
+    // It may have gone in the middle of the look, too.
+    let is_there = bench.snapshots(&["info", name]).code == 0;
+    is_there.then(|| format!("{name}: {wrong}"))
+}
+
+/// After its start the supervisor collects what nothing refers to: a snapshot may have gone since the list.
+fn refused(bench: &Bench, name: &str, out: &Output) -> Option<String> {
+    let has_gone = out.errors().contains("not found") && bench.snapshots(&["info", name]).code != 0;
+    (!has_gone).then(|| format!("{name}: {}", out.errors()))
+}
+
+/// Where snapshots are mounted to be looked at.
+fn place(bench: &Bench) -> String {
+    let place = bench.path("tmp/view");
+    fs::create_dir_all(&place).expect("a mount point");
+    place.to_str().expect("text").to_owned()
 }
 
 /// What is wrong with the files that a command mounts at `place`.
@@ -136,8 +165,8 @@ fn mounted(bench: &Bench, command: &str, place: &str, expected: &Tree) -> Option
 }
 
 fn heal(bench: &Bench, name: &str) -> Vec<String> {
+    let out = bench.pull(name);
     let name = bench.image(name);
-    let out = bench.ctr(&["images", "pull", "--plain-http", &name]);
     if out.code != 0 {
         return vec![format!("pull {name}: {}", out.errors())];
     }
@@ -150,7 +179,7 @@ trait Lines {
     fn stdout_lines(&self) -> Vec<Vec<&str>>;
 }
 
-impl Lines for integration::Output {
+impl Lines for Output {
     /// The words of each line of a table, without its head.
     fn stdout_lines(&self) -> Vec<Vec<&str>> {
         let text = std::str::from_utf8(&self.stdout).unwrap_or_default();

@@ -57,6 +57,7 @@ const PLAIN: &[(c_long, &str)] = &[
     (libc::SYS_pivot_root, "pivot"),
     (libc::SYS_pwrite64, "store"),
     (libc::SYS_ftruncate, "store"),
+    (libc::SYS_copy_file_range, "copy-file"),
     (libc::SYS_fdatasync, "sync"),
     (libc::SYS_fsync, "sync"),
     (libc::SYS_syncfs, "sync"),

@@ -1,12 +1,13 @@
 //! shimd, its shim, the runtime and the registry helper are killed before and after each effect that they have on the
 //! world: while a task is created, started, entered, killed and deleted, a container removed, a layer unpacked and
-//! committed, an image pulled, and one collected. Afterwards, within two seconds, the store says what the kernel does,
-//! every call answers, and exit codes are exact.
+//! committed, a snapshot copied, an image pulled, and one collected. Afterwards, within two seconds, the store says what
+//! the kernel does, every call answers, and exit codes are exact.
 //!
 //! Each step is first done once while a debugger ([`tracer`]) writes down what it does to the world ([`effects`]). Then each
 //! kind of effect of each program is a place to be killed at, before and after; a round takes one occurrence of it, the
-//! next round another. `STRATA_CRASHES` says how many rounds there are (`make test-crashes`: 25). Without it a handful of
-//! the points is taken by chance.
+//! next round another. `STRATA_CRASHES` says how many rounds there are (`make test-crashes`: 25), or from which to which:
+//! `10..25`. With `STRATA_CRASH_POINT` each round is that one point: `Shim rename 2 KillAfter`. Without both a handful of the
+//! points is taken by chance.
 
 mod effects;
 mod orphans;
@@ -16,6 +17,7 @@ mod tracer;
 mod world;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use effects::Role;
@@ -49,6 +51,7 @@ steps! {
     a_task_is_deleted Delete
     a_container_is_removed Remove
     a_layer_is_unpacked Snapshot
+    a_snapshot_is_copied Copy
     an_image_is_pulled Pull
     an_image_is_collected Collect
 }
@@ -61,13 +64,15 @@ macro_rules! errors {
 
 errors! {
     writes_fail_while_a_layer_is_unpacked Snapshot
+    writes_fail_while_a_snapshot_is_copied Copy
     writes_fail_while_an_image_is_pulled Pull
     writes_fail_while_a_task_is_created Create
     writes_fail_while_a_container_is_removed Remove
 }
 
 /// What a disk can refuse.
-const WRITES: [&str; 9] = ["mkdir", "mknod", "create", "rename", "link", "symlink", "store", "sync", "write-file"];
+const WRITES: [&str; 10] =
+    ["mkdir", "mknod", "create", "rename", "link", "symlink", "store", "sync", "write-file", "copy-file"];
 
 /// Each write of shimd's fails once, for want of space and by an error of the disk.
 async fn fail(step: Step) {
@@ -147,13 +152,23 @@ fn count(report: &Report) -> BTreeMap<(Role, String), usize> {
 
 /// The points, and how many that are met are enough.
 fn choose(kinds: &BTreeMap<(Role, String), usize>) -> (Vec<Point>, usize) {
-    if let Some(rounds) = std::env::var("STRATA_CRASHES").ok().and_then(|rounds| rounds.parse().ok()) {
-        return ((0..rounds).flat_map(|round| points(kinds, round)).collect(), usize::MAX);
+    if let Some(rounds) = rounds() {
+        let point = std::env::var("STRATA_CRASH_POINT").ok();
+        let point = point.map(|text| Point::parse(&text).expect("a point: Shim rename 2 KillAfter"));
+        let of_round = |round| point.clone().map_or_else(|| points(kinds, round), |point| vec![point]);
+        return (rounds.flat_map(of_round).collect(), usize::MAX);
     }
     let mut chance = Chance::new();
     let all: Vec<Point> = (0..8).flat_map(|round| points(kinds, round)).collect();
     let some = (0..2 * FEW).map(|_| all[chance.below(all.len() as u64) as usize].clone()).collect();
     (some, FEW)
+}
+
+/// The rounds that were asked for.
+fn rounds() -> Option<Range<usize>> {
+    let text = std::env::var("STRATA_CRASHES").ok()?;
+    let (from, to) = text.split_once("..").unwrap_or(("0", &text));
+    Some(from.parse().ok()?..to.parse().ok()?)
 }
 
 /// All points of a round.

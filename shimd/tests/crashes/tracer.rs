@@ -86,7 +86,7 @@ impl std::fmt::Display for Point {
 }
 
 impl Point {
-    fn parse(text: &str) -> Option<Point> {
+    pub(crate) fn parse(text: &str) -> Option<Point> {
         let words: Vec<&str> = text.split(' ').collect();
         let [role, effect, count, harm] = words[..] else { return None };
         Some(Point {

@@ -8,11 +8,14 @@ use proto_containerd::process::Status as ProcessStatus;
 use proto_containerd::services::containers::DeleteContainerRequest;
 use proto_containerd::services::content::ListContentRequest;
 use proto_containerd::services::images::{DeleteImageRequest, ListImagesRequest};
-use proto_containerd::services::snapshots::{CommitSnapshotRequest, ListSnapshotsRequest, RemoveSnapshotRequest};
+use proto_containerd::services::snapshots::{
+    CommitSnapshotRequest, ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest,
+};
 use proto_containerd::services::tasks::{
     CreateTaskRequest, DeleteTaskRequest, ExecProcessRequest, GetRequest, KillRequest, StartRequest, WaitRequest,
 };
 use proto_containerd::services::transfer::TransferRequest;
+use proto_containerd::types::Mount;
 use proto_containerd::types::transfer::{ImageStore, OciRegistry, UnpackConfiguration};
 use tonic::{Code, Status};
 
@@ -27,6 +30,9 @@ const TERM: u32 = 15;
 pub(crate) const CODE: u32 = 7;
 const SCRIPT: &str = "trap 'exit 7' TERM; : > /ready; while :; do sleep 0.02; done";
 const IMAGE: &str = "crash";
+/// The snapshotter whose snapshots are whole copies, and what is copied.
+const NATIVE: &str = "native";
+const ORIGINAL: [(&str, &str); 3] = [("first", "1"), ("d/second", "2"), ("d/empty", "")];
 
 /// What goes on while somebody is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +44,8 @@ pub(crate) enum Step {
     Delete,
     Remove,
     Snapshot,
+    /// A snapshot of the snapshotter `native` is prepared and committed.
+    Copy,
     Pull,
     Collect,
 }
@@ -56,7 +64,22 @@ impl World {
         lab.busybox("busybox").await;
         let registry = Registry::start();
         let image = registry.add(IMAGE, &[200 << 10, 100 << 10]);
-        World { lab, registry, image }
+        let world = World { lab, registry, image };
+        if step == Step::Copy {
+            world.make_original().await;
+        }
+        world
+    }
+
+    /// What is copied.
+    async fn make_original(&self) {
+        let mounts = self.prepare_snapshot(NATIVE, "original", "").await.unwrap();
+        let directory = Path::new(&mounts[0].source);
+        std::fs::create_dir(directory.join("d")).unwrap();
+        for (name, data) in ORIGINAL {
+            std::fs::write(directory.join(name), data).unwrap();
+        }
+        self.commit_snapshot(NATIVE, "original", "original-done").await.unwrap();
     }
 
     /// Makes what the step needs.
@@ -64,7 +87,7 @@ impl World {
         if step == Step::Collect {
             return self.pull().await.unwrap();
         }
-        if matches!(step, Step::Pull | Step::Snapshot) {
+        if matches!(step, Step::Pull | Step::Snapshot | Step::Copy) {
             return;
         }
         let upper = self.record(id).await;
@@ -99,6 +122,7 @@ impl World {
             Step::Delete => self.delete(id).await.map(Some),
             Step::Remove => self.remove(id).await.map(|()| None),
             Step::Snapshot => self.snapshot(id).await.map(|()| None),
+            Step::Copy => self.copy(id).await.map(|()| None),
             Step::Pull => self.pull().await.map(|()| None),
             Step::Collect => self.collect().await.map(|()| None),
         }
@@ -112,9 +136,7 @@ impl World {
     }
 
     async fn create(&self, id: &str) -> Result<(), Status> {
-        use proto_containerd::services::snapshots::MountsRequest;
-        let request = MountsRequest { snapshotter: SNAPSHOTTER.to_owned(), key: id.to_owned() };
-        let rootfs = self.lab.snapshots().await.mounts(request).await?.into_inner().mounts;
+        let rootfs = self.mounts(SNAPSHOTTER, id).await?;
         let request = CreateTaskRequest { container_id: id.to_owned(), rootfs, ..Default::default() };
         self.lab.tasks().await.create(request).await.map(drop)
     }
@@ -156,31 +178,67 @@ impl World {
     /// The record and the snapshot.
     async fn remove(&self, id: &str) -> Result<(), Status> {
         self.lab.containers().await.delete(DeleteContainerRequest { id: id.to_owned() }).await?;
-        self.remove_snapshot(id).await
+        self.remove_snapshot(SNAPSHOTTER, id).await
     }
 
-    async fn remove_snapshot(&self, key: &str) -> Result<(), Status> {
-        let request = RemoveSnapshotRequest { snapshotter: SNAPSHOTTER.to_owned(), key: key.to_owned() };
+    async fn remove_snapshot(&self, snapshotter: &str, key: &str) -> Result<(), Status> {
+        let request = RemoveSnapshotRequest { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
         self.lab.snapshots().await.remove(request).await.map(drop)
     }
 
     /// A layer is unpacked over another, and committed.
     async fn snapshot(&self, id: &str) -> Result<(), Status> {
-        use proto_containerd::services::snapshots::PrepareSnapshotRequest;
         let layer = rig::gzip(&rig::layer(&[("etc/file", id.as_bytes()), ("etc/other", b"x")]));
         self.lab.write(id, &layer, std::collections::HashMap::new()).await?;
+        let mounts = self.prepare_snapshot(SNAPSHOTTER, id, "busybox").await?;
+        self.lab.apply(&rig::digest(&layer), layer.len(), mounts).await?;
+        self.commit_snapshot(SNAPSHOTTER, id, &format!("{id}-done")).await
+    }
+
+    async fn copy(&self, id: &str) -> Result<(), Status> {
+        self.prepare_snapshot(NATIVE, id, "original-done").await?;
+        self.commit_snapshot(NATIVE, id, &format!("{id}-done")).await
+    }
+
+    /// A copy that is listed, or one of it, is the whole original.
+    async fn assert_a_copy_is_whole(&self, id: &str, point: &str) {
+        let (done, again) = (format!("{id}-done"), format!("{id}-again"));
+        let names = self.snapshots(NATIVE).await;
+        let mounts = if names.contains(&done) {
+            self.prepare_snapshot(NATIVE, &again, &done).await
+        } else if names.iter().any(|name| name == id) {
+            self.mounts(NATIVE, id).await
+        } else {
+            return;
+        };
+        let mounts = mounts.unwrap_or_else(|status| panic!("{point}: {status:?}"));
+        for (name, data) in ORIGINAL {
+            let seen = std::fs::read_to_string(Path::new(&mounts[0].source).join(name));
+            assert_eq!(seen.unwrap(), data, "{point}: {name}");
+        }
+        self.remove_snapshot(NATIVE, if names.contains(&done) { &again } else { id }).await.unwrap();
+    }
+
+    async fn mounts(&self, snapshotter: &str, key: &str) -> Result<Vec<Mount>, Status> {
+        let request = MountsRequest { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
+        Ok(self.lab.snapshots().await.mounts(request).await?.into_inner().mounts)
+    }
+
+    async fn prepare_snapshot(&self, snapshotter: &str, key: &str, parent: &str) -> Result<Vec<Mount>, Status> {
         let request = PrepareSnapshotRequest {
-            snapshotter: SNAPSHOTTER.to_owned(),
-            key: id.to_owned(),
-            parent: "busybox".to_owned(),
+            snapshotter: snapshotter.to_owned(),
+            key: key.to_owned(),
+            parent: parent.to_owned(),
             ..Default::default()
         };
-        let mounts = self.lab.snapshots().await.prepare(request).await?.into_inner().mounts;
-        self.lab.apply(&rig::digest(&layer), layer.len(), mounts).await?;
+        Ok(self.lab.snapshots().await.prepare(request).await?.into_inner().mounts)
+    }
+
+    async fn commit_snapshot(&self, snapshotter: &str, key: &str, name: &str) -> Result<(), Status> {
         let request = CommitSnapshotRequest {
-            snapshotter: SNAPSHOTTER.to_owned(),
-            name: format!("{id}-done"),
-            key: id.to_owned(),
+            snapshotter: snapshotter.to_owned(),
+            name: name.to_owned(),
+            key: key.to_owned(),
             ..Default::default()
         };
         self.lab.snapshots().await.commit(request).await.map(drop)
@@ -304,7 +362,8 @@ impl World {
     async fn lies_about_disk(&self) -> Vec<String> {
         let lib = |name: &str| entries(&self.lab.path("lib").join(name));
         let pairs = [
-            ("snapshots", lib("snapshots"), self.snapshots().await.len()),
+            ("snapshots", lib("snapshots"), self.snapshots(SNAPSHOTTER).await.len()),
+            ("copies", lib("native"), self.snapshots(NATIVE).await.len()),
             ("blobs", lib("content/blobs/sha256"), self.blobs().await.len()),
             ("provisional", lib("provisional"), 0),
             ("trash", lib("trash") + entries(&self.lab.path("run/shimd/trash")), 0),
@@ -313,8 +372,8 @@ impl World {
         differ.map(|(what, there, listed)| format!("{what}: {there} there, {listed} listed")).collect()
     }
 
-    async fn snapshots(&self) -> Vec<String> {
-        let request = ListSnapshotsRequest { snapshotter: SNAPSHOTTER.to_owned(), filters: Vec::new() };
+    async fn snapshots(&self, snapshotter: &str) -> Vec<String> {
+        let request = ListSnapshotsRequest { snapshotter: snapshotter.to_owned(), filters: Vec::new() };
         let mut stream = self.lab.snapshots().await.list(request).await.unwrap().into_inner();
         let mut names = Vec::new();
         while let Some(answer) = stream.message().await.unwrap() {
@@ -338,8 +397,8 @@ impl World {
 
     /// shimd tells what there is.
     pub(crate) async fn assert_answers(&self) {
-        let within =
-            tokio::time::timeout(SETTLE, async { (self.images().await, self.snapshots().await, self.blobs().await) });
+        let lists = async { (self.images().await, self.snapshots(SNAPSHOTTER).await, self.blobs().await) };
+        let within = tokio::time::timeout(SETTLE, lists);
         within.await.expect("the lists");
     }
 
@@ -354,16 +413,18 @@ impl World {
                 self.assert_a_pull_is_whole(point).await;
                 self.end_leases().await;
                 self.collect().await.unwrap_or_else(|status| panic!("{point}: {status:?}"));
-                assert_eq!(self.snapshots().await, ["busybox"], "{point}");
+                assert_eq!(self.snapshots(SNAPSHOTTER).await, ["busybox"], "{point}");
             }
-            Step::Snapshot => {
-                may_be_gone(self.remove_snapshot(&format!("{id}-done")).await);
-                may_be_gone(self.remove_snapshot(id).await);
+            Step::Snapshot | Step::Copy => {
+                let snapshotter = if step == Step::Copy { NATIVE } else { SNAPSHOTTER };
+                self.assert_a_copy_is_whole(id, point).await;
+                may_be_gone(self.remove_snapshot(snapshotter, &format!("{id}-done")).await);
+                may_be_gone(self.remove_snapshot(snapshotter, id).await);
             }
             _ => {
                 let request = DeleteContainerRequest { id: id.to_owned() };
                 may_be_gone(self.lab.containers().await.delete(request).await.map(drop));
-                may_be_gone(self.remove_snapshot(id).await);
+                may_be_gone(self.remove_snapshot(SNAPSHOTTER, id).await);
             }
         }
         self.assert_true(id, point).await;
