@@ -6,7 +6,7 @@
 #   make check             formatting, lints, dependency rules, unit tests, documentation; needs no root
 #   make bench             Strata beside its peers, interleaved; writes docs/benchmarks.md
 #   make test-vm           the runtime's tests in a guest with systemd: cgroup v2, and v1 beside it
-#   make test-power        1,000 power cuts under shimd, and 300 under Debian's containerd for comparison
+#   make test-power        1,100 power cuts under shimd, and 330 under Debian's containerd for comparison
 #   make test-cycles       10,000 containers come and go, and nothing may be left
 #   make test-crashes      shimd, its shim, the runtime and the registry helper killed around each effect, CRASHES=25 times
 #   make fuzz FUZZ_SECONDS=20 lowrun's fuzz targets, each for so long, at idle priority
