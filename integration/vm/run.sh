@@ -31,7 +31,7 @@ install_program() {
 
 # The test programs of lowrun, as cargo names them.
 test_programs() {
-    cargo test --no-run --locked -p lowrun --message-format json 2>/dev/null |
+    cargo test --no-run --locked --manifest-path "$top/Cargo.toml" -p lowrun --message-format json 2>/dev/null |
         grep -oE '"executable":"[^"]+/deps/[^"]+"' | cut -d'"' -f4 | { grep -E "/(${VM_TESTS// /|})-[^/]*$" || true; }
 }
 

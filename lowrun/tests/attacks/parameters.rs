@@ -53,7 +53,7 @@ fn behind_the_usual_lists_no_file_of_the_kernels_can_be_written() {
     // Opened, and nothing is written. Of processes only their own.
     stage.script(
         "find /proc /sys -path '/proc/[0-9]*' -prune -o -path /proc/self -prune -o -path /proc/thread-self -prune \
-         -o -type f -print | while read f; do (: >> $f) 2>/dev/null && echo $f; done; true",
+         -o -type f -print | while read f; do { true >> $f; } 2>/dev/null && echo $f; done; true",
     );
     stage.config["linux"]["maskedPaths"] = json!([]);
     stage.config["linux"]["readonlyPaths"] = json!([]);
