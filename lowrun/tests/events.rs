@@ -4,9 +4,10 @@ mod stage;
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
+use std::time::Instant;
 
 use serde_json::{Value, json};
-use stage::{Stage, stage};
+use stage::{PATIENCE, Stage, stage};
 
 const LOOP: &str = "while :; do sleep 0.05; done";
 
@@ -26,7 +27,10 @@ impl Events {
 
     /// The next event of a kind; the others pass.
     fn next(&mut self, kind: &str) -> Value {
+        let begun = Instant::now();
         for line in self.lines.by_ref() {
+            // The stats alone would go on for ever.
+            assert!(begun.elapsed() < PATIENCE, "never: {kind}");
             let event: Value = serde_json::from_str(&line.unwrap()).unwrap();
             if event["type"] == kind {
                 return event;
@@ -98,7 +102,12 @@ fn memory_pressure_is_told_where_it_is_asked_for() {
     if stage.differs("lowrun's own") {
         return;
     }
-    stage.config["linux"]["resources"]["memory"] = json!({ "limit": 24 << 20, "swap": 24 << 20 });
+    // Version 2 tells of processes that wait for memory: one that has more than this is made to wait. Where it is killed
+    // instead, because its file system is memory and nothing can be reclaimed, nobody waits for long.
+    let (limit, unified) =
+        if stage::is_v2() { (128 << 20, json!({ "memory.high": "16777216" })) } else { (24 << 20, json!({})) };
+    stage.config["linux"]["resources"]["unified"] = unified;
+    stage.config["linux"]["resources"]["memory"] = json!({ "limit": limit, "swap": limit });
     stage.script(LOOP);
     stage.detached();
     let mut events = Events::begin(&stage, &["--interval", "50ms", "--pressure", "low"]);

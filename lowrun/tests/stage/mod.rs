@@ -63,7 +63,9 @@ pub fn stage() -> Option<Stage> {
     for sub in ["bin", "etc", "proc", "sys", "dev", "tmp", "root"] {
         std::fs::create_dir_all(rootfs.join(sub)).unwrap();
     }
-    std::fs::copy(BUSYBOX, rootfs.join("bin/busybox")).unwrap();
+    // By another process: what another test of this program forks meanwhile would have the copy open for writing until it
+    // executes its own program, and nobody could execute the copy.
+    assert!(Command::new("cp").arg(BUSYBOX).arg(rootfs.join("bin/busybox")).status().unwrap().success());
     for applet in [
         "sh", "true", "false", "ls", "cat", "sleep", "mount", "id", "ps", "echo", "mkdir", "env", "pwd", "stat",
         "grep", "kill", "hostname", "touch", "readlink", "tty", "stty", "mknod", "head", "seq", "wc", "chmod", "ip",
