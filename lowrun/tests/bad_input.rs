@@ -225,6 +225,10 @@ fn what_is_strange_and_possible_is_taken() {
         ("/linux/resources/pids", r#"{ "limit": -5 }"#),
         ("/windows", "{}"),
     ] {
+        // To systemd it is no path, but a slice, a prefix and a name.
+        if stage::by_systemd() && pointer == "/linux/cgroupsPath" {
+            continue;
+        }
         stage.config = sound.clone();
         put(&mut stage.config, pointer, value);
         let outcome: Outcome = stage.run();
