@@ -125,7 +125,20 @@ fn beginning_of(stage: &Stage, create: &[&str]) -> Vec<Place> {
     // The first one makes what later ones find.
     stage.call(create).ok();
     stage.delete();
-    between(&calls_of(stage, create), &format!("root/{}\"", stage.id()), "state.json")
+    between(&calls_of(stage, create), &making_dir(stage), "state.json")
+}
+
+/// What the lines have that are about the state directory itself.
+fn making_dir(stage: &Stage) -> String {
+    format!("root/{}\"", stage.id())
+}
+
+/// Whether a call may change the state directory.
+fn changes_files((name, _): &Place) -> bool {
+    matches!(
+        name.as_str(),
+        "mkdir" | "mkdirat" | "flock" | "openat" | "linkat" | "write" | "rename" | "renameat" | "unlinkat"
+    )
 }
 
 fn has_strace() -> bool {
@@ -271,4 +284,80 @@ fn a_deletion_frees_the_name_that_a_creation_left_at_its_beginning() {
         stage.delete();
         stage.is_clean();
     }
+}
+
+#[test]
+fn a_deletion_frees_the_name_also_where_the_filter_was_there_already() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("where it stops is lowrun's") || !has_strace() {
+        return;
+    }
+    stage.args(&["true"]);
+    stage.config["linux"]["seccomp"] = serde_json::json!({ "defaultAction": "SCMP_ACT_ALLOW" });
+    stage.write_config();
+    let create = ["create", stage.id()];
+    let kept = stage.root().join("@seccomp");
+    for is_kept in [false, true] {
+        stage.call(&create).ok();
+        stage.delete();
+        let forget = || drop((!is_kept).then(|| std::fs::remove_dir_all(&kept)));
+        forget();
+        let mut making = between(&calls_of(&stage, &create), "state.json", "\"{\\\"format\\\"");
+        // With that one there is a state.
+        making.pop();
+        stage.delete();
+        for place in making.iter().filter(|place| changes_files(place)) {
+            forget();
+            let creation = Slow::begin(&stage, std::slice::from_ref(place), &create);
+            send(creation.pid(), Signal::KILL);
+            assert_ne!(creation.end(), 0);
+            stage.call(&["delete", stage.id()]).fails(1, "does not exist");
+            assert!(!stage.root().join(stage.id()).exists(), "{place:?}, is kept: {is_kept}");
+        }
+        stage.is_clean();
+    }
+}
+
+#[test]
+fn a_creation_that_cannot_claim_its_directory_takes_nobody_elses_away() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("where it stops is lowrun's") || !has_strace() {
+        return;
+    }
+    stage.script("while :; do sleep 0.05; done");
+    let create = ["create", stage.id()];
+    let making = beginning_of(&stage, &create);
+    stage.delete();
+    let claim = format!("inject=openat:error=EMFILE:when={}", making.last().unwrap().1);
+    let creation = Slow::begin_with(&stage, &making[..1], &["-e", &claim], &create);
+    // What it has made goes, and another makes a container of that name.
+    stage.call(&["delete", stage.id()]).fails(1, "does not exist");
+    stage.call(&create).ok();
+    assert_eq!(creation.end(), 1);
+    assert_eq!(stage.status(), "created");
+    stage.delete();
+    stage.is_clean();
+}
+
+#[test]
+fn who_finds_the_container_with_the_root_that_it_wanted_to_make_says_so() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("where it stops is lowrun's") || !has_strace() {
+        return;
+    }
+    stage.args(&["true"]);
+    stage.write_config();
+    let create = ["create", stage.id()];
+    let calls = calls_of(&stage, &create);
+    stage.delete();
+    std::fs::remove_dir_all(stage.root()).unwrap();
+    let first = calls.iter().position(|(_, line)| line.contains(&making_dir(&stage))).unwrap();
+    assert!(calls[first].1.contains("ENOENT"), "{}", calls[first].1);
+    let creation = Slow::begin_with(&stage, std::slice::from_ref(&calls[first].0), &["-s", "200"], &create);
+    stage.call(&create).ok();
+    assert_eq!(creation.end(), 1);
+    let told = std::fs::read_to_string(&creation.trace).unwrap();
+    assert!(told.contains("container with given ID already exists"), "{told}");
+    stage.delete();
+    stage.is_clean();
 }

@@ -66,12 +66,12 @@ pub fn prepare(section: &RawValue, root: &Path, dir: &Dir) -> Result<Option<Filt
         return Ok(Some(filter));
     }
     let Some(filter) = compile(section)? else { return Ok(None) };
-    store(dir.fd(), FILTER_FILE, (&[], &filter)).attempt(Code::StateInvalid, || "store the seccomp filter")?;
+    write_new(dir.fd(), FILTER_FILE, (&[], &filter)).attempt(Code::StateInvalid, || "store the seccomp filter")?;
     // A filter with a listener names a path of this one container, and what is too long to be read is not kept.
     let is_kept = filter.listener.is_none() && (origin.len() + filter.program.len()) as u64 <= FILE_MAX / 2;
     if let Some(cache) = cache.filter(|_| is_kept) {
         // The cache is a convenience: a full disk costs time only.
-        let _ = store(cache.0.as_fd(), &name(&origin), (&origin, &filter)).and_then(|()| cache.shrink());
+        let _ = cache.store(&name(&origin), (&origin, &filter)).and_then(|()| cache.shrink());
     }
     Ok(Some(filter))
 }
@@ -144,9 +144,20 @@ impl Cache {
             Err(Errno::NOENT) => None,
             // No more links, or another file system.
             Err(_) => same(read(self.0.as_fd(), &name), origin)
-                .filter(|filter| store(dir.fd(), FILTER_FILE, (&[], filter)).is_ok()),
+                .filter(|filter| write_new(dir.fd(), FILTER_FILE, (&[], filter)).is_ok()),
         };
         filter.inspect(|_| self.mark_used(&name))
+    }
+
+    /// Keeps a filter, whole or not at all.
+    fn store(&self, name: &str, content: (&[u8], &Filter)) -> sys::Result<()> {
+        let temporary = format!(".{name}.{}", rustix::process::getpid().as_raw_nonzero());
+        write_new(self.0.as_fd(), &temporary, content)?;
+        let renamed = rustix::fs::renameat(&self.0, &temporary, &self.0, name).call("renameat");
+        if renamed.is_err() {
+            let _ = rustix::fs::unlinkat(&self.0, &temporary, AtFlags::empty());
+        }
+        renamed
     }
 
     /// Its time is that of its last use. Where it cannot be set, the filter goes as if it were not used.
@@ -235,18 +246,17 @@ fn read(dir: BorrowedFd<'_>, name: &str) -> sys::Result<Option<Kept>> {
     Ok(Kept::parse(bytes))
 }
 
-fn store(dir: BorrowedFd<'_>, name: &str, (origin, filter): (&[u8], &Filter)) -> sys::Result<()> {
-    let temporary = format!(".{name}.{}", rustix::process::getpid().as_raw_nonzero());
+/// Makes the file of a filter; that of a container has no other name before: nobody reads it until a state tells of it.
+fn write_new(dir: BorrowedFd<'_>, name: &str, (origin, filter): (&[u8], &Filter)) -> sys::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(dir, &temporary, flags, Mode::from_raw_mode(0o600)).call("openat")?;
+    let file = rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600)).call("openat")?;
     let (flags, length) = (filter.flags.to_le_bytes(), (origin.len() as u64).to_le_bytes());
     let bytes = [&MAGIC[..], &flags, &length, origin, &filter.program].concat();
     let written = std::fs::File::from(file).write_all(&bytes).call("write");
-    let result = written.and_then(|()| rustix::fs::renameat(dir, &temporary, dir, name).call("renameat"));
-    if result.is_err() {
-        let _ = rustix::fs::unlinkat(dir, &temporary, AtFlags::empty());
+    if written.is_err() {
+        let _ = rustix::fs::unlinkat(dir, name, AtFlags::empty());
     }
-    result
+    written
 }
 
 fn invalid(cause: impl Into<String>) -> Box<Fault> {
@@ -515,10 +525,14 @@ mod tests {
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
         };
         let used = root.path().join(CACHE_DIR).join(name(&origin(section(2).get())));
-        for number in 1..CACHE_MAX + 10 {
+        let prepare_anew = |number: usize| {
+            let _ = std::fs::remove_file(dir.path().join(FILTER_FILE));
             prepare(&section(number), root.path(), &dir).unwrap();
+        };
+        for number in 1..CACHE_MAX + 10 {
+            prepare_anew(number);
             assert!(number < 2 || used.exists(), "it has gone after {number}");
-            prepare(&section(2), root.path(), &dir).unwrap();
+            prepare_anew(2);
         }
         assert_eq!(names().len(), CACHE_MAX);
         assert!(names().contains(&name(&origin(section(CACHE_MAX + 9).get()))));
@@ -530,7 +544,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let cache = Cache::open(root.path()).unwrap();
         let filter = Filter { program: vec![7; 16], flags: 4, listener: None };
-        let put = |origin: &[u8], at: &[u8]| store(cache.0.as_fd(), &name(at), (origin, &filter)).unwrap();
+        let put = |origin: &[u8], at: &[u8]| cache.store(&name(at), (origin, &filter)).unwrap();
         let states = tempfile::tempdir().unwrap();
         let take = |origin: &[u8], container: &str| {
             let dir = Dir::create(states.path(), container).unwrap();

@@ -30,6 +30,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroup;
+use crate::create::seccomp::FILTER_FILE;
 use crate::fault::{Attempt, Code, Fault, Result};
 use crate::plan::namespaces::Namespaces;
 use crate::spec;
@@ -148,15 +149,14 @@ impl Dir {
             match rustix::fs::mkdir(&path, Mode::from_raw_mode(0o711)) {
                 Err(Errno::NOENT) => {
                     make_root(root)?;
-                    rustix::fs::mkdir(&path, Mode::from_raw_mode(0o711)).call("mkdir")
+                    continue;
                 }
                 Err(Errno::EXIST) => {
                     return Err(Fault::new(Code::ContainerExists, format!("create container {id}"))
                         .cause("container with given ID already exists"));
                 }
-                result => result.call("mkdir"),
+                result => result.call("mkdir").attempt(Code::StateInvalid, attempted)?,
             }
-            .attempt(Code::StateInvalid, attempted)?;
             if let Some(dir) = Dir::take(&path, attempted)? {
                 return Ok(dir);
             }
@@ -175,7 +175,8 @@ impl Dir {
         match dir.claim() {
             Ok(is_own) => Ok(is_own.then_some(dir)),
             Err(failure) => {
-                let _ = dir.remove();
+                // It may be one that another has made meanwhile.
+                dir.remove_empty();
                 Err(Fault::of(Code::StateInvalid, attempted(), failure))
             }
         }
@@ -331,11 +332,14 @@ impl Dir {
         std::fs::metadata(&self.path).map_or(0, |metadata| metadata.uid())
     }
 
-    /// Removes the directory if nothing was ever written in it.
+    /// Removes the directory if no state was ever written in it.
     pub fn remove_empty(&self) {
         let size = rustix::fs::statat(&self.fd, file::NAME, AtFlags::SYMLINK_NOFOLLOW).map(|stat| stat.st_size);
         if size == Ok(0) {
-            let _ = rustix::fs::unlinkat(&self.fd, file::NAME, AtFlags::empty());
+            // The filter is put there before the state that tells of it, and goes before what says that there is no state.
+            for name in [FILTER_FILE, file::NAME] {
+                let _ = rustix::fs::unlinkat(&self.fd, name, AtFlags::empty());
+            }
         }
         let _ = rustix::fs::rmdir(&self.path);
     }
@@ -343,7 +347,7 @@ impl Dir {
     /// Removes the directory and all in it.
     pub fn remove(&self) -> Result<()> {
         // The state last: by it a removal that was killed is found and gone through again.
-        for name in [EXEC_FIFO, crate::create::seccomp::FILTER_FILE, file::NAME] {
+        for name in [EXEC_FIFO, FILTER_FILE, file::NAME] {
             let _ = rustix::fs::unlinkat(&self.fd, name, AtFlags::empty());
         }
         match rustix::fs::rmdir(&self.path) {
