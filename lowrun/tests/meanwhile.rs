@@ -204,6 +204,7 @@ fn a_program_does_not_enter_what_its_maker_left_half_made() {
         send(creation.pid(), Signal::KILL);
         eventually("its maker is gone", || !Path::new(&format!("/proc/{}", creation.pid())).exists());
         stage.call(&["exec", stage.id(), "true"]).fails(255, "still being made");
+        stage.call(&["start", stage.id()]).fails(1, "in the creating state");
         // It finds nobody whom it could tell that it is done.
         assert_eq!(creation.end(), -1);
         eventually("it ends", || stage.status() == "stopped");
@@ -358,6 +359,29 @@ fn who_finds_the_container_with_the_root_that_it_wanted_to_make_says_so() {
     assert_eq!(creation.end(), 1);
     let told = std::fs::read_to_string(&creation.trace).unwrap();
     assert!(told.contains("container with given ID already exists"), "{told}");
+    stage.delete();
+    stage.is_clean();
+}
+
+#[test]
+fn a_start_waits_for_the_creation_and_starts_what_was_made() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("where it stops is lowrun's") || !has_strace() {
+        return;
+    }
+    stage.script("while :; do sleep 0.05; done");
+    stage.write_config();
+    let create = ["create", stage.id()];
+    let calls = calls_of(&stage, &create);
+    stage.delete();
+    let saved = calls.iter().find(|(_, line)| line.contains("\"{\\\"format\\\"")).unwrap();
+    let creation = Slow::begin(&stage, std::slice::from_ref(&saved.0), &create);
+    let mut start = stage.command().args(["start", stage.id()]).spawn().unwrap();
+    let waits = |line: &str| line.contains("->") && line.contains(&format!(" {} ", start.id()));
+    eventually("it waits", || std::fs::read_to_string("/proc/locks").unwrap().lines().any(waits));
+    assert_eq!(creation.end(), 0);
+    assert!(start.wait().unwrap().success());
+    assert_eq!(stage.status(), "running");
     stage.delete();
     stage.is_clean();
 }

@@ -9,7 +9,7 @@ use super::args::{Command, Typed};
 use crate::create::hooks::Point;
 use crate::create::{hooks, notify};
 use crate::fault::{Code, Fault, Result, Step};
-use crate::state::{Container, Status};
+use crate::state::{Container, Dir, Status};
 use crate::trace::span;
 
 pub(super) const START: Command = Command {
@@ -23,8 +23,7 @@ pub(super) const START: Command = Command {
 };
 
 pub(super) fn start(global: &Global, typed: &Typed) -> Result<i32> {
-    let container = Container::load(&global.root, typed.word(0)?)?;
-    container.dir.lock()?;
+    let container = load_made(global, typed.word(0)?)?;
     let refuse =
         |code, cause: &str| Err(Fault::new(code, format!("start container {}", container.state.id)).cause(cause));
     if !container.waits_for_start() {
@@ -75,6 +74,19 @@ pub(super) fn start(global: &Global, typed: &Typed) -> Result<i32> {
         None => Ok(0),
         Some(socket) => hand_on_readiness(&container, &socket).map(|()| 0),
     }
+}
+
+/// The container, once nobody makes or removes it: what was read before that is out of date.
+fn load_made(global: &Global, id: &str) -> Result<Container> {
+    let dir = Dir::find(&global.root, id)?;
+    dir.lock()?;
+    // Its maker was killed, and what works on in the container finds nobody whom it could tell that it is done.
+    let half_made = || {
+        Fault::new(Code::ContainerRunning, format!("start container {id}"))
+            .cause("cannot start a container in the creating state")
+    };
+    let state = dir.read_settled(id)?.ok_or_else(half_made)?;
+    Ok(Container { dir, state })
 }
 
 fn hand_on_readiness(container: &Container, socket: &OwnedFd) -> Result<()> {
