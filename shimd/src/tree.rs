@@ -2,6 +2,7 @@
 //! of a tree is an image's choice).
 
 pub(crate) mod copy;
+mod names;
 pub(crate) mod walk;
 
 use std::collections::HashSet;
@@ -135,7 +136,8 @@ pub(crate) fn usage(path: &Path) -> rustix::io::Result<Usage> {
             name => name?.unwrap_or_default(),
         };
         match measure(&mut walk, &name, &mut usage, &mut linked) {
-            Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+            // What is mounted there is not this tree's.
+            Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => {}
             Err(error) => return Err(error),
         }
     }
@@ -177,6 +179,24 @@ mod tests {
         remove(&root).unwrap();
         assert!(!root.exists());
         remove(&root).unwrap();
+    }
+
+    #[test]
+    fn names_beside_a_long_way_down_are_not_lost() {
+        let directory = tempfile::tempdir().unwrap();
+        let (root, again) = (directory.path().join("tree"), directory.path().join("copy"));
+        let mut at = root.clone();
+        for _ in 0..40 {
+            fs::create_dir(&at).unwrap();
+            for number in 0..20 {
+                fs::write(at.join(format!("{number}")), "").unwrap();
+            }
+            at.push("d");
+        }
+        fs::create_dir(&again).unwrap();
+        let open = |path: &Path| fs::File::open(path).unwrap().into();
+        copy::copy(open(&root), open(&again)).unwrap();
+        assert_eq!([&root, &again].map(|tree| usage(tree).unwrap().inodes), [40 * 21; 2]);
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub(super) struct Found {
 impl Comparison {
     /// Of a directory with what it was before, if anybody asks.
     pub(super) fn of(now: OwnedFd, before: Option<OwnedFd>) -> Result<Comparison> {
-        Walk::from([Some(now), before]).map(Comparison).map_err(|error| failed("list", b".", error))
+        Walk::in_order([Some(now), before]).map(Comparison).map_err(|error| failed("list", b".", error))
     }
 
     /// What comes next; `None` at the end.

@@ -157,14 +157,21 @@ impl<W: Write> Write for Hashing<W> {
     }
 }
 
+/// Which file it is. Its device, too: something else may be mounted in the tree.
+type FileId = (u64, u64);
+
+fn id(stat: &Stat) -> FileId {
+    (stat.st_dev, stat.st_ino)
+}
+
 struct Packer<W> {
     writer: ArchiveWriter<W>,
     /// Nothing was there before: each directory is part of the layer.
     is_whole: bool,
     /// The first path of each file that has several.
-    links: HashMap<u64, Vec<u8>>,
+    links: HashMap<FileId, Vec<u8>>,
     /// Paths of files that have not changed, but may turn out to be a changed one's under another name.
-    unchanged: HashMap<u64, Vec<Entry>>,
+    unchanged: HashMap<FileId, Vec<Entry>>,
     /// Directories on the way to what is looked at, which are written if anything beneath is.
     parents: Vec<Entry>,
 }
@@ -227,13 +234,13 @@ impl<W: Write> Packer<W> {
             return Ok(());
         }
         let entry = base(Kind::HardLink, path, stat);
-        match self.links.get(&stat.st_ino) {
+        match self.links.get(&id(stat)) {
             Some(first) => {
                 let link = first.clone();
                 self.write(&Entry { link, ..entry }, &mut io::empty())
             }
             None => {
-                self.unchanged.entry(stat.st_ino).or_default().push(entry);
+                self.unchanged.entry(id(stat)).or_default().push(entry);
                 Ok(())
             }
         }
@@ -291,7 +298,7 @@ impl<W: Write> Packer<W> {
 
     /// The names that come before a file's first changed one.
     fn earlier_names(&mut self, path: &[u8], stat: &Stat) -> Result<()> {
-        for entry in self.unchanged.remove(&stat.st_ino).unwrap_or_default() {
+        for entry in self.unchanged.remove(&id(stat)).unwrap_or_default() {
             self.write(&Entry { link: path.to_vec(), ..entry }, &mut io::empty())?;
         }
         Ok(())
@@ -302,13 +309,13 @@ impl<W: Write> Packer<W> {
         if stat.st_nlink < 2 {
             return false;
         }
-        if let Some(first) = self.links.get(&stat.st_ino) {
+        if let Some(first) = self.links.get(&id(stat)) {
             entry.kind = Kind::HardLink;
             entry.link.clone_from(first);
             entry.size = 0;
             return true;
         }
-        self.links.insert(stat.st_ino, path.to_vec());
+        self.links.insert(id(stat), path.to_vec());
         false
     }
 
@@ -505,6 +512,47 @@ mod tests {
         let mut out = Counting { beneath: now.path(), writes: 0, most: 0 };
         pack(&changes, Packing::Plain, &mut out).unwrap();
         assert!((2..100).contains(&out.most), "{}", out.most);
+    }
+
+    /// Something mounted, until the end of a test.
+    struct Mounted(PathBuf);
+
+    impl Mounted {
+        fn at(path: PathBuf) -> Option<Mounted> {
+            let mounted = rustix::mount::mount("test", &path, "tmpfs", rustix::mount::MountFlags::empty(), None);
+            let mounted = mounted.inspect_err(|error| eprintln!("skipped: nothing can be mounted here: {error}"));
+            mounted.ok().map(|()| Mounted(path))
+        }
+    }
+
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+
+    #[test]
+    fn what_is_mounted_in_a_tree_is_part_of_the_layer() {
+        let now = tempfile::tempdir().unwrap();
+        for directory in ["a", "b"] {
+            std::fs::create_dir(now.path().join(directory)).unwrap();
+        }
+        let mounted = ["a", "b"].map(|name| Mounted::at(now.path().join(name)));
+        if mounted.iter().any(Option::is_none) {
+            return;
+        }
+        // The same inodes in both, found after a way down that is longer than directories are kept open.
+        let deep = vec!["d"; 30].join("/");
+        let file = |name: &str| listed(name, Kind::File, "", 4);
+        for name in ["a", "b"] {
+            std::fs::create_dir_all(now.path().join(name).join(&deep)).unwrap();
+            std::fs::write(now.path().join(name).join("f"), "data").unwrap();
+            std::fs::hard_link(now.path().join(name).join("f"), now.path().join(name).join("g")).unwrap();
+        }
+        let files = packed(&Changes::all(now.path().to_owned()));
+        let files: Vec<_> = files.into_iter().filter(|entry| entry.1 != Kind::Directory).collect();
+        let link = |name: &str, to: &str| listed(name, Kind::HardLink, to, 0);
+        assert_eq!(files, [file("a/f"), link("a/g", "a/f"), file("b/f"), link("b/g", "b/f")]);
     }
 
     #[test]
