@@ -17,6 +17,10 @@ use crate::{layout, tree};
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(300);
 
+/// What is too deep for so many moves at once is gone on with later: a container may still make directories in it, and
+/// others wait.
+const MOVES_MAX: u64 = 10_000;
+
 /// The trash of one file system.
 pub(crate) struct Trash {
     directory: PathBuf,
@@ -73,20 +77,27 @@ fn empty(doomed: &Receiver<PathBuf>) {
         };
         match came {
             Ok(path) => {
-                if let Err(error) = tree::remove(&path) {
+                if let Err(error) = remove(&path) {
                     tracing::warn!(path = %path.display(), %error, "empty the trash");
-                    (pause, next) = (PAUSE_MIN, Instant::now() + PAUSE_MIN);
+                    let soon = Instant::now() + PAUSE_MIN;
+                    // Never later than it would have been: those that are left do not wait for an end of such failures.
+                    (pause, next) = (PAUSE_MIN, if left.is_empty() { soon } else { next.min(soon) });
                     left.push(path);
                 }
             }
-            Err(RecvTimeoutError::Timeout) => {
-                left.retain(|path| tree::remove(path).is_err());
-                pause = (pause * 2).min(PAUSE_MAX);
-                next = Instant::now() + pause;
-            }
+            Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
+        if !left.is_empty() && Instant::now() >= next {
+            left.retain(|path| remove(path).is_err());
+            pause = (pause * 2).min(PAUSE_MAX);
+            next = Instant::now() + pause;
+        }
     }
+}
+
+fn remove(path: &Path) -> rustix::io::Result<()> {
+    tree::remove_in_moves(path, MOVES_MAX)
 }
 
 #[cfg(test)]
@@ -94,6 +105,44 @@ mod tests {
     use rustix::fs::{IFlags, ioctl_setflags};
 
     use super::*;
+
+    /// A directory with a file in it that cannot be removed until this goes.
+    struct Stubborn(std::fs::File);
+
+    impl Stubborn {
+        fn make(directory: &Path) -> Option<Stubborn> {
+            std::fs::create_dir(directory).unwrap();
+            let file = std::fs::File::create(directory.join("f")).unwrap();
+            let set = ioctl_setflags(&file, IFlags::IMMUTABLE);
+            let set = set.inspect_err(|error| eprintln!("skipped: nothing can be made immutable here: {error}"));
+            set.ok().map(|()| Stubborn(file))
+        }
+    }
+
+    impl Drop for Stubborn {
+        fn drop(&mut self) {
+            let _ = ioctl_setflags(&self.0, IFlags::empty());
+        }
+    }
+
+    #[test]
+    fn what_is_left_does_not_wait_until_all_else_can_be_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let trash = Trash::open(at("trash")).unwrap();
+        let Some(first) = Stubborn::make(&at("first")) else { return };
+        trash.take(&at("first")).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        drop(first);
+        let mut others = Vec::new();
+        let began = Instant::now();
+        while at("trash/0").exists() {
+            assert!(began.elapsed() < Duration::from_secs(20), "it is still there");
+            others.push(Stubborn::make(&at("other")));
+            trash.take(&at("other")).unwrap();
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
 
     #[test]
     fn what_cannot_be_removed_is_tried_again() {

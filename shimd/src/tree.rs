@@ -25,11 +25,17 @@ const OPEN_DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFl
 
 /// Removes the tree at `path`; one that is not there is fine.
 pub(crate) fn remove(path: &Path) -> rustix::io::Result<()> {
+    remove_in_moves(path, u64::MAX)
+}
+
+/// The same, but `ENOTEMPTY` where so many directories have been moved up and there are more: somebody may make them as
+/// quickly as they go.
+pub(crate) fn remove_in_moves(path: &Path, most: u64) -> rustix::io::Result<()> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(Errno::INVAL);
     };
     match rustix::fs::open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
-        Ok(parent) => remove_at(parent.as_fd(), name),
+        Ok(parent) => remove_at_in_moves(parent.as_fd(), name, most),
         Err(Errno::NOENT) => Ok(()),
         Err(error) => Err(error),
     }
@@ -37,27 +43,39 @@ pub(crate) fn remove(path: &Path) -> rustix::io::Result<()> {
 
 /// Removes what is called `name` in `directory`, with everything beneath it; if it is not there that is fine.
 pub(crate) fn remove_at(directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
+    remove_at_in_moves(directory, name, u64::MAX)
+}
+
+fn remove_at_in_moves(directory: BorrowedFd<'_>, name: &OsStr, most: u64) -> rustix::io::Result<()> {
     match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         Err(Errno::ISDIR) => {}
         Err(error) => return Err(error),
     }
+    let mut moves = Moves { made: 0, most, last: 0 };
     loop {
-        let has_moved = empty(directory, name)?;
+        let before = moves.made;
+        empty(directory, name, &mut moves)?;
         match rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => return Ok(()),
             // What was moved up may not have been seen. Other things somebody puts there as they go.
-            Err(Errno::NOTEMPTY) if has_moved => {}
+            Err(Errno::NOTEMPTY) if moves.made > before => {}
             Err(error) => return Err(error),
         }
     }
 }
 
-/// Whether it has moved anything up.
-fn empty(directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<bool> {
+/// Of directories that are too deep.
+struct Moves {
+    made: u64,
+    most: u64,
+    /// The number in the last one's name.
+    last: u64,
+}
+
+fn empty(directory: BorrowedFd<'_>, name: &OsStr, moves: &mut Moves) -> rustix::io::Result<()> {
     // Each level is one that is being emptied, with the name by which its parent knows it.
     let mut levels = vec![Level::open(directory, name)?];
-    let mut moved = 0u64;
     while let Some(level) = levels.last_mut() {
         let Some(entry) = level.entries.next() else {
             remove_emptied(&mut levels)?;
@@ -74,20 +92,22 @@ fn empty(directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<bool> {
                 let inner = Level::open(levels[levels.len() - 1].entries.fd()?, name)?;
                 levels.push(inner);
             }
-            Err(Errno::ISDIR) => {
-                move_up(&levels, name, &mut moved)?;
-            }
+            Err(Errno::ISDIR) => move_up(&levels, name, moves)?,
             Err(error) => return Err(error),
         }
     }
-    Ok(moved > 0)
+    Ok(())
 }
 
-fn move_up(levels: &[Level], name: &OsStr, number: &mut u64) -> rustix::io::Result<()> {
+fn move_up(levels: &[Level], name: &OsStr, moves: &mut Moves) -> rustix::io::Result<()> {
+    if moves.made == moves.most {
+        return Err(Errno::NOTEMPTY);
+    }
+    moves.made += 1;
     let (top, deepest) = (levels[0].entries.fd()?, levels[levels.len() - 1].entries.fd()?);
     loop {
-        *number += 1;
-        let free = format!(".moved-{number}");
+        moves.last += 1;
+        let free = format!(".moved-{}", moves.last);
         match rustix::fs::renameat_with(deepest, name, top, free.as_str(), RenameFlags::NOREPLACE) {
             // Of an earlier pass, or by somebody who wants to be in the way.
             Err(Errno::EXIST) => {}
@@ -179,6 +199,17 @@ mod tests {
         remove(&root).unwrap();
         assert!(!root.exists());
         remove(&root).unwrap();
+    }
+
+    #[test]
+    fn what_is_too_deep_for_some_moves_goes_in_several_goes() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("tree");
+        fs::create_dir_all(root.join(vec!["d"; 1000].join("/"))).unwrap();
+        let outcomes = std::iter::repeat_with(|| remove_in_moves(&root, 4));
+        let refused = outcomes.take_while(|outcome| *outcome == Err(Errno::NOTEMPTY)).count();
+        assert!((2..=1000).contains(&refused), "{refused}");
+        assert!(!root.exists());
     }
 
     #[test]
