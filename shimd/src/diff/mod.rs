@@ -56,8 +56,7 @@ impl Differ {
         if let Some(tree) = self.provisional.take(digest).await {
             let (provisional, target) = (self.provisional.clone(), target.clone());
             let adopted = run_blocking(move || {
-                provisional.learn(&target);
-                adopt(&tree, &target)
+                adopt(&tree, &target).inspect(|applied| applied.iter().for_each(|_| provisional.has_paid()))
             })
             .await?;
             if let Some(applied) = adopted {

@@ -8,8 +8,9 @@
 //!
 //! containerd's clients promise no diff id, but name the ingest of a layer that they pull [`LAYER_REFERENCE`], and apply it
 //! next. Those layers are unpacked as they arrive too, where there is room enough for one that nobody applies; it goes
-//! with its blob, or after [`KEEP`]. Where the last layers went on top of whole directories (the snapshotter `native`), the next
-//! will, too, which cannot take a tree over: then nothing is unpacked for them. Their diff id is what they turn out to have, which Apply tells the client.
+//! with its blob, or after [`KEEP`]. Where the last layers went on top of whole directories (the snapshotter `native`), the
+//! next will, too, which cannot take a tree over: then nothing is unpacked for them. Their diff id is what they turn out to
+//! have, which Apply tells the client.
 //!
 //! The bytes are read back from the file, which the kernel has in memory still: a layer that is unpacked slowly holds up
 //! neither its own arrival, nor that of others on the same connection.
@@ -36,6 +37,7 @@ use super::target::Target;
 use super::unpack::{self, Lower, Report, Whiteouts};
 use crate::error::{Chain, Error, Result};
 use crate::name::Digest;
+use crate::snapshot::Snapshotter;
 use crate::{layout, sys, tree};
 
 /// A content write whose first message has this label is unpacked as it arrives; the value is the layer's diff id.
@@ -70,6 +72,8 @@ pub(crate) struct Provisional {
     next: AtomicU64,
     sites: Arc<Sites>,
     slots: Arc<Semaphore>,
+    /// Where snapshots are that are no copies.
+    overlays: PathBuf,
     trees: Mutex<HashMap<Digest, Waiting>>,
     /// Clients apply layers to directories of their own.
     pays: AtomicBool,
@@ -156,7 +160,9 @@ impl Provisional {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         // Each is three threads, and the slowest of these is bound by the processor.
         let slots = Arc::new(Semaphore::new((cores * 2).clamp(4, 16)));
-        Ok(Provisional { directory, next: AtomicU64::new(0), sites, slots, trees: Mutex::default(), pays: true.into() })
+        let overlays = root.join(Snapshotter::Overlayfs.directory());
+        let (next, trees, pays) = (AtomicU64::default(), Mutex::default(), true.into());
+        Ok(Provisional { directory, next, sites, slots, overlays, trees, pays })
     }
 
     /// Unpacks a layer that arrives in `file`, as soon as there is a slot for it; `None` where there is little room.
@@ -195,11 +201,25 @@ impl Provisional {
 
     /// Learns from a layer that is applied whether others that come could be taken over where they go.
     pub(crate) fn learn(&self, target: &Target) {
-        let is_whole = target.whiteouts == Whiteouts::Remove;
-        let has_files = || std::fs::read_dir(&target.root).is_ok_and(|mut entries| entries.next().is_some());
-        if !is_whole || has_files() {
-            self.pays.store(!is_whole, Ordering::Relaxed);
-        }
+        let is_empty = || !std::fs::read_dir(&target.root).is_ok_and(|mut entries| entries.next().is_some());
+        let pays = match target.whiteouts {
+            Whiteouts::Overlay => true,
+            // The first layer, which would be taken over by any snapshotter. It tells something only of one that makes no
+            // copies: of those that do, the next layers come on top.
+            Whiteouts::Remove if is_empty() => {
+                if !target.root.starts_with(&self.overlays) {
+                    return;
+                }
+                true
+            }
+            Whiteouts::Remove => false,
+        };
+        self.pays.store(pays, Ordering::Relaxed);
+    }
+
+    /// A tree was taken over, wherever.
+    pub(crate) fn has_paid(&self) {
+        self.pays.store(true, Ordering::Relaxed);
     }
 
     /// Drops the tree of a blob that is removed.
@@ -446,6 +466,34 @@ mod tests {
             }
         };
         tokio::time::timeout(Duration::from_secs(20), free).await.expect("its directory goes");
+    }
+
+    #[tokio::test]
+    async fn layers_pay_again_after_copies() {
+        let root = tempfile::tempdir().unwrap();
+        let provisional = Provisional::open(root.path()).unwrap();
+        let starts = || provisional.start(&Prospect::Likely { size: 1 }, &tempfile::tempfile().unwrap()).is_some();
+        let learn = |path: &str, whiteouts| {
+            let place = root.path().join(path);
+            std::fs::create_dir_all(&place).unwrap();
+            provisional.learn(&Target { root: place, lower: Vec::new(), whiteouts });
+        };
+        std::fs::create_dir_all(root.path().join("native/2/fs/f")).unwrap();
+        let of_a_copy = || learn("native/2/fs", Whiteouts::Remove);
+        assert!(starts());
+        of_a_copy();
+        assert!(!starts());
+        learn("native/3/fs", Whiteouts::Remove);
+        assert!(!starts(), "the first of an image whose others are copies, as it may be");
+        learn("snapshots/1/fs", Whiteouts::Remove);
+        assert!(starts(), "an image of one layer");
+        of_a_copy();
+        learn("snapshots/2/fs", Whiteouts::Overlay);
+        assert!(starts(), "a layer on others");
+        of_a_copy();
+        assert!(!starts());
+        provisional.has_paid();
+        assert!(starts());
     }
 
     #[tokio::test]

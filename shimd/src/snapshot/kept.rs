@@ -42,7 +42,7 @@ impl Snapshotter {
     }
 
     /// Name of the directory of its snapshots.
-    pub(super) const fn directory(self) -> &'static str {
+    pub(crate) const fn directory(self) -> &'static str {
         match self {
             Snapshotter::Overlayfs => "snapshots",
             Snapshotter::Native => "native",
