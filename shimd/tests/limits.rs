@@ -6,11 +6,12 @@ mod rig;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use proto_containerd::services::{content, diff, leases, snapshots};
 use rig::asked::{Asked, ask, on_both};
 use rig::{Lab, SNAPSHOTTER, digest, documents};
+use rustix::mount::{MountFlags, UnmountFlags};
 use serde_json::{Value, json};
 use tonic::Code::{FailedPrecondition, InvalidArgument, NotFound, Ok as Fine, ResourceExhausted, Unknown};
 
@@ -40,6 +41,36 @@ fn long_socket(directory: &Path) -> PathBuf {
     long.join("s")
 }
 
+/// A shimd that ends with its test, however that ends.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A small disk that is mounted while this is there.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn at(path: PathBuf) -> Disk {
+        let size = c"size=24m,mode=700";
+        rustix::mount::mount("disk", &path, "tmpfs", MountFlags::empty(), Some(size)).unwrap();
+        Disk(path)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Of a test that failed, shimd may have it open still.
+        let flags = if std::thread::panicking() { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+        let unmounted = rustix::mount::unmount(&self.0, flags);
+        assert!(std::thread::panicking() || unmounted.is_ok(), "{unmounted:?}");
+    }
+}
+
 /// containerd refuses it. Here it is bound by a short way, and who wants to speak with shimd takes one, too.
 #[test]
 fn shimd_serves_at_an_address_that_is_too_long_for_a_socket() {
@@ -50,14 +81,14 @@ fn shimd_serves_at_an_address_that_is_too_long_for_a_socket() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_shimd"));
     command.arg("--root").arg(directory.path().join("lib")).arg("--state").arg(directory.path().join("run"));
     command.arg("--opt").arg(directory.path().join("opt")).arg("--address").arg(&socket);
-    let mut shimd = command.stderr(Stdio::null()).spawn().unwrap();
+    let mut shimd = Running(command.stderr(Stdio::null()).spawn().unwrap());
     let began = std::time::Instant::now();
     while std::os::unix::net::UnixStream::connect(short.join("s")).is_err() {
-        assert!(began.elapsed() < rig::PATIENCE && shimd.try_wait().unwrap().is_none());
+        assert!(began.elapsed() < rig::PATIENCE && shimd.0.try_wait().unwrap().is_none());
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
-    rustix::process::kill_process(rustix::process::Pid::from_child(&shimd), rustix::process::Signal::TERM).unwrap();
-    assert!(shimd.wait().unwrap().success());
+    rustix::process::kill_process(rustix::process::Pid::from_child(&shimd.0), rustix::process::Signal::TERM).unwrap();
+    assert!(shimd.0.wait().unwrap().success());
     assert_eq!(std::fs::read_dir(&short).unwrap().count(), 0);
 }
 
@@ -144,17 +175,15 @@ async fn a_full_disk(asked: &mut Asked) {
         return;
     }
     let layer = rig::layer(&[("file", &[7; 4 << 20])]);
-    let disk = asked.lab.path("lib");
     asked.lab.stop();
-    let size = c"size=24m,mode=700";
-    rustix::mount::mount("disk", &disk, "tmpfs", rustix::mount::MountFlags::empty(), Some(size)).unwrap();
+    let disk = Disk::at(asked.lab.path("lib"));
     asked.lab.up().await;
     let lease = leases::CreateRequest { id: "lab".to_owned(), labels: HashMap::new() };
     asked.lab.leases().await.create(lease).await.unwrap();
     asked.lab.write("layer", &rig::gzip(&layer), HashMap::new()).await.unwrap();
     let mounts = asked.lab.prepare("work", "").await;
     let left = asked.lab.prepare("empty", "").await;
-    let filler = disk.join("filler");
+    let filler = disk.0.join("filler");
     let mut file = std::fs::File::create(&filler).unwrap();
     while std::io::Write::write_all(&mut file, &[0; 4096]).is_ok() {}
     drop(file);
@@ -174,7 +203,7 @@ async fn a_full_disk(asked: &mut Asked) {
     asked.expect("write with room", asked.lab.write("big", &big, HashMap::new()).await, Fine);
     asked.expect("apply with room", asked.lab.apply(&digest(&blob), blob.len(), mounts).await, Fine);
     asked.lab.stop();
-    rustix::mount::unmount(&disk, rustix::mount::UnmountFlags::empty()).unwrap();
+    drop(disk);
 }
 
 async fn documents_that_cannot_be(asked: &mut Asked) {
