@@ -1,5 +1,5 @@
-//! Catalogs: records that clients name, list by filters, change by field masks and remove. What an entry must have, what of it
-//! can change and what can be asked for, says the file of its kind: `container`, `image`, `sandbox`.
+//! Catalogs: records that clients name, list by filters, change by field masks and remove. What an entry must have, what of
+//! it can change and what can be asked for, says the file of its kind: `container`, `image`, `sandbox`.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;

@@ -87,8 +87,8 @@ impl Launcher {
         Ok(endpoint)
     }
 
-    /// Starts a shim, and tells which form it knows: who took the newer one answers in it. The shims of containerd 2.0 to 2.2 pass
-    /// over what they do not understand, and this first time they are started without their options.
+    /// Starts a shim, and tells which form it knows: who took the newer one answers in it. The shims of containerd 2.0 to
+    /// 2.2 pass over what they do not understand, and this first time they are started without their options.
     async fn start_in_form(
         &self,
         form: Form,

@@ -14,7 +14,8 @@ macro_rules! on_both {
             $crate::rig::asked::ask(lab, true, async |asked| super::$name(asked).await).await;
         })* }
         mod of_shimd { $(#[tokio::test] async fn $name() {
-            $crate::rig::asked::ask($crate::rig::Lab::start_with_lease().await, false, async |asked| super::$name(asked).await).await;
+            let lab = $crate::rig::Lab::start_with_lease().await;
+            $crate::rig::asked::ask(lab, false, async |asked| super::$name(asked).await).await;
         })* }
     };
 }
@@ -33,8 +34,8 @@ impl Asked {
         self.expect_either(what, answer, code, code);
     }
 
-    /// Where shimd says more than containerd does: a client that knows only containerd takes any code that it does not expect as
-    /// it takes `Unknown`.
+    /// Where shimd says more than containerd does: a client that knows only containerd takes any code that it does not
+    /// expect as it takes `Unknown`.
     pub(crate) fn expect_either<T>(&mut self, what: &str, answer: Result<T, Status>, theirs: Code, ours: Code) {
         let (told, words) =
             answer.map_or_else(|status| (status.code(), status.message().to_owned()), |_| (Fine, String::new()));
