@@ -78,8 +78,8 @@ const REFUSED: &[Case] = &[
     ("/linux/resources/memory", r#"{ "limit": 1 }"#, "memory"),
     ("/linux/resources/memory", r#"{ "swappiness": 101 }"#, "swappiness"),
     ("/linux/resources/cpu", r#"{ "shares": -1 }"#, "config.json: linux.resources.cpu.shares"),
-    ("/linux/resources/cpu", r#"{ "cpus": "moon" }"#, "cpuset.cpus"),
-    ("/linux/resources/cpu", r#"{ "mems": "99" }"#, "cpuset.mems"),
+    ("/linux/resources/cpu", r#"{ "cpus": "moon" }"#, "cpus"),
+    ("/linux/resources/cpu", r#"{ "mems": "99" }"#, "mems"),
     ("/linux/resources/pids", r#"{ "limit": "x" }"#, "config.json: linux.resources.pids.limit"),
     ("/linux/resources/blockIO", r#"{ "weight": 70000 }"#, "config.json: linux.resources.blockIO.weight"),
     ("/linux/resources/network", r#"{ "classID": -1 }"#, "config.json: linux.resources.network.classID"),
@@ -276,7 +276,8 @@ fn words_that_cannot_be_are_refused_with_runcs_status() {
     }
     // Version 2 has a weight for any number of shares.
     if !stage::is_v2() {
-        is_refused(&stage, &["update", "--cpu-share", "1", &id], 1, "shares");
+        let named = if stage::by_systemd() { "CPUShares" } else { "shares" };
+        is_refused(&stage, &["update", "--cpu-share", "1", &id], 1, named);
     }
     assert_eq!(stage.status(), "running");
     stage.delete();
