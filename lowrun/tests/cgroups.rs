@@ -216,6 +216,31 @@ fn what_has_used_up_the_time_of_a_cgroup_of_its_own_dies_all_the_same() {
 }
 
 #[test]
+fn a_kill_of_the_first_process_lifts_no_limits_of_others() {
+    let Some(mut stage) = stage() else { return };
+    stage.script(LOOP);
+    stage.detached();
+    let mut limits = Vec::new();
+    for dir in move_below(&stage) {
+        // It could be another container's, which is not killed.
+        std::fs::create_dir(dir.join("other")).unwrap();
+        let _ = std::fs::write(dir.join("cgroup.subtree_control"), "+cpu");
+        let files = [("cpu.cfs_quota_us", "50000"), ("cpu.max", "50000 100000"), ("freezer.state", "FROZEN")];
+        let files = files.map(|(file, limit)| (dir.join("other").join(file), limit));
+        limits.extend(files.into_iter().filter(|(file, _)| file.exists()));
+    }
+    limits.iter().for_each(|(file, limit)| std::fs::write(file, limit).unwrap());
+    assert!(!limits.is_empty());
+    stage.call(&["kill", stage.id(), "KILL"]).ok();
+    eventually("stopped", || stage.status() == "stopped");
+    for (file, limit) in &limits {
+        assert_eq!(std::fs::read_to_string(file).unwrap().trim(), *limit, "{}", file.display());
+    }
+    stage.delete();
+    stage.is_clean();
+}
+
+#[test]
 fn what_is_frozen_in_a_cgroup_of_its_own_dies_all_the_same() {
     let Some(mut stage) = stage() else { return };
     if stage.differs("runc waits for ever for what is frozen on version 1") {

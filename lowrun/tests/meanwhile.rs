@@ -385,3 +385,37 @@ fn a_start_waits_for_the_creation_and_starts_what_was_made() {
     stage.delete();
     stage.is_clean();
 }
+
+#[test]
+fn a_kill_that_comes_late_leaves_the_next_container_its_limit() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("where it stops is lowrun's") || !has_strace() {
+        return;
+    }
+    stage.config["linux"]["resources"]["cpu"] = serde_json::json!({ "quota": 50_000, "period": 100_000 });
+    stage.script("while :; do sleep 0.05; done");
+    stage.detached();
+    let kill = Slow::begin(&stage, &[("pidfd_send_signal".to_owned(), 1)], &["kill", stage.id(), "KILL"]);
+    eventually("it is dead", || stage.status() == "stopped");
+    stage.delete();
+    stage.detached();
+    assert_eq!(kill.end(), 0);
+    let quota = stage.cgroup_file("cpu", "cpu.cfs_quota_us", "cpu.max");
+    assert!(quota == "50000" || quota == "50000 100000", "{quota}");
+    stage.delete();
+}
+
+#[test]
+fn a_kill_writes_no_limit_where_none_is() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("which calls it does is lowrun's") || !has_strace() {
+        return;
+    }
+    stage.script("while :; do sleep 0.05; done");
+    stage.detached();
+    let calls = calls_of(&stage, &["kill", stage.id(), "KILL"]);
+    let written: Vec<_> = calls.iter().filter(|((name, _), _)| name == "write").collect();
+    assert!(written.is_empty(), "{written:?}");
+    eventually("it is dead", || stage.status() == "stopped");
+    stage.delete();
+}

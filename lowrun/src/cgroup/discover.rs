@@ -53,7 +53,7 @@ pub fn own() -> Result<Vec<Own>> {
 }
 
 /// `4:memory:/path` as controllers and path.
-fn parse(line: &str) -> Option<(&str, &str)> {
+pub(super) fn parse(line: &str) -> Option<(&str, &str)> {
     let mut parts = line.splitn(3, ':');
     parts.next()?;
     Some((parts.next()?, parts.next()?))

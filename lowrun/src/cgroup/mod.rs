@@ -7,6 +7,7 @@
 //! (`cgroup_threadgroup_rwsem`) for any other way to move a process, and waits for an RCU grace period with it. A
 //! thread that moves itself needs no such lock, and lowrun's child has one thread. On v2 `CLONE_INTO_CGROUP` does it.
 
+mod death;
 pub mod devices;
 pub mod discover;
 pub mod notify;
@@ -39,8 +40,6 @@ use crate::systemd::{self, Unit, properties};
 
 /// How long the removal of a cgroup waits for the last of its processes to be gone.
 const REMOVAL_PATIENCE: Duration = Duration::from_secs(5);
-/// How often the processes of a container that cannot be frozen are killed anew.
-const KILL_PASSES: usize = 64;
 /// How long freezing may take before it is given up.
 const FREEZE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -381,58 +380,6 @@ impl Cgroup {
             .is_some_and(|hierarchy| write(&hierarchy.dir.join("freezer.state"), "THAWED").is_ok())
     }
 
-    /// Sends SIGKILL to everything in the container, and lets it die at once.
-    pub fn kill(&self) -> Result<()> {
-        let killed = self.kill_all();
-        self.let_die();
-        killed
-    }
-
-    /// Takes away what keeps the killed from dying, also where the container has set it itself, in cgroups below its own.
-    ///
-    /// To die takes time of a processor. Who has used up more than was given (many tasks on many processors, or a guest
-    /// whose machine stood still) would wait for it longer than anybody waits for its end. And what a v1 freezer holds
-    /// does not die at all.
-    pub fn let_die(&self) {
-        if self.is_unified() {
-            write_all(self.unified(), "cpu.max", "max");
-        } else {
-            write_all(self.controller("freezer"), "freezer.state", "THAWED");
-            write_all(self.controller("cpu"), "cpu.cfs_quota_us", "-1");
-        }
-    }
-
-    fn kill_all(&self) -> Result<()> {
-        if let Some(hierarchy) = self.unified()
-            && write(&hierarchy.dir.join("cgroup.kill"), "1").is_ok()
-        {
-            return Ok(());
-        }
-        // Before Linux 5.14: stop forks by freezing, signal each process, let them die. To be frozen takes time, too.
-        self.let_die();
-        let is_frozen = self.freeze(true).is_ok();
-        let listed = self.kill_listed();
-        self.thaw_quietly();
-        if is_frozen {
-            return listed.map(drop);
-        }
-        // What forks faster than it freezes also forks while it is listed: again, until none is left, but not for ever.
-        (1..KILL_PASSES)
-            .map(|_| self.kill_listed())
-            .find(|listed| !matches!(listed, Ok(1..)))
-            .unwrap_or(listed)
-            .map(drop)
-    }
-
-    /// Sends SIGKILL to each process that is seen; how many there were.
-    fn kill_listed(&self) -> Result<usize> {
-        let pids = self.processes()?;
-        for pid in pids.iter().copied().filter_map(Pid::from_raw) {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-        }
-        Ok(pids.len())
-    }
-
     /// Removes the directories and those that the container made below; waits a little while processes are dying.
     pub fn remove(&self) -> Result<()> {
         let deadline = Instant::now() + REMOVAL_PATIENCE;
@@ -545,16 +492,6 @@ fn remove_dir(hierarchy: &Hierarchy, deadline: Instant) -> crate::sys::Result<()
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(10));
     }
-}
-
-/// Writes a control file of a cgroup and of all below, as far as it is there and its writer's.
-fn write_all(hierarchy: Option<&Hierarchy>, file: &str, text: &str) {
-    let write_here = |dir: BorrowedFd<'_>| {
-        let opened = rustix::fs::openat(dir, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
-        let _ = opened.call("openat").and_then(|opened| write_to(&opened, text));
-        Ok(())
-    };
-    let _ = hierarchy.map(|hierarchy| tree::each(&hierarchy.dir, write_here));
 }
 
 pub(crate) fn open_write(path: &Path) -> crate::sys::Result<OwnedFd> {

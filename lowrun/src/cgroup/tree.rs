@@ -14,9 +14,23 @@ use crate::sys::{self, Call, Failure};
 /// How long a look at all cgroups of a container may take: who makes them ahead of the walk would keep it for ever.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// When a look that begins now is to end.
+pub(super) fn deadline() -> Instant {
+    Instant::now() + PATIENCE
+}
+
 /// Visits a cgroup and all below, each before its children.
-pub(super) fn each(top: &Path, mut visit: impl FnMut(BorrowedFd<'_>) -> sys::Result<()>) -> sys::Result<()> {
-    walk(top, Instant::now() + PATIENCE, &mut visit, &mut |_, _| Ok(()))
+pub(super) fn each(top: &Path, visit: impl FnMut(BorrowedFd<'_>) -> sys::Result<()>) -> sys::Result<()> {
+    each_until(top, deadline(), visit)
+}
+
+/// As [`each`], until the deadline.
+pub(super) fn each_until(
+    top: &Path,
+    deadline: Instant,
+    mut visit: impl FnMut(BorrowedFd<'_>) -> sys::Result<()>,
+) -> sys::Result<()> {
+    walk(top, deadline, &mut visit, &mut |_, _| Ok(()))
 }
 
 /// Removes all below a cgroup, the deepest first, until the deadline.
@@ -45,7 +59,12 @@ fn walk(
             return Err(Failure { call: "getdents64", errno: Errno::TIMEDOUT });
         }
         if let Some(name) = names.last() {
-            let Some(child) = descend(here.as_fd(), name)? else {
+            let child = match descend(here.as_fd(), name) {
+                // The container has closed it to who has no privilege over it: the others are visited all the same.
+                Err(failure) if failure.errno == Errno::ACCESS => None,
+                child => child?,
+            };
+            let Some(child) = child else {
                 names.pop();
                 continue;
             };
@@ -70,7 +89,8 @@ fn descend(dir: BorrowedFd<'_>, name: impl rustix::path::Arg) -> sys::Result<Opt
     }
 }
 
-fn open(dir: BorrowedFd<'_>, name: impl rustix::path::Arg) -> sys::Result<OwnedFd> {
+/// A handle of a directory.
+pub(super) fn open(dir: BorrowedFd<'_>, name: impl rustix::path::Arg) -> sys::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(dir, name, flags, Mode::empty()).call("openat")
 }
@@ -111,6 +131,28 @@ mod tests {
         remove_below(top.path(), Instant::now() + PATIENCE).unwrap();
         assert!(top.path().is_dir() && top.path().read_dir().unwrap().next().is_none());
         each(&top.path().join("none"), |_| unreachable!()).unwrap();
+    }
+
+    #[test]
+    fn one_that_may_not_be_opened_is_passed_over() {
+        const OVERRIDES: u64 = 1 << 1 | 1 << 2;
+        let top = tempfile::tempdir().unwrap();
+        for dir in ["a", "b", "c"] {
+            std::fs::create_dir(top.path().join(dir)).unwrap();
+        }
+        let closed = std::os::unix::fs::PermissionsExt::from_mode(0o0);
+        std::fs::set_permissions(top.path().join("b"), closed).unwrap();
+        let sets = sys::caps::capget().unwrap();
+        // Of this thread alone.
+        sys::caps::capset(sys::caps::Sets { effective: sets.effective & !OVERRIDES, ..sets }).unwrap();
+        let mut count = 0;
+        each(top.path(), |_| {
+            count += 1;
+            Ok(())
+        })
+        .unwrap();
+        sys::caps::capset(sets).unwrap();
+        assert_eq!(count, 3);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::Global;
 use super::args::{Command, Typed, switch};
 use crate::fault::{Code, Fault, Result};
 use crate::plan::namespaces::Kind;
-use crate::state::{Container, Status};
+use crate::state::Container;
 use crate::sys;
 
 pub(super) const KILL: Command = Command {
@@ -41,17 +41,16 @@ fn send(container: &Container, signal: i32) -> Result<()> {
     if signal == libc::SIGKILL && !container.state.namespaces.is_new(Kind::Pid) && container.state.cgroup.exists() {
         return container.state.cgroup.own().kill();
     }
-    let pidfd = container.running_init()?.open().ok_or_else(|| container.not_running())?;
+    let init = container.running_init()?;
+    let pidfd = init.open().ok_or_else(|| container.not_running())?;
+    // As long as it lives, what is there under the container's name is the container's.
+    let ways = (signal == libc::SIGKILL).then(|| container.state.cgroup.ways_to(init.pid)).filter(|_| init.is_alive());
     sys::pidfd::send(pidfd.as_fd(), signal).map_err(|failure| match failure.errno {
         rustix::io::Errno::SRCH => container.not_running(),
         _ => Fault::of(Code::SystemError, format!("send signal {signal} to container {}", container.state.id), failure),
     })?;
-    if signal == libc::SIGKILL && container.status() == Status::Paused {
-        // It is to be found as one that has ended, not as a paused one.
-        container.state.cgroup.thaw_quietly();
-    }
-    if signal == libc::SIGKILL {
-        container.state.cgroup.own().let_die();
+    if let Some(ways) = ways {
+        ways.let_die();
     }
     Ok(())
 }
