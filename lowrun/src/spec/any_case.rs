@@ -24,14 +24,10 @@ pub fn from_slice<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
     match read(text) {
         Err(error) if error.to_string().starts_with("duplicate field") => {
             let joined = joined::joined(text)?;
-            explained(&joined, read(&joined))
+            read(&joined).map_err(|error| Error::custom(place::explain_without_line(&joined, &error)))
         }
-        result => explained(text, result),
+        result => result.map_err(|error| Error::custom(place::explain(text, &error))),
     }
-}
-
-fn explained<T>(text: &[u8], result: serde_json::Result<T>) -> serde_json::Result<T> {
-    result.map_err(|error| Error::custom(place::explain(text, &error)))
 }
 
 fn read<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
@@ -271,6 +267,7 @@ mod tests {
         ] {
             let error = from_str::<Spec>(text).err().unwrap().to_string();
             assert!(error.starts_with(told), "{error}");
+            assert!(!error.contains(" at line "), "of a text that nobody has written: {error}");
         }
         assert!(from_str::<Spec>(r#"{"annotations":{"a":"1","a":"2"}}"#).is_ok(), "what a map holds twice is no error");
     }

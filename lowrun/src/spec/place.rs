@@ -21,6 +21,13 @@ pub(super) fn explain(text: &[u8], error: &serde_json::Error) -> String {
     }
 }
 
+/// As [`explain`], of a text that nobody has written: what the parser says of its lines is left out.
+pub(super) fn explain_without_line(text: &[u8], error: &serde_json::Error) -> String {
+    let words = explain(text, error);
+    let line = format!(" at line {} column {}", error.line(), error.column());
+    words.strip_suffix(&line).map_or_else(|| words.clone(), str::to_owned)
+}
+
 /// The field whose value is read at a place; lines and columns count from 1, in bytes. Empty for the document itself.
 fn field_at(text: &[u8], line: usize, column: usize) -> String {
     let before: usize = text.split_inclusive(|byte| *byte == b'\n').take(line.saturating_sub(1)).map(<[u8]>::len).sum();
