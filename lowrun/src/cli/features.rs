@@ -102,7 +102,7 @@ pub(super) fn features(_: &Global, _: &Typed) -> Result<i32> {
             "run.strata.lowrun.cgroup": if discover::is_unified() { "v2" } else { "v1" },
         },
         // Whoever lets users write annotations keeps these from them: by the two last root's systemd and CRIU are told what to do.
-        "potentiallyUnsafeConfigAnnotations": ["bundle", unit::ANNOTATION, CONFIG_ANNOTATION],
+        "potentiallyUnsafeConfigAnnotations": ["bundle", unit::ANNOTATION_PREFIX, CONFIG_ANNOTATION],
     });
     print(&(indented(&document, "    ") + "\n")).map(|()| 0)
 }

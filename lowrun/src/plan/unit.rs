@@ -8,7 +8,7 @@ use crate::systemd::text;
 use crate::systemd::wire::Value;
 
 /// What stands before the name of a property in an annotation.
-pub const ANNOTATION: &str = "org.systemd.property.";
+pub const ANNOTATION_PREFIX: &str = "org.systemd.property.";
 /// What stands for the prefix where nobody chose one.
 const DEFAULT_PREFIX: &str = "lowrun";
 
@@ -73,7 +73,8 @@ fn expand_slice(slice: &str) -> Option<PathBuf> {
 }
 
 fn properties(spec: &Spec) -> Result<Vec<(String, Value)>> {
-    let asked = spec.annotations.iter().filter_map(|(key, value)| Some((key, key.strip_prefix(ANNOTATION)?, value)));
+    let asked =
+        spec.annotations.iter().filter_map(|(key, value)| Some((key, key.strip_prefix(ANNOTATION_PREFIX)?, value)));
     asked
         .map(|(key, name, value)| {
             let invalid = |cause: String| Fault::new(Code::SpecInvalid, format!("annotations {key:?}")).cause(cause);
@@ -170,7 +171,7 @@ mod tests {
     #[test]
     fn annotations_are_properties_and_seconds_are_microseconds() {
         let parsed = |key: &str, value: &str| {
-            let key = format!("{ANNOTATION}{key}");
+            let key = format!("{ANNOTATION_PREFIX}{key}");
             UnitPlan::parse("id", &spec("", &[(&key, value), ("other", "x")]), false).map(|unit| unit.properties)
         };
         assert_eq!(
@@ -184,7 +185,7 @@ mod tests {
         for (key, value) in
             [("Ab", "1"), ("Not-So", "1"), ("A1b", "1"), ("CollectMode", "inactive or"), ("TimeoutStopSec", "'5'")]
         {
-            assert!(parsed(key, value).unwrap_err().message.contains(ANNOTATION), "{key}={value}");
+            assert!(parsed(key, value).unwrap_err().message.contains(ANNOTATION_PREFIX), "{key}={value}");
         }
     }
 }
