@@ -36,7 +36,7 @@ use crate::path;
 use crate::plan::Plan;
 use crate::plan::namespaces::Kind;
 use crate::spec::Spec;
-use crate::state::{Container, Dir, NamespaceIdentity, State};
+use crate::state::{Container, Dir, NamespaceIdentity, State, StateFile};
 use crate::sys::signal::SignalSet;
 use crate::sys::{self, Call, Failure};
 use crate::trace::span;
@@ -152,10 +152,10 @@ impl Made {
 
 /// Makes the container, or nothing.
 pub fn create(request: Request<'_>) -> Result<Created> {
-    let dir = Dir::create(request.root, request.id).step("create:state")?;
+    let (dir, file) = Dir::create(request.root, request.id).step("create:state")?;
     let mut made = Made::default();
     let stays = request.stays;
-    match make(request, &dir, &mut made) {
+    match make(request, (&dir, file), &mut made) {
         Ok((state, pid, pidfd)) => {
             let notify = made.notify.take();
             let unsettled = stays.then_some(made);
@@ -168,7 +168,7 @@ pub fn create(request: Request<'_>) -> Result<Created> {
     }
 }
 
-fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid, OwnedFd)> {
+fn make(request: Request<'_>, (dir, mut file): (&Dir, StateFile), made: &mut Made) -> Result<(State, Pid, OwnedFd)> {
     let (plan, runs) = (request.plan, request.runs);
     let awaits_program = runs && !request.stays;
     check_rootfs(&plan.rootfs).step("create:plan")?;
@@ -183,14 +183,14 @@ fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid,
     let section = plan.intel_rdt.as_ref();
     state.rdt = section.map(|section| rdt::locate(section, request.id)).transpose().step("create:plan")?;
     // Before anything is made: whoever finds this state can remove all that it names.
-    dir.save(&state).step("create:state")?;
+    file.save(&state).step("create:state")?;
     // A unit is made by who may make it.
     if tolerant && state.cgroup.unit.is_none() {
         made.only_permitted = true;
         state.cgroup.keep_permitted(plan.cgroup.is_named).step("create:cgroup")?;
         warn_of_loose_processes(&request, &state.cgroup);
         made.cgroup = Some(state.cgroup.clone());
-        dir.save(&state).step("create:state")?;
+        file.save(&state).step("create:state")?;
     }
     if request.notifies {
         notify::make_dir(dir.path()).step("create:state")?;
@@ -208,7 +208,7 @@ fn make(request: Request<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid,
     let meeting = Meeting { setup: &setup, host, pid: *pid, pidfd: pidfd.as_fd(), awaits_program, unit_is_made };
     let init = meeting.prepare(born_in_cgroup)?;
     open_to_own_user(false).step("create:clone")?;
-    dir.save_init(&init).step("create:state")?;
+    file.save_init(&init).step("create:state")?;
     let running = State { init: Some(init), ..state.clone() };
     if let (Some(group), Some(section)) = (&state.rdt, &plan.intel_rdt) {
         group.enter(section, *pid).step("create:limits")?;

@@ -515,7 +515,7 @@ mod tests {
     #[test]
     fn the_cache_has_a_bound_and_keeps_what_was_used_last() {
         let (root, states) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let dir = Dir::create(states.path(), "c").unwrap();
+        let (dir, _file) = Dir::create(states.path(), "c").unwrap();
         let section = |number: usize| {
             let text = format!(r#"{{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":{number},"syscalls":[]}}"#);
             RawValue::from_string(text).unwrap()
@@ -547,7 +547,7 @@ mod tests {
         let put = |origin: &[u8], at: &[u8]| cache.store(&name(at), (origin, &filter)).unwrap();
         let states = tempfile::tempdir().unwrap();
         let take = |origin: &[u8], container: &str| {
-            let dir = Dir::create(states.path(), container).unwrap();
+            let (dir, _file) = Dir::create(states.path(), container).unwrap();
             let taken = cache.take(origin, &dir);
             assert_eq!(taken.is_some(), states.path().join(container).join(FILTER_FILE).exists());
             taken
@@ -565,7 +565,7 @@ mod tests {
     #[test]
     fn a_profile_that_is_too_long_is_not_kept() {
         let (root, states) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let dir = Dir::create(states.path(), "c").unwrap();
+        let (dir, _file) = Dir::create(states.path(), "c").unwrap();
         let text = format!(r#"{{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{}]}}"#, " ".repeat(FILE_MAX as usize));
         assert!(prepare(&RawValue::from_string(text).unwrap(), root.path(), &dir).unwrap().is_some());
         assert!(root.path().join(CACHE_DIR).read_dir().unwrap().next().is_none());

@@ -27,7 +27,7 @@ use crate::plan::Plan;
 use crate::plan::mounts::{MountKind, MountPlan};
 use crate::plan::namespaces::Kind;
 use crate::spec::Spec;
-use crate::state::{Container, Dir, Identity, State, Status, hook_state};
+use crate::state::{Container, Dir, Identity, State, StateFile, Status, hook_state};
 use crate::sys::mount::{self, MountAttr};
 use crate::sys::{self, Call};
 
@@ -57,9 +57,9 @@ pub struct Restore<'a> {
 
 /// Restores the container, or nothing.
 pub fn restore(request: &Restore<'_>) -> Result<Created> {
-    let dir = Dir::create(request.root, request.id).step("restore:state")?;
+    let (dir, file) = Dir::create(request.root, request.id).step("restore:state")?;
     let mut made = Made::default();
-    match make(request, &dir, &mut made) {
+    match make(request, (&dir, file), &mut made) {
         Ok((state, pid, pidfd)) => {
             Ok(Created { container: Container { dir, state }, pid, pidfd, notify: None, unsettled: None })
         }
@@ -70,7 +70,7 @@ pub fn restore(request: &Restore<'_>) -> Result<Created> {
     }
 }
 
-fn make(request: &Restore<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid, OwnedFd)> {
+fn make(request: &Restore<'_>, (dir, mut file): (&Dir, StateFile), made: &mut Made) -> Result<(State, Pid, OwnedFd)> {
     let version = version(request.log).step("restore:criu")?;
     let plan = request.plan;
     check_rootfs(&plan.rootfs).step("restore:plan")?;
@@ -85,7 +85,7 @@ fn make(request: &Restore<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid
         state.namespaces.add(Kind::Time);
     }
     // Before anything else is made: whoever finds this state can remove all that it names.
-    dir.save(&state).step("restore:state")?;
+    file.save(&state).step("restore:state")?;
     if request.notifies {
         notify::make_dir(dir.path()).step("restore:state")?;
     }
@@ -102,7 +102,7 @@ fn make(request: &Restore<'_>, dir: &Dir, made: &mut Made) -> Result<(State, Pid
     };
     let pid = made.process.as_ref().ok_or_else(unnamed)?.0;
     let init = Identity::of(pid).attempt(Code::SystemError, || "identify the container's process")?;
-    dir.save_init(&init).step("restore:state")?;
+    file.save_init(&init).step("restore:state")?;
     state.init = Some(init);
     // From here on it is not unmade.
     let (pid, pidfd) = made.process.take().ok_or_else(unnamed)?;

@@ -17,7 +17,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -39,42 +39,42 @@ struct Named {
     init: Identity,
 }
 
-impl Dir {
-    /// Makes the state file and keeps it, locked. False if that is another's to do: then the directory has been removed, or
-    /// is one that another has made meanwhile.
-    pub(super) fn claim(&self) -> crate::sys::Result<bool> {
+/// The state file of who makes the container, locked.
+#[derive(Debug)]
+pub struct StateFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl StateFile {
+    /// Makes the state file in a directory. `None` if that is another's to do: then the directory has been removed, or is one
+    /// that another has made meanwhile.
+    pub(super) fn claim(dir: &Dir) -> crate::sys::Result<Option<StateFile>> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::APPEND | OFlags::CLOEXEC;
-        let file = match rustix::fs::openat(&self.fd, NAME, flags, Mode::from_raw_mode(0o600)) {
-            Err(Errno::NOENT | Errno::EXIST) => return Ok(false),
+        let file = match rustix::fs::openat(&dir.fd, NAME, flags, Mode::from_raw_mode(0o600)) {
+            Err(Errno::NOENT | Errno::EXIST) => return Ok(None),
             result => result.call("openat")?,
         };
         rustix::fs::flock(&file, FlockOperation::LockExclusive).call("flock")?;
-        *self.file.borrow_mut() = Some(file.into());
-        Ok(true)
+        Ok(Some(StateFile { file: file.into(), path: dir.path.join(NAME) }))
     }
 
-    /// Adds a state to the state file.
-    pub fn save(&self, state: &State) -> Result<()> {
+    /// Adds a state.
+    pub fn save(&mut self, state: &State) -> Result<()> {
         self.append(state)
     }
 
-    /// Adds the first process of the state that was saved last.
-    pub fn save_init(&self, init: &Identity) -> Result<()> {
-        self.append(&Named { init: init.clone() })?;
-        self.file.take();
-        Ok(())
+    /// Adds the first process of the state that was saved last, and lets go of the file.
+    pub fn save_init(mut self, init: &Identity) -> Result<()> {
+        self.append(&Named { init: init.clone() })
     }
 
-    fn append(&self, line: &impl Serialize) -> Result<()> {
-        let attempted = || format!("write {}", self.path.join(NAME).display());
+    fn append(&mut self, line: &impl Serialize) -> Result<()> {
+        let attempted = || format!("write {}", self.path.display());
         let mut line = serde_json::to_vec(line)
             .map_err(|error| Fault::new(Code::StateInvalid, attempted()).cause(error.to_string()))?;
         line.push(b'\n');
-        match &mut *self.file.borrow_mut() {
-            Some(file) => file.write_all(&line).call("write"),
-            None => Err(Failure { call: "write", errno: Errno::BADF }),
-        }
-        .attempt(Code::StateInvalid, attempted)
+        self.file.write_all(&line).call("write").attempt(Code::StateInvalid, attempted)
     }
 }
 
@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn a_first_line_that_is_not_whole_is_none() {
         let root = tempfile::tempdir().unwrap();
-        let dir = Dir::create(root.path(), "c1").unwrap();
+        let (dir, _file) = Dir::create(root.path(), "c1").unwrap();
         for (text, is_there) in [("", false), ("{\"format\":1", false), ("{}\n", true), ("{}\n{", true)] {
             std::fs::write(dir.path().join(NAME), text).unwrap();
             assert_eq!(read_state(&dir).is_ok(), is_there, "{text:?}");

@@ -17,6 +17,7 @@
 
 mod file;
 mod identity;
+mod lock;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -25,7 +26,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -36,8 +37,8 @@ use crate::plan::namespaces::Namespaces;
 use crate::spec;
 use crate::sys::Call;
 
-pub use file::parse_state;
 pub(crate) use file::{Remains, read_state};
+pub use file::{StateFile, parse_state};
 pub use identity::{Identity, NamespaceIdentity};
 
 const EXEC_FIFO: &str = "exec.fifo";
@@ -110,8 +111,6 @@ pub struct Dir {
     fd: OwnedFd,
     /// Opened apart: a child that keeps a copy of a locked descriptor keeps the lock.
     lock: RefCell<Option<OwnedFd>>,
-    /// Of who makes the container: the state file, locked.
-    file: RefCell<Option<std::fs::File>>,
 }
 
 /// A container that exists.
@@ -140,8 +139,8 @@ pub fn check_id(id: &str) -> Result<()> {
 }
 
 impl Dir {
-    /// Makes the directory of a new container, locked.
-    pub fn create(root: &Path, id: &str) -> Result<Dir> {
+    /// Makes the directory of a new container and its state file, both locked.
+    pub fn create(root: &Path, id: &str) -> Result<(Dir, StateFile)> {
         check_id(id)?;
         let path = root.join(id);
         let attempted = || format!("make the state directory {}", path.display());
@@ -157,8 +156,8 @@ impl Dir {
                 }
                 result => result.call("mkdir").attempt(Code::StateInvalid, attempted)?,
             }
-            if let Some(dir) = Dir::take(&path, attempted)? {
-                return Ok(dir);
+            if let Some(made) = Dir::take(&path, attempted)? {
+                return Ok(made);
             }
         }
         Err(Fault::new(Code::StateInvalid, attempted()).cause("others remove it again and again"))
@@ -166,14 +165,14 @@ impl Dir {
 
     /// The directory that was just made, locked. Until it is claimed, it looks like one that a removal left: `None` if it
     /// was taken for that and is gone.
-    fn take(path: &Path, attempted: impl Fn() -> String) -> Result<Option<Dir>> {
+    fn take(path: &Path, attempted: impl Fn() -> String) -> Result<Option<(Dir, StateFile)>> {
         let dir = match Dir::open(path.to_owned()) {
             Err(failure) if failure.errno == Errno::NOENT => return Ok(None),
             result => result.attempt(Code::StateInvalid, &attempted)?,
         };
         dir.lock()?;
-        match dir.claim() {
-            Ok(is_own) => Ok(is_own.then_some(dir)),
+        match StateFile::claim(&dir) {
+            Ok(file) => Ok(file.map(|file| (dir, file))),
             Err(failure) => {
                 // It may be one that another has made meanwhile.
                 dir.remove_empty();
@@ -186,7 +185,7 @@ impl Dir {
     pub fn open(path: PathBuf) -> crate::sys::Result<Dir> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::open(&path, flags, Mode::empty()).call("open")?;
-        Ok(Dir { path, fd, lock: RefCell::new(None), file: RefCell::new(None) })
+        Ok(Dir { path, fd, lock: RefCell::new(None) })
     }
 
     /// The directory's path.
@@ -211,86 +210,21 @@ impl Dir {
 
     /// Reads the state of the container `id`.
     pub fn read(&self, id: &str) -> Result<State> {
-        let text = match read_state(self) {
-            Err(failure) if failure.errno == Errno::NOENT => return Err(missing(id)),
-            result => {
-                result.attempt(Code::StateInvalid, || format!("read {}", self.path.join(file::NAME).display()))?
-            }
-        };
-        parse_state(&self.path, &text)
+        self.told(id, read_state(self)).and_then(|text| parse_state(&self.path, &text))
     }
 
     /// As [`Dir::read`]; `None` while the container is made or removed.
     pub fn read_settled(&self, id: &str) -> Result<Option<State>> {
-        let text = match file::read_settled(self) {
-            Err(failure) if failure.errno == Errno::NOENT => return Err(missing(id)),
-            result => {
-                result.attempt(Code::StateInvalid, || format!("read {}", self.path.join(file::NAME).display()))?
-            }
-        };
+        let text = self.told(id, file::read_settled(self))?;
         text.map(|text| parse_state(&self.path, &text)).transpose()
     }
 
-    /// Waits until nobody else makes or removes the container, and keeps others from it until this is dropped.
-    pub fn lock(&self) -> Result<()> {
-        let attempted = || format!("lock {}", self.path.display());
-        let mut lock = self.lock.borrow_mut();
-        let file = match lock.take() {
-            Some(file) => file,
-            None => self.open_again().attempt(Code::StateInvalid, attempted)?,
-        };
-        rustix::fs::flock(&file, FlockOperation::LockExclusive).call("flock").attempt(Code::StateInvalid, attempted)?;
-        *lock = Some(file);
-        Ok(())
-    }
-
-    /// As [`Dir::lock`], when others could get at it meanwhile: whether it is still there, and none of them has removed it.
-    pub fn lock_again(&self) -> Result<bool> {
-        self.lock()?;
-        Ok(!self.is_removed())
-    }
-
-    /// Lets others at the container.
-    pub fn unlock(&self) {
-        if let Some(file) = &*self.lock.borrow() {
-            let _ = rustix::fs::flock(file, FlockOperation::Unlock);
+    /// What was read of the container `id`, or what its user is told.
+    fn told<T>(&self, id: &str, read: crate::sys::Result<T>) -> Result<T> {
+        match read {
+            Err(failure) if failure.errno == Errno::NOENT => Err(missing(id)),
+            result => result.attempt(Code::StateInvalid, || format!("read {}", self.path.join(file::NAME).display())),
         }
-    }
-
-    /// In a cloned child: gives its copy of the lock away, so that the lock ends with the parent.
-    pub fn leave_lock_to_parent(&self) {
-        self.lock.take();
-    }
-
-    /// As [`Dir::lock`], if that can be had at once.
-    pub fn try_lock(&self) -> bool {
-        let Ok(file) = self.open_again() else { return false };
-        let is_ours = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
-        *self.lock.borrow_mut() = is_ours.then_some(file);
-        is_ours
-    }
-
-    /// Whether somebody else keeps the lock.
-    pub(crate) fn is_locked(&self) -> bool {
-        if self.lock.borrow().is_some() {
-            return false;
-        }
-        // The handle is this process's alone for as long as that takes.
-        let is_locked = rustix::fs::flock(&self.fd, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK);
-        if !is_locked {
-            let _ = rustix::fs::flock(&self.fd, FlockOperation::Unlock);
-        }
-        is_locked
-    }
-
-    /// Whether it has been removed since it was opened, by another.
-    fn is_removed(&self) -> bool {
-        rustix::fs::fstat(&self.fd).is_ok_and(|stat| stat.st_nlink == 0)
-    }
-
-    fn open_again(&self) -> crate::sys::Result<OwnedFd> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::openat(&self.fd, ".", flags, Mode::empty()).call("openat")
     }
 
     /// Makes the FIFO that a created container waits at, and gives the end that it waits with.
@@ -535,7 +469,7 @@ mod tests {
     fn a_new_directory_is_made_once() {
         let root = tempfile::tempdir().unwrap();
         let root = root.path().join("deep/root");
-        let dir = Dir::create(&root, "c1").unwrap();
+        let (dir, _file) = Dir::create(&root, "c1").unwrap();
         assert_eq!(Dir::create(&root, "c1").unwrap_err().code, Code::ContainerExists);
         assert_eq!(Container::load(&root, "c1").unwrap_err().code, Code::ContainerNotFound);
         let other = Dir::open(dir.path().to_owned()).unwrap();
