@@ -85,6 +85,27 @@ fn a_created_container_can_be_deleted_and_its_id_used_again() {
 }
 
 #[test]
+fn what_is_about_to_end_can_be_deleted() {
+    let Some(mut stage) = stage() else { return };
+    if !stage.is_ours() {
+        return;
+    }
+    // A machine that has much to do may end it too early, or too late.
+    let is_awaited = |stage: &mut Stage| {
+        stage.script("sleep 0.04");
+        stage.detached();
+        let is_running = stage.status() == "running";
+        let is_deleted = stage.call(&["delete", stage.id()]).status == 0;
+        stage.call(&["delete", "--force", stage.id()]).ok();
+        is_running && is_deleted
+    };
+    assert!((0..20).any(|_| is_awaited(&mut stage)));
+    stage.script(LOOP);
+    stage.detached();
+    stage.call(&["delete", stage.id()]).fails(1, "not stopped: running");
+}
+
+#[test]
 fn delete_force_kills_and_forgets() {
     let Some(mut stage) = stage() else { return };
     stage.script("trap '' TERM; while :; do sleep 0.02; done");

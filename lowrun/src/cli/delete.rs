@@ -12,6 +12,9 @@ use crate::plan::namespaces::Kind;
 use crate::state::{self, Container, Dir, Identity, Status};
 use crate::trace::span;
 
+/// How long a running container may take to end before its deletion is refused. Whoever has seen the last word of a program
+/// deletes its container, and is used to runtimes that take some time to look.
+const END_PATIENCE: Duration = Duration::from_millis(100);
 /// How long a killed process may take to die.
 const DEATH_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -38,6 +41,9 @@ pub(super) fn delete(global: &Global, typed: &Typed) -> Result<i32> {
         }
         result => result?,
     };
+    if !force {
+        await_end(&container);
+    }
     container.dir.lock()?;
     // While this waited, another may have removed it.
     let state = match container.dir.read(id) {
@@ -45,6 +51,14 @@ pub(super) fn delete(global: &Global, typed: &Typed) -> Result<i32> {
         result => result?,
     };
     delete_locked(global, &Container { state, ..container }, force)
+}
+
+/// Holds no lock: whoever ran it may be about to remove it.
+fn await_end(container: &Container) {
+    let deadline = Instant::now() + END_PATIENCE;
+    while container.status() == Status::Running && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn delete_locked(global: &Global, container: &Container, force: bool) -> Result<i32> {
