@@ -70,7 +70,7 @@ impl<const SIDES: usize> Walk<SIDES> {
     }
 
     /// Begins at the top; the same names come in the same order, each once, if it is on any side. What is mounted in a tree
-    /// is taken for a part of it, as containerd does.
+    /// is taken for a part of it. (containerd fails there, where it binds a snapshot to look at it.)
     pub(crate) fn in_order(top: Directories<SIDES>) -> rustix::io::Result<Walk<SIDES>> {
         Walk { manner: Manner::InOrder, room: SORTED_MAX, levels: Vec::new() }.begun(top)
     }

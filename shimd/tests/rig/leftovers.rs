@@ -65,8 +65,8 @@ impl Lab {
         processes_of(self.directory.path()).into_iter().filter(|pid| *pid as u32 != own).collect()
     }
 
-    /// Removes what a failed test has left: containers with their shims, and mounts.
-    pub(super) fn sweep(&self) {
+    /// Removes what a failed test, or a failed containerd, has left: containers with their shims, and mounts.
+    pub(crate) fn sweep(&self) {
         for pid in self.strays() {
             let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
             children.split_whitespace().filter_map(|child| child.parse().ok()).chain([pid]).for_each(kill);
