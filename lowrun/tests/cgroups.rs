@@ -234,7 +234,11 @@ fn a_kill_of_the_first_process_lifts_no_limits_of_others() {
     stage.call(&["kill", stage.id(), "KILL"]).ok();
     eventually("stopped", || stage.status() == "stopped");
     for (file, limit) in &limits {
-        assert_eq!(std::fs::read_to_string(file).unwrap().trim(), *limit, "{}", file.display());
+        match std::fs::read_to_string(file) {
+            Ok(text) => assert_eq!(text.trim(), *limit, "{}", file.display()),
+            // A scope goes with its last process, and all below with it.
+            Err(error) => assert!(by_systemd(), "{}: {error}", file.display()),
+        }
     }
     stage.delete();
     stage.is_clean();
