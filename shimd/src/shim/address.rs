@@ -17,6 +17,8 @@ use crate::error::{Error, Result};
 const VERSION_MAX: i32 = 3;
 /// How long the listener of a killed process may be there when its connections have ended.
 const DYING: Duration = Duration::from_millis(500);
+/// The same where nobody waits: a machine that has much else to do takes its time to take a process apart.
+const DYING_SLOWLY: Duration = Duration::from_secs(30);
 
 /// A shim's socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,11 +72,11 @@ impl Endpoint {
     /// The same, where that one may just be dying. The kernel closes the descriptors of a killed process one after the other,
     /// often the connections before the listener: who saw a connection end can still make another, which nobody takes, and
     /// which ends with the listener.
-    async fn stays_served(&self) -> bool {
+    async fn stays_served(&self, patience: Duration) -> bool {
         let connected = self.connect().await;
         let Ok(mut connection) = connected else { return !is_gone(&connected) };
         // A shim says nothing unasked. One that lives may end a connection, too, because it has too many.
-        match tokio::time::timeout(DYING, connection.read_u8()).await {
+        match tokio::time::timeout(patience, connection.read_u8()).await {
             Ok(_) => self.is_served().await,
             Err(_) => true,
         }
@@ -88,11 +90,20 @@ impl Endpoint {
     /// Removes the socket of a shim that is gone; most have done so themselves. One that is served stays: it is of a shim
     /// that has other containers of its group, or of that one's successor.
     pub(crate) async fn remove_unserved_socket(&self) {
+        self.remove_socket_unless_served(DYING).await;
+    }
+
+    /// The same, with the patience of who keeps nobody waiting.
+    pub(crate) async fn remove_socket_in_the_end(&self) {
+        self.remove_socket_unless_served(DYING_SLOWLY).await;
+    }
+
+    async fn remove_socket_unless_served(&self, patience: Duration) {
         let Some(path) = self.path() else { return };
         let Some(seen) = socket_at(&path) else { return };
         // What came meanwhile is another file. Between the last look and the removal there is a moment left; a successor
         // that comes just then is alone with its own container, as nobody else finds its socket.
-        if !self.stays_served().await && socket_at(&path) == Some(seen) {
+        if !self.stays_served(patience).await && socket_at(&path) == Some(seen) {
             let _ = std::fs::remove_file(path);
         }
     }
@@ -172,6 +183,23 @@ mod tests {
             drop(listener);
         });
         endpoint.remove_unserved_socket().await;
+        assert!(!path.exists());
+        dying.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_socket_goes_also_where_its_shim_dies_slowly() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let endpoint = Endpoint::parse(format!("unix://{}", path.display()).as_bytes(), "r").unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let dying = std::thread::spawn(move || {
+            std::thread::sleep(2 * DYING);
+            drop(listener);
+        });
+        endpoint.remove_unserved_socket().await;
+        assert!(path.exists());
+        endpoint.remove_socket_in_the_end().await;
         assert!(!path.exists());
         dying.join().unwrap();
     }

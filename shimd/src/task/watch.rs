@@ -53,8 +53,8 @@ async fn bury(tasks: &Tasks, task: &Task) {
     publish(tasks, task, &exit);
     task.end.send_replace(End::Died(exit));
     // It may be the connection that died: then others still have the shim. Last, as that takes a while to find out. Whoever
-    // deletes the task meanwhile looks after the socket, too, before the id is free.
-    task.endpoint.remove_unserved_socket().await;
+    // deletes the task meanwhile looks after the socket, too, but not for long; one of a sandbox is the sandbox's.
+    task.endpoint.remove_socket_in_the_end().await;
 }
 
 fn kill(task: &Task) {
