@@ -222,8 +222,8 @@ fn a_kill_of_the_first_process_lifts_no_limits_of_others() {
     stage.detached();
     let mut limits = Vec::new();
     for dir in move_below(&stage) {
-        // It could be another container's, which is not killed.
-        std::fs::create_dir(dir.join("other")).unwrap();
+        // It could be another container's, which is not killed. Two controllers may be one hierarchy, seen twice.
+        std::fs::create_dir_all(dir.join("other")).unwrap();
         let _ = std::fs::write(dir.join("cgroup.subtree_control"), "+cpu");
         let files = [("cpu.cfs_quota_us", "50000"), ("cpu.max", "50000 100000"), ("freezer.state", "FROZEN")];
         let files = files.map(|(file, limit)| (dir.join("other").join(file), limit));
