@@ -141,6 +141,13 @@ fn changes_files((name, _): &Place) -> bool {
     )
 }
 
+/// A stage for lowrun alone, where its calls can be stopped.
+fn watched() -> Option<Stage> {
+    let stage = stage()?;
+    let is_watched = !stage.differs("where it stops is lowrun's") && has_strace();
+    is_watched.then_some(stage)
+}
+
 fn has_strace() -> bool {
     let is_there = Path::new("/usr/bin/strace").exists();
     if !is_there {
@@ -161,10 +168,7 @@ fn before_mounts() -> Place {
 
 #[test]
 fn a_program_does_not_enter_what_began_to_be_made_while_it_looked() {
-    let Some(mut stage) = stage() else { return };
-    if stage.differs("where it stops is lowrun's") || !has_strace() {
-        return;
-    }
+    let Some(mut stage) = watched() else { return };
     stage.script("while :; do sleep 0.05; done");
     stage.write_config();
     let exec = ["exec", stage.id(), "true"];
@@ -192,10 +196,7 @@ fn a_program_does_not_enter_what_began_to_be_made_while_it_looked() {
 
 #[test]
 fn a_program_does_not_enter_what_its_maker_left_half_made() {
-    let Some(mut stage) = stage() else { return };
-    if stage.differs("where it stops is lowrun's") || !has_strace() {
-        return;
-    }
+    let Some(mut stage) = watched() else { return };
     stage.script("while :; do sleep 0.05; done");
     for words in [["create", stage.id()].as_slice(), &["run", "--detach", stage.id()]] {
         stage.write_config();
@@ -216,10 +217,7 @@ fn a_program_does_not_enter_what_its_maker_left_half_made() {
 
 #[test]
 fn a_signal_that_comes_before_the_program_is_for_the_program() {
-    let Some(mut stage) = stage() else { return };
-    if stage.differs("where it stops is lowrun's") || !has_strace() {
-        return;
-    }
+    let Some(mut stage) = watched() else { return };
     stage.script("trap 'exit 9' TERM; while :; do sleep 0.02; done");
     stage.write_config();
     // The container side stops with one call left before it becomes the program, and there the first process of a
@@ -236,10 +234,7 @@ fn a_signal_that_comes_before_the_program_is_for_the_program() {
 
 #[test]
 fn a_deletion_takes_no_directory_away_that_is_being_made() {
-    let Some(mut stage) = stage() else { return };
-    if stage.differs("where it stops is lowrun's") || !has_strace() {
-        return;
-    }
+    let Some(mut stage) = watched() else { return };
     stage.args(&["true"]);
     stage.write_config();
     let create = ["create", stage.id()];
@@ -267,10 +262,7 @@ fn a_deletion_takes_no_directory_away_that_is_being_made() {
 
 #[test]
 fn a_deletion_frees_the_name_that_a_creation_left_at_its_beginning() {
-    let Some(mut stage) = stage() else { return };
-    if stage.differs("where it stops is lowrun's") || !has_strace() {
-        return;
-    }
+    let Some(mut stage) = watched() else { return };
     stage.args(&["true"]);
     stage.write_config();
     let create = ["create", stage.id()];
@@ -289,10 +281,7 @@ fn a_deletion_frees_the_name_that_a_creation_left_at_its_beginning() {
 
 #[test]
 fn a_deletion_frees_the_name_also_where_the_filter_was_there_already() {
-    let Some(mut stage) = stage() else { return };
-    if stage.differs("where it stops is lowrun's") || !has_strace() {
-        return;
-    }
+    let Some(mut stage) = watched() else { return };
     stage.args(&["true"]);
     stage.config["linux"]["seccomp"] = serde_json::json!({ "defaultAction": "SCMP_ACT_ALLOW" });
     stage.write_config();
@@ -321,10 +310,7 @@ fn a_deletion_frees_the_name_also_where_the_filter_was_there_already() {
 
 #[test]
 fn a_creation_that_cannot_claim_its_directory_takes_nobody_elses_away() {
-    let Some(mut stage) = stage() else { return };
-    if stage.differs("where it stops is lowrun's") || !has_strace() {
-        return;
-    }
+    let Some(mut stage) = watched() else { return };
     stage.script("while :; do sleep 0.05; done");
     let create = ["create", stage.id()];
     let making = beginning_of(&stage, &create);
@@ -342,10 +328,7 @@ fn a_creation_that_cannot_claim_its_directory_takes_nobody_elses_away() {
 
 #[test]
 fn who_finds_the_container_with_the_root_that_it_wanted_to_make_says_so() {
-    let Some(mut stage) = stage() else { return };
-    if stage.differs("where it stops is lowrun's") || !has_strace() {
-        return;
-    }
+    let Some(mut stage) = watched() else { return };
     stage.args(&["true"]);
     stage.write_config();
     let create = ["create", stage.id()];
@@ -365,10 +348,7 @@ fn who_finds_the_container_with_the_root_that_it_wanted_to_make_says_so() {
 
 #[test]
 fn a_start_waits_for_the_creation_and_starts_what_was_made() {
-    let Some(mut stage) = stage() else { return };
-    if stage.differs("where it stops is lowrun's") || !has_strace() {
-        return;
-    }
+    let Some(mut stage) = watched() else { return };
     stage.script("while :; do sleep 0.05; done");
     stage.write_config();
     let create = ["create", stage.id()];
@@ -388,10 +368,7 @@ fn a_start_waits_for_the_creation_and_starts_what_was_made() {
 
 #[test]
 fn a_kill_that_comes_late_leaves_the_next_container_its_limit() {
-    let Some(mut stage) = stage() else { return };
-    if stage.differs("where it stops is lowrun's") || !has_strace() {
-        return;
-    }
+    let Some(mut stage) = watched() else { return };
     stage.config["linux"]["resources"]["cpu"] = serde_json::json!({ "quota": 50_000, "period": 100_000 });
     stage.script("while :; do sleep 0.05; done");
     stage.detached();
