@@ -1,7 +1,8 @@
 //! shimd, the supervisor: containerd's part of the stack.
 //!
 //! ```text
-//!   api/  →  container image namespace lease   records
+//!   api/  →  container image sandbox           records: entries of a catalog
+//!            namespace lease                   records of their own
 //!            content snapshot diff             what is on disk
 //!            task                              what runs  →  shim/  →  a shim per container
 //!            event gc upkeep                   beside all of it

@@ -8,14 +8,11 @@ use prost::{Message, Name};
 
 mod protocol {
     // Not `expect`: which of them the generators give reason for changes with their versions.
-    #![allow(
-        clippy::all,
-        clippy::allow_attributes_without_reason,
-        missing_docs,
-        unreachable_pub,
-        rustdoc::all,
-        reason = "generated code"
-    )]
+    #![allow(clippy::all, reason = "generated code")]
+    #![allow(clippy::allow_attributes_without_reason, reason = "generated code")]
+    #![allow(missing_docs, reason = "generated code")]
+    #![allow(unreachable_pub, reason = "generated code")]
+    #![allow(rustdoc::all, reason = "generated code")]
     include!(concat!(env!("OUT_DIR"), "/protocol.rs"));
 }
 
