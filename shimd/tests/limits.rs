@@ -161,14 +161,20 @@ async fn more_layers_than_overlayfs_takes(asked: &mut Asked) {
     let mut client = asked.lab.snapshots().await;
     let mut parent = String::new();
     for number in 0..501 {
-        client.prepare(prepare("work", &parent)).await.unwrap();
+        for of in [SNAPSHOTTER, "native"].map(str::to_owned) {
+            let request = snapshots::PrepareSnapshotRequest { snapshotter: of.clone(), ..prepare("work", &parent) };
+            client.prepare(request).await.unwrap();
+            let request = snapshots::CommitSnapshotRequest { snapshotter: of, ..commit("work", &number.to_string()) };
+            client.commit(request).await.unwrap();
+        }
         parent = number.to_string();
-        client.commit(commit("work", &parent)).await.unwrap();
     }
     // containerd gives mounts that cannot be made.
     asked.expect_either("prepare", client.prepare(prepare("a", &parent)).await, Fine, FailedPrecondition);
     asked.expect_either("view", client.view(view("b", &parent)).await, Fine, FailedPrecondition);
     asked.expect("prepare one less", client.prepare(prepare("c", "499")).await, Fine);
+    let request = snapshots::PrepareSnapshotRequest { snapshotter: "native".to_owned(), ..prepare("d", &parent) };
+    asked.expect("prepare a copy", client.prepare(request).await, Fine);
 }
 
 async fn a_full_disk(asked: &mut Asked) {

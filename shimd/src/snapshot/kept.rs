@@ -57,6 +57,15 @@ impl Snapshotter {
     }
 
     /// Table of who stands on whom.
+    /// Most layers that can be mounted as one: overlayfs takes 500 lower directories. `None` where the last layer is the
+    /// whole.
+    pub(crate) const fn layers_max(self) -> Option<usize> {
+        match self {
+            Snapshotter::Overlayfs => Some(500),
+            Snapshotter::Native => None,
+        }
+    }
+
     pub(super) const fn children(self) -> Table {
         match self {
             Snapshotter::Overlayfs => Table::SnapshotChildren,

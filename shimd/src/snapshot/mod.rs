@@ -41,9 +41,6 @@ use crate::{layout, tree};
 pub(crate) use kept::{Snapshotter, Snapshotters};
 pub(crate) use list::Info;
 
-/// Most layers of one snapshot: overlayfs takes 500 lower directories.
-pub(crate) const LAYERS_MAX: usize = 500;
-
 /// A mount for somebody to make.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mount {
@@ -395,17 +392,15 @@ impl Snapshots {
         record.ok_or_else(|| Error::not_found("snapshot", name))
     }
 
-    /// Directories of `parent` and everything it stands on, the nearest first; none where there is no parent.
+    /// Directories of `parent` and everything that its files are in, the nearest first; none where there is no parent.
     fn layers(&self, view: &impl Access, namespace: &Namespace, parent: &str) -> Result<Vec<u64>> {
         let mut layers = Vec::new();
         let mut next = self.require_committed(view, namespace, parent)?;
         while let Some(record) = next {
             layers.push(record.directory);
-            if layers.len() > LAYERS_MAX {
-                return Err(Error::refused(
-                    format!("snapshot {parent:?}"),
-                    format!("it has more than {LAYERS_MAX} layers"),
-                ));
+            let Some(most) = self.snapshotter.layers_max() else { break };
+            if layers.len() > most {
+                return Err(Error::refused(format!("snapshot {parent:?}"), format!("it has more than {most} layers")));
             }
             next = self.require_committed(view, namespace, &record.parent)?;
         }

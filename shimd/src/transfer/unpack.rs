@@ -19,7 +19,7 @@ use crate::diff::Target;
 use crate::error::{Chain, Error, Result};
 use crate::lease::{self, Resource};
 use crate::name::{Digest, Namespace};
-use crate::snapshot::{LAYERS_MAX, Mount, Request, Snapshotter};
+use crate::snapshot::{Mount, Request, Snapshotter};
 
 /// Label of a layer: its diff id.
 pub(super) const UNCOMPRESSED: &str = "containerd.io/uncompressed";
@@ -128,9 +128,12 @@ impl Job {
             let why = format!("{} layers, but its config has {} diff ids", manifest.layers.len(), diff_ids.len());
             return Err(Error::invalid(manifest.descriptor.digest.as_str(), why));
         }
-        if diff_ids.len() > LAYERS_MAX {
+        if let Some(most) = snapshotter.layers_max().filter(|most| diff_ids.len() > *most) {
             let what = format!("image {}", manifest.descriptor.digest);
-            return Err(Error::refused(what, format!("it has more than {LAYERS_MAX} layers")));
+            return Err(Error::refused(
+                what,
+                format!("it has more than {most} layers, the most that {} takes", snapshotter.name()),
+            ));
         }
         let mut parent = String::new();
         for (descriptor, diff_id) in manifest.layers.iter().zip(&diff_ids) {
