@@ -46,9 +46,6 @@ impl Entry for Container {
         if self.runtime.is_empty() {
             return missing("runtime.name");
         }
-        if self.spec.is_none() {
-            return missing("spec");
-        }
         if self.snapshotter.is_empty() && !self.snapshot_key.is_empty() {
             return missing("snapshotter");
         }
@@ -66,8 +63,8 @@ impl Entry for Container {
             Path::Field("spec") => self.spec.clone_from(&wanted.spec),
             Path::Field("extensions") => self.extensions.clone_from(&wanted.extensions),
             Path::Field("image") => self.image.clone_from(&wanted.image),
-            // containerd's clients write it without the underscore.
-            Path::Field("snapshot_key" | "snapshotkey") => self.snapshot_key.clone_from(&wanted.snapshot_key),
+            // As in containerd, whose masks name it as Go does.
+            Path::Field("snapshotkey") => self.snapshot_key.clone_from(&wanted.snapshot_key),
             Path::Field(field) => return Err(mask::immutable("container", field)),
         }
         Ok(())
@@ -81,7 +78,7 @@ impl Entry for Container {
         if self.runtime != wanted.runtime {
             return Err(mask::immutable("container", "runtime.name"));
         }
-        let fields = ["labels", "spec", "extensions", "image", "snapshot_key"];
+        let fields = ["labels", "spec", "extensions", "image", "snapshotkey"];
         fields.into_iter().try_for_each(|field| self.replace(wanted, Path::Field(field)))
     }
 }

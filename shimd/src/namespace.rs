@@ -90,6 +90,10 @@ impl Namespaces {
         let entry = key(&[name.as_str()]);
         self.store.write(Durability::Process, |writer| {
             let mut record: Record = writer.get(&entry)?.unwrap_or_default();
+            // A mask of all labels is an empty one, as in containerd.
+            if let Some(path) = paths.iter().find(|path| path.as_str() == "labels") {
+                return Err(mask::immutable("namespace", path));
+            }
             mask::update_labels("namespace", &mut record.labels, labels, paths)?;
             writer.put(&entry, &record)?;
             Ok(record.labels)

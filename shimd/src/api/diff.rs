@@ -1,5 +1,7 @@
 //! The diff service.
 
+use std::path::Path;
+
 use proto_containerd::services::diff as wire;
 use proto_containerd::services::diff::diff_server::Diff;
 use tonic::{Request, Response, Status};
@@ -15,6 +17,7 @@ use crate::diff::store::pack_to;
 use crate::diff::{PLAIN_LAYER, Target, run_blocking};
 use crate::error::{Error, Result as OurResult};
 use crate::name::Digest;
+use crate::snapshot::Mount;
 use crate::transfer::is_layer;
 
 const STEP: &str = "pull";
@@ -40,7 +43,9 @@ impl Diff for Api {
 /// Packs a layer straight into the content store.
 async fn make(daemon: &Api, scope: Scope, request: wire::DiffRequest) -> OurResult<wire::DiffResponse> {
     let (packing, media_type) = Packing::of(&request.media_type)?;
-    let changes = Changes::between(&mounts(request.left), &mounts(request.right))?;
+    let nothing = daemon.checkpoints.prepare()?;
+    let [left, right] = [request.left, request.right].map(|side| or_empty(mounts(side), &nothing.path));
+    let changes = Changes::between(&left, &right)?;
     let reference = if request.r#ref.is_empty() { format!("diff-{}", changes.now.display()) } else { request.r#ref };
     let opening = Opening {
         namespace: scope.namespace.clone(),
@@ -61,12 +66,21 @@ async fn make(daemon: &Api, scope: Scope, request: wire::DiffRequest) -> OurResu
     Ok(wire::DiffResponse { diff: Some(descriptor(media_type, &digest, size)) })
 }
 
+/// Where nothing is mounted there is nothing.
+fn or_empty(mounts: Vec<Mount>, empty: &Path) -> Vec<Mount> {
+    if !mounts.is_empty() {
+        return mounts;
+    }
+    vec![Mount { kind: "bind".to_owned(), source: empty.display().to_string(), options: vec!["ro".to_owned()] }]
+}
+
 async fn apply(daemon: &Daemon, scope: Scope, request: wire::ApplyRequest) -> OurResult<wire::ApplyResponse> {
     let diff = required(request.diff, "diff")?;
-    check_layer(&diff.media_type)?;
-    let digest = Digest::parse(&diff.digest)?;
-    let target = Target::from_mounts(&mounts(request.mounts))?;
+    // Whatever else is wrong: who is told that the content is not there brings it.
+    let digest = Digest::parse(&diff.digest).map_err(|_| Error::not_found("content", diff.digest))?;
     let (blob, _) = daemon.content.blob(&scope.namespace, &digest)?;
+    check_layer(&diff.media_type)?;
+    let target = Target::from_mounts(&mounts(request.mounts))?;
     let applied = daemon.differ.apply(&digest, blob, target.clone()).await?;
     if request.sync_fs {
         run_blocking(move || sync(&target)).await?;

@@ -66,7 +66,8 @@ fn to_wire(envelope: &Envelope) -> WireEnvelope {
 
 fn from_wire(wire: WireEnvelope) -> OurResult<Envelope> {
     Ok(Envelope {
-        timestamp: required(wire.timestamp, "timestamp")?,
+        // containerd 2.x takes none for the beginning of time.
+        timestamp: wire.timestamp.unwrap_or_default(),
         namespace: wire.namespace,
         topic: wire.topic,
         event: required(wire.event, "event")?,

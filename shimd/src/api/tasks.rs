@@ -47,7 +47,9 @@ impl Tasks for Api {
         let id = request.container_id.clone();
         let span = crate::span!("create", "supervisor", id);
         let creation = creation(self, scope, request).or_status("create")?;
-        let pid = self.tasks.create(creation).instrument(span).await.or_status("create")?;
+        let created = self.tasks.create(creation).instrument(span).await;
+        let failure = created.as_ref().err().map_or("", failure_of_containerd);
+        let pid = created.or_status("create").map_err(|status| beginning_with(failure, &status))?;
         Ok(Response::new(wire::CreateTaskResponse { container_id: id, pid }))
     }
 
@@ -225,6 +227,22 @@ impl Tasks for Api {
         }
         Ok(response)
     }
+}
+
+/// How containerd's words for what went wrong at a creation begin. Clients and scripts look for them.
+fn failure_of_containerd(error: &Error) -> &'static str {
+    match error {
+        Error::Shim(_) | Error::ShimDied { .. } => "failed to create shim task: ",
+        Error::ShimStart { .. } => "failed to start shim: ",
+        _ => "",
+    }
+}
+
+/// The same status, whose text begins so; the fault in its details stays as it is.
+fn beginning_with(beginning: &str, status: &Status) -> Status {
+    let message = format!("{beginning}{}", status.message());
+    let details = status.details().to_vec().into();
+    Status::with_details_and_metadata(status.code(), message, details, status.metadata().clone())
 }
 
 /// The task that a request names.

@@ -63,6 +63,9 @@ impl Tasks {
     async fn create_whole(self: &Arc<Self>, creation: Creation) -> Result<u32> {
         let container: Container =
             self.store.read()?.require(&key(&[creation.namespace.as_str(), &creation.id]), &creation.id)?;
+        if container.spec.is_none() {
+            return Err(Error::invalid(format!("container {:?}", creation.id), "it has no spec to run"));
+        }
         let claim = self.claim(&creation.namespace, &creation.id).await?;
         let sandbox = self.sandboxes.shim_for(&creation.namespace, &container.sandbox)?;
         // As for the name of a sandbox that is somebody else's.

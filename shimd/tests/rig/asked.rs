@@ -22,10 +22,27 @@ macro_rules! on_both {
 #[allow(unused_imports, reason = "each test file uses a part of the rig")]
 pub(crate) use on_both;
 
+/// The same of a containerd 2.x.
+#[allow(unused_macros, reason = "each test file uses a part of the rig")]
+macro_rules! on_newer {
+    ($($name:ident)*) => {
+        mod of_containerd { $(#[tokio::test] async fn $name() {
+            let Some(lab) = $crate::rig::Lab::start_theirs_with_lease().await else { return };
+            $crate::rig::asked::ask(lab, true, async |asked| super::$name(asked).await).await;
+        })* }
+        mod of_shimd { $(#[tokio::test] async fn $name() {
+            let lab = $crate::rig::Lab::start_with_lease().await;
+            $crate::rig::asked::ask(lab, false, async |asked| super::$name(asked).await).await;
+        })* }
+    };
+}
+#[allow(unused_imports, reason = "each test file uses a part of the rig")]
+pub(crate) use on_newer;
+
 /// A supervisor, and the answers that were others than expected.
 pub(crate) struct Asked {
     pub(crate) lab: Lab,
-    is_theirs: bool,
+    pub(crate) is_theirs: bool,
     wrong: Vec<String>,
 }
 
