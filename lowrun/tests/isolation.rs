@@ -48,6 +48,22 @@ fn ambient_capabilities_reach_another_user() {
 }
 
 #[test]
+fn an_ambient_set_without_an_inheritable_one_is_passed_over_in_silence() {
+    let Some(mut stage) = stage() else { return };
+    let set = ["CAP_KILL", "CAP_CHOWN"];
+    let sections = |inheritable: &[&str]| json!({ "bounding": set, "effective": set, "permitted": set, "inheritable": inheritable, "ambient": set });
+    stage.args(&["grep", "CapAmb", "/proc/self/status"]);
+    stage.config["process"]["capabilities"] = sections(&["CAP_KILL"]);
+    let warned = stage.run().ok();
+    assert_eq!(warned.out, "CapAmb:\t0000000000000020\n");
+    assert!(warned.err.contains("can't raise ambient capability CAP_CHOWN: "), "{}", warned.err);
+    // As Buildah 1.28 asks for it with every step of a build.
+    stage.config["process"]["capabilities"] = sections(&[]);
+    let silent = stage.run().ok();
+    assert_eq!((silent.out.as_str(), silent.err.as_str()), ("CapAmb:\t0000000000000000\n", ""));
+}
+
+#[test]
 fn exec_has_no_more_privilege_than_the_container() {
     let Some(mut stage) = stage() else { return };
     stage.config["process"]["capabilities"] = json!({});

@@ -28,7 +28,7 @@ fn runs_in_a_working_container(p: &Daemonless) {
     };
     let out = run(&[], "cat; echo err >&2; exit 7").input(b"in\xff").output().code(7);
     assert_eq!(out.stdout, b"in\xff");
-    assert!(out.errors().contains("err\n"), "{}", out.errors());
+    assert!(out.errors().contains("err\n") && !out.errors().contains("warning"), "{}", out.errors());
     let flags = ["--user", "33:44", "--workingdir", "/tmp", "--env", "A=1", "--hostname", "tower"];
     let script = "id -u; id -g; pwd; echo $A; hostname; ls /sys/class/net";
     assert_eq!(run(&flags, script).output().ok().text(), "33\n44\n/tmp\n1\ntower\nlo");

@@ -358,12 +358,21 @@ fn set_capabilities(wanted: &Capabilities, log: &Log) -> Result<()> {
         }
         _ => {}
     }
+    raise_ambient(wanted, log);
+    Ok(())
+}
+
+/// What is not inheritable cannot be ambient (capabilities(7)), which runc warns of. Where nothing is inheritable, the ambient set
+/// is nobody's wish: Buildah before 1.29 fills it by habit, and made for a runc that said nothing, shows each warning to its user.
+fn raise_ambient(wanted: &Capabilities, log: &Log) {
     for number in numbers(wanted.ambient) {
-        if let Err(failure) = caps::ambient_raise(number) {
-            log.warn(&format!("can't raise ambient capability {}: {failure}", NAMES[number as usize]));
+        let Err(failure) = caps::ambient_raise(number) else { continue };
+        let message = format!("can't raise ambient capability {}: {failure}", NAMES[number as usize]);
+        match wanted.inheritable {
+            0 => log.debug(&message),
+            _ => log.warn(&message),
         }
     }
-    Ok(())
 }
 
 /// Stdio belongs to the program's user, so that `/dev/stdout` can be opened again; what cannot be given away stays.
