@@ -35,7 +35,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::event::PollFlags;
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -217,6 +217,15 @@ impl InitEnd {
     /// Whether [`InitEnd::outlive`] has succeeded.
     pub fn is_outlived(&self) -> bool {
         self.last.is_armed()
+    }
+
+    /// Whether the host side is gone.
+    pub fn is_abandoned(&self) -> bool {
+        let socket = self.socket.borrow();
+        let Some(socket) = &*socket else { return true };
+        let mut polled = [PollFd::new(socket, PollFlags::empty())];
+        let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+        matches!(rustix::event::poll(&mut polled, Some(&now)), Ok(1..)) && polled[0].revents().contains(PollFlags::HUP)
     }
 
     /// The descriptor, unless it is closed.

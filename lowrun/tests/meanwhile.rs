@@ -90,14 +90,42 @@ fn send(pid: i32, signal: Signal) {
 
 /// The system calls of lowrun's own process in an undisturbed call, with the line of each.
 fn calls_of(stage: &Stage, words: &[&str]) -> Vec<(Place, String)> {
+    number(traced(stage, &[], words).lines())
+}
+
+/// As [`calls_of`], of the container side, which does what is traced only.
+fn calls_of_container_side(stage: &Stage, words: &[&str]) -> Vec<(Place, String)> {
+    let trace = traced(stage, &["-f"], words);
+    let ready = trace.lines().find(|line| line.contains("\"\\\"Ready")).unwrap();
+    let pid = ready.split_once(' ').unwrap().0;
+    number(trace.lines().filter_map(|line| line.strip_prefix(pid)).map(str::trim_start))
+}
+
+/// What strace writes of an undisturbed call.
+fn traced(stage: &Stage, options: &[&str], words: &[&str]) -> String {
     let trace = stage.dir.path().join("trace");
+    let _ = std::fs::remove_file(&trace);
     let mut command = Command::new("strace");
-    command.arg("-o").arg(&trace).arg(stage.command().get_program()).arg("--root").arg(stage.root());
+    command.args(options).arg("-o").arg(&trace).arg(stage.command().get_program()).arg("--root").arg(stage.root());
     command.args(words).current_dir(stage.bundle());
-    stage.finish(command).ok();
+    command.stdin(Stdio::null());
+    let (begun, mut strace) = (std::time::Instant::now(), command.spawn().unwrap());
+    let is_whole = || std::fs::read_to_string(&trace).is_ok_and(|text| text.contains("+++ exited with"));
+    while !is_whole() {
+        assert!(begun.elapsed() < stage::PATIENCE, "{words:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // It would wait for the container, too.
+    send(strace.id().cast_signed(), Signal::KILL);
+    strace.wait().unwrap();
+    std::fs::read_to_string(&trace).unwrap()
+}
+
+/// Each call of a trace, and which of its name it is.
+fn number<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<(Place, String)> {
     let mut counts = std::collections::BTreeMap::new();
     let mut calls = Vec::new();
-    for line in std::fs::read_to_string(&trace).unwrap().lines() {
+    for line in lines {
         let Some((name, _)) = line.split_once('(').filter(|_| line.starts_with(|c: char| c.is_ascii_lowercase()))
         else {
             continue;
@@ -211,6 +239,67 @@ fn a_program_does_not_enter_what_its_maker_left_half_made() {
         eventually("it ends", || stage.status() == "stopped");
         stage.call(&["exec", stage.id(), "true"]).fails(255, "stopped");
         stage.delete();
+        stage.is_clean();
+    }
+}
+
+/// The last calls of the container side before it waits for `start`: after each of them its maker is killed.
+#[test]
+fn what_its_maker_left_is_started_whole_or_not_at_all() {
+    let Some(mut stage) = watched() else { return };
+    stage.script("while :; do sleep 0.05; done");
+    stage.write_config();
+    let create = ["create", stage.id()];
+    let mut last = between(&calls_of_container_side(&stage, &create), "close_range(", "Ready");
+    // After that one its maker is done.
+    last.pop();
+    let middle = 1..last.len().saturating_sub(10);
+    last.drain(middle);
+    stage.delete();
+    let started: Vec<bool> = last.iter().map(|place| is_started_half_made(&stage, place)).collect();
+    // Not before it is whole, and then always.
+    assert!(!started[0] && started.is_sorted() && started[started.len() - 1], "{last:?}: {started:?}");
+}
+
+/// Whether `start` succeeds on what waits at a place when its maker is killed. Then it becomes the program.
+fn is_started_half_made(stage: &Stage, place: &Place) -> bool {
+    let creation = Slow::begin(stage, std::slice::from_ref(place), &["create", stage.id()]);
+    eventually("the container side stops", || {
+        // Its maker may do such a call, too.
+        send(creation.pid(), Signal::CONT);
+        creation.stopped().into_iter().any(|pid| pid != creation.pid())
+    });
+    send(creation.pid(), Signal::KILL);
+    eventually("its maker is gone", || !Path::new(&format!("/proc/{}", creation.pid())).exists());
+    let is_whole = stage.status() == "created";
+    let start = stage.call(&["start", stage.id()]);
+    let is_started = start.status == 0;
+    if !is_started {
+        start.fails(1, "in the creating state");
+    }
+    assert_eq!(is_started, is_whole, "{place:?}");
+    assert_eq!(creation.end(), -1);
+    eventually("it is done", || matches!(stage.status().as_str(), "running" | "stopped"));
+    // What is not whole ends by itself.
+    let status = if is_started { "running" } else { "stopped" };
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(stage.status(), status, "{place:?}");
+    stage.delete();
+    stage.is_clean();
+    is_started
+}
+
+#[test]
+fn what_its_maker_left_half_made_is_removed() {
+    let Some(mut stage) = watched() else { return };
+    stage.args(&["true"]);
+    stage.write_config();
+    for words in [["delete", stage.id()].as_slice(), &["delete", "--force", stage.id()]] {
+        let creation = Slow::begin(&stage, &[("capset".to_owned(), 1)], &["create", stage.id()]);
+        send(creation.pid(), Signal::KILL);
+        eventually("its maker is gone", || !Path::new(&format!("/proc/{}", creation.pid())).exists());
+        assert_eq!(stage.status(), "creating");
+        stage.call(words).ok();
         stage.is_clean();
     }
 }

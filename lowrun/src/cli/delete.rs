@@ -65,7 +65,8 @@ fn delete_locked(global: &Global, container: &Container, force: bool) -> Result<
     let id = &container.state.id;
     match container.status() {
         Status::Stopped if !force => {}
-        Status::Created | Status::Stopped => kill(container)?,
+        // What is half made under this lock will never be made: its maker was killed.
+        Status::Created | Status::Creating | Status::Stopped => kill(container)?,
         _ if force => kill(container)?,
         status => {
             return Err(Fault::new(Code::ContainerRunning, format!("delete container {id}"))

@@ -21,7 +21,7 @@ pub mod terminal;
 pub mod wait;
 
 use std::cell::Cell;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
@@ -196,7 +196,7 @@ fn make(request: Request<'_>, (dir, mut file): (&Dir, StateFile), made: &mut Mad
         notify::make_dir(dir.path()).step("create:state")?;
         made.notify = if runs { notify::bind(dir.path()).step("create:state")? } else { None };
     }
-    let setup = prepare(request, dir, &state, (filter, joins), tolerant)?;
+    let setup = prepare(request, (dir, file.number()), &state, (filter, joins), tolerant)?;
     (made.cgroup, made.only_permitted) = (Some(state.cgroup.clone()), false);
     made.rdt.clone_from(&state.rdt);
     made.shared_rootfs = (!plan.namespaces.is_new(Kind::Mount)).then(|| Box::new(state.clone()));
@@ -267,7 +267,7 @@ fn identify_mounts(joins: &[(Kind, OwnedFd)]) -> Result<Option<NamespaceIdentity
 /// Opens and decides all that the container side will need.
 fn prepare<'a>(
     request: Request<'a>,
-    dir: &'a Dir,
+    (dir, state_file): (&'a Dir, RawFd),
     state: &'a State,
     (filter, joins): (Option<Filter>, Vec<(Kind, OwnedFd)>),
     tolerant: bool,
@@ -289,6 +289,7 @@ fn prepare<'a>(
         program: Cell::new(request.program),
         console: request.console,
         pidfd_socket: request.pidfd_socket,
+        state_file,
         fifo: if request.runs { None } else { Some(dir.create_fifo().step("create:state")?) },
         filter,
         extra_fds: request.extra_fds,

@@ -18,7 +18,7 @@ mod sources;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use rustix::io::Errno;
@@ -66,6 +66,8 @@ pub struct Setup<'a> {
     pub console: Option<OwnedFd>,
     /// Where a pidfd of the first process goes.
     pub pidfd_socket: Option<OwnedFd>,
+    /// The container's state file, which the container side keeps locked until the container is whole.
+    pub state_file: RawFd,
     /// What a created container waits at; `run` has none.
     pub fifo: Option<OwnedFd>,
     pub filter: Option<Filter>,

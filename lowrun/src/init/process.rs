@@ -86,7 +86,7 @@ fn take_last_steps(program: &Program<'_>) -> Result<std::convert::Infallible> {
         span("seccomp", || install_filter(program, filter)).step("create:seccomp")?;
     }
     trace::flush(program.log);
-    program.channel.send(&FromInit::Ready)?;
+    tell_ready(program)?;
     if let Some(setup) = program.first {
         wait_for_start(program, setup).step("start")?;
         run_start_hooks(setup, &environment).step("start:hooks")?;
@@ -98,13 +98,34 @@ fn take_last_steps(program: &Program<'_>) -> Result<std::convert::Infallible> {
     Err(exec_fault(&process.args[0], failure).at("start:exec"))
 }
 
+/// Lets go of the state file, and tells the host side that it is done.
+///
+/// From the former on the container may be started, so nothing after it may depend on the host side. Killed before that,
+/// the host side takes the container with it; killed after it, it leaves a container that is whole.
+fn tell_ready(program: &Program<'_>) -> Result<()> {
+    let channel = program.channel;
+    let waits = program.first.is_some_and(|setup| setup.fifo.is_some());
+    if waits && channel.is_abandoned() {
+        return Err(Fault::new(Code::SystemError, "tell the host side that all is ready").cause("it is gone"));
+    }
+    if let Some(setup) = program.first {
+        kernel::close(setup.state_file);
+    }
+    match channel.send(&FromInit::Ready) {
+        Err(_) if waits && channel.is_abandoned() => Ok(()),
+        result => result,
+    }
+}
+
 /// Closes what the program does not get, but for what the last steps need.
 ///
 /// Not left to `execve(2)`: there the process is for a moment one that root of its user namespace may trace, because it
 /// has the new program's memory, and still has the old one's descriptors (seen on Linux 6.1).
 fn close_rest(program: &Program<'_>) -> Result<()> {
     let fifo = program.first.and_then(|setup| setup.fifo.as_ref()).map(AsRawFd::as_raw_fd);
-    let kept = [Some(program.proc.as_raw_fd()), fifo, program.log.descriptor(), program.channel.descriptor()];
+    let state_file = program.first.map(|setup| setup.state_file);
+    let kept =
+        [Some(program.proc.as_raw_fd()), fifo, state_file, program.log.descriptor(), program.channel.descriptor()];
     kernel::close_from(3 + program.extra_fds, &kept, || descriptors(program.proc))
         .attempt(Code::SystemError, || "close descriptors")
 }

@@ -8,15 +8,16 @@
 //! The last whole state counts, with the process that is named behind it. A first line that is not whole yet, or never
 //! will be, is none: nothing has been made then.
 //!
-//! Who makes the file makes the container. The file is locked from then on until the container's root is finished: the host
-//! side lets go of it when the process is named, the container side with all else that the program does not get. So a
-//! process that is named behind a lock may not be entered, whatever has become of the host side.
+//! Who makes the file makes the container. The file is locked from then on until the container is whole: the host side lets
+//! go of it when the process is named, the container side when nothing is left that it needs the host side for. So a process
+//! that is named behind a lock may be neither entered nor started, whatever has become of the host side.
 //!
 //! A second file that is renamed over the first would do too, but costs an inode more: on ext4 that is a search which passes
 //! over all that were freed within the last seconds, and a write-back that the removal waits for.
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -59,6 +60,11 @@ impl StateFile {
         Ok(Some(StateFile { file: file.into(), path: dir.path.join(NAME) }))
     }
 
+    /// The descriptor, as the container side knows it: by its copy the file stays locked until that is closed.
+    pub fn number(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
     /// Adds a state.
     pub fn save(&mut self, state: &State) -> Result<()> {
         self.append(state)
@@ -88,17 +94,29 @@ pub(crate) fn read_state(dir: &Dir) -> crate::sys::Result<Vec<u8>> {
 /// The locks are looked at after the text was read: who wrote it had them then, and who has let go of them is done.
 pub(super) fn read_settled(dir: &Dir) -> crate::sys::Result<Option<Vec<u8>>> {
     let read = read(dir);
-    // The file is this process's alone: closed, it is unlocked.
-    let is_locked = |file| rustix::fs::flock(file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK);
     if read.as_ref().is_ok_and(|(_, file)| is_locked(file)) || dir.is_locked() {
         return Ok(None);
     }
     read.map(|(text, _)| Some(text))
 }
 
+/// Whether the container side is at work still.
+pub(super) fn is_half_made(dir: &Dir) -> bool {
+    open(dir).is_ok_and(|file| is_locked(&file))
+}
+
+/// The file is this process's alone: closed, it is unlocked.
+fn is_locked(file: &File) -> bool {
+    rustix::fs::flock(file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
+}
+
+fn open(dir: &Dir) -> crate::sys::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::openat(&dir.fd, NAME, flags, Mode::empty()).call("openat").map(File::from)
+}
+
 fn read(dir: &Dir) -> crate::sys::Result<(Vec<u8>, File)> {
-    let file = rustix::fs::openat(&dir.fd, NAME, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).call("openat")?;
-    let (mut text, mut file) = (Vec::with_capacity(4096), File::from(file));
+    let (mut text, mut file) = (Vec::with_capacity(4096), open(dir)?);
     file.read_to_end(&mut text).call("read")?;
     if text.contains(&b'\n') { Ok((text, file)) } else { Err(Failure { call: "read", errno: Errno::NOENT }) }
 }

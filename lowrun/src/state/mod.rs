@@ -7,11 +7,11 @@
 //! ```
 //!
 //! ```text
-//! creating --process known--> created --start--> running <--pause, resume--> paused
-//!     \_________________________\_________________/______ process gone _____> stopped
+//! creating --container whole--> created --start--> running <--pause, resume--> paused
+//!     \___________________________\_________________/______ process gone _____> stopped
 //! ```
 //!
-//! The status is never stored: it follows from the process, the FIFO and the freezer, so it is true after any crash.
+//! The status is never stored: it follows from the process, the FIFO, the locks and the freezer, so it is true after any crash.
 //! The directory is locked (`flock`) while a container is made or removed. Until who makes it has made the state file, too, it
 //! may be taken for what a removal left, and go; then it is made again.
 
@@ -327,8 +327,9 @@ impl Container {
         // Asked first, as by runc: also a container that waits for `start` can be paused.
         match self.state.cgroup.is_frozen() {
             true => Status::Paused,
-            false if self.dir.has_fifo() => Status::Created,
-            false => Status::Running,
+            false if !self.dir.has_fifo() => Status::Running,
+            false if file::is_half_made(&self.dir) => Status::Creating,
+            false => Status::Created,
         }
     }
 
