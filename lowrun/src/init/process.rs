@@ -19,7 +19,7 @@ use crate::fault::{Attempt, Code, Fault, Result, Step};
 use crate::log::Log;
 use crate::path::{descriptors, write_in_proc};
 use crate::plan::MemoryPolicy;
-use crate::plan::capabilities::{Capabilities, NAMES, numbers};
+use crate::plan::capabilities::{Capabilities, NAMES, names, numbers};
 use crate::plan::process::{ProcessPlan, Rlimit};
 use crate::state::{Status, hook_state};
 use crate::sys::caps::{self, Sets};
@@ -367,12 +367,17 @@ fn set_capabilities(wanted: &Capabilities, log: &Log) -> Result<()> {
     let have = caps::capget().attempt(Code::SystemError, attempted)?.permitted;
     let missing = wanted.permitted & !have;
     if missing != 0 {
-        let names: Vec<&str> = numbers(missing).filter_map(|number| NAMES.get(number as usize).copied()).collect();
-        log.warn(&format!("ignoring unknown or unavailable capabilities: [{}]", names.join(" ")));
+        log.warn(&format!("ignoring unknown or unavailable capabilities: [{}]", names(missing)));
     }
     let permitted = wanted.permitted & have;
     let sets = Sets { permitted, effective: wanted.effective & permitted, inheritable: wanted.inheritable };
-    caps::capset(sets).attempt(Code::SystemError, attempted)?;
+    let unbound = wanted.inheritable & !wanted.bounding;
+    caps::capset(sets).map_err(|failure| match failure.errno {
+        // Allowed to who had it in that set before.
+        Errno::PERM if unbound != 0 => Fault::new(Code::SpecInvalid, "process.capabilities.inheritable")
+            .cause(format!("not in process.capabilities.bounding: {}", names(unbound))),
+        _ => Fault::of(Code::SystemError, attempted(), failure),
+    })?;
     match caps::ambient_clear() {
         Err(failure) if failure.errno != Errno::INVAL => {
             return Err(Fault::of(Code::SystemError, attempted(), failure));

@@ -93,6 +93,12 @@ pub fn numbers(mask: u64) -> impl Iterator<Item = u32> {
     (0..64).filter(move |number| mask >> number & 1 == 1)
 }
 
+/// The names of a mask.
+pub fn names(mask: u64) -> String {
+    let names: Vec<&str> = numbers(mask).filter_map(|number| NAMES.get(number as usize).copied()).collect();
+    names.join(" ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::fault::{Code, Fault, Result};
-use crate::plan::capabilities::Capabilities;
+use crate::plan::capabilities::{Capabilities, names};
 use crate::spec;
 use crate::sys::process::SchedAttr;
 
@@ -98,6 +98,16 @@ const SCHED_FLAGS: [(&str, u64); 7] = [
     ("SCHED_FLAG_UTIL_CLAMP_MAX", 0x40),
 ];
 
+/// The kernel knows no such process; without this check its words, which runc tells, would name no field.
+fn check_effective(capabilities: &Capabilities) -> Result<()> {
+    let refused = capabilities.effective & !capabilities.permitted;
+    if refused == 0 {
+        return Ok(());
+    }
+    Err(Fault::new(Code::SpecInvalid, "process.capabilities.effective")
+        .cause(format!("not in process.capabilities.permitted: {}", names(refused))))
+}
+
 /// Id that means "no change" to the kernel: never a user.
 const INVALID_ID: u32 = u32::MAX;
 
@@ -107,6 +117,7 @@ impl ProcessPlan {
         check_required(section)?;
         let (env, wants_home) = environment(&section.env)?;
         let (capabilities, unknown) = Capabilities::parse(section.capabilities.as_ref());
+        check_effective(&capabilities)?;
         let mut warnings = Vec::new();
         if !unknown.is_empty() {
             warnings.push(format!("ignoring unknown or unavailable capabilities: [{}]", unknown.join(" ")));
@@ -320,6 +331,21 @@ mod tests {
         let mut section = section();
         section.user.uid = u32::MAX;
         assert_eq!(ProcessPlan::parse(&section).unwrap_err().code, Code::UserInvalid);
+    }
+
+    #[test]
+    fn what_is_effective_is_permitted() {
+        let parsed = |effective: &[&str], permitted: &[&str]| {
+            let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+            let (effective, permitted) = (names(effective), names(permitted));
+            let sets = spec::Capabilities { effective, permitted, ..spec::Capabilities::default() };
+            ProcessPlan::parse(&spec::Process { capabilities: Some(sets), ..section() })
+        };
+        assert!(parsed(&["CAP_KILL"], &["CAP_CHOWN", "CAP_KILL"]).is_ok());
+        assert!(parsed(&["CAP_KILL", "CAP_MOON"], &["CAP_KILL"]).is_ok(), "an unknown one is warned of");
+        let fault = parsed(&["CAP_KILL", "CAP_CHOWN"], &["CAP_KILL"]).unwrap_err();
+        let told = "process.capabilities.effective: not in process.capabilities.permitted: CAP_CHOWN";
+        assert!(fault.one_line().ends_with(told), "{}", fault.one_line());
     }
 
     #[test]

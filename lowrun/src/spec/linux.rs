@@ -99,7 +99,9 @@ pub struct Personality {
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 #[serde(default)]
 pub struct TimeOffset {
+    #[serde(deserialize_with = "nullable")]
     pub secs: i64,
+    #[serde(deserialize_with = "nullable")]
     pub nanosecs: u32,
 }
 
@@ -251,6 +253,15 @@ pub struct Memory {
     pub disable_oom_killer: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub check_before_update: Option<bool>,
+    /// Without an effect, as on runc: no kernel has a limit of its own memory any more.
+    #[serde(skip_serializing)]
+    pub kernel: Option<i64>,
+    /// As `kernel`.
+    #[serde(rename = "kernelTCP", skip_serializing)]
+    pub kernel_tcp: Option<i64>,
+    /// Without an effect, as on runc.
+    #[serde(skip_serializing)]
+    pub use_hierarchy: Option<bool>,
 }
 
 /// Shares, quota and period in microseconds, CPU lists.
@@ -309,7 +320,9 @@ pub struct BlockIo {
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct WeightDevice {
+    #[serde(deserialize_with = "nullable")]
     pub major: i64,
+    #[serde(deserialize_with = "nullable")]
     pub minor: i64,
     pub weight: Option<u16>,
     pub leaf_weight: Option<u16>,
@@ -319,8 +332,11 @@ pub struct WeightDevice {
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default)]
 pub struct ThrottleDevice {
+    #[serde(deserialize_with = "nullable")]
     pub major: i64,
+    #[serde(deserialize_with = "nullable")]
     pub minor: i64,
+    #[serde(deserialize_with = "nullable")]
     pub rate: u64,
 }
 
@@ -330,6 +346,7 @@ pub struct ThrottleDevice {
 pub struct HugepageLimit {
     #[serde(deserialize_with = "nullable")]
     pub page_size: String,
+    #[serde(deserialize_with = "nullable")]
     pub limit: u64,
 }
 
@@ -347,7 +364,9 @@ pub struct NetworkClass {
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default)]
 pub struct InterfacePriority {
+    #[serde(deserialize_with = "nullable")]
     pub name: String,
+    #[serde(deserialize_with = "nullable")]
     pub priority: u32,
 }
 

@@ -1,10 +1,12 @@
 //! config.json as lowrun reads it: the fields of runtime-spec 1.3 that a runtime for Linux acts upon.
 //!
 //! As lenient as runc: unknown fields are ignored, every field may be missing or null, and what a missing field means
-//! is decided in `plan`, not here. Nothing is validated beyond the JSON types. The seccomp section stays raw text: its
+//! is decided in `plan`, not here. Nothing is validated beyond the JSON types; those are, also of fields without an effect,
+//! because runc refuses there what is of another type. The seccomp section stays raw text: its
 //! bytes are the key of the filter cache, and on a hit nobody reads it.
 
 pub mod any_case;
+mod foreign;
 mod joined;
 mod linux;
 mod place;
@@ -48,6 +50,16 @@ pub struct Spec {
     #[serde(deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
     pub linux: Option<Box<Linux>>,
+    #[serde(deserialize_with = "foreign::solaris", skip_serializing)]
+    pub solaris: (),
+    #[serde(deserialize_with = "foreign::windows", skip_serializing)]
+    pub windows: (),
+    #[serde(deserialize_with = "foreign::vm", skip_serializing)]
+    pub vm: (),
+    #[serde(deserialize_with = "foreign::zos", skip_serializing)]
+    pub zos: (),
+    #[serde(deserialize_with = "foreign::freebsd", skip_serializing)]
+    pub freebsd: (),
 }
 
 /// Where the root file system is.
@@ -82,10 +94,11 @@ pub struct Mount {
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(default)]
 pub struct IdMapping {
-    #[serde(rename = "containerID")]
+    #[serde(rename = "containerID", deserialize_with = "nullable")]
     pub container_id: u32,
-    #[serde(rename = "hostID")]
+    #[serde(rename = "hostID", deserialize_with = "nullable")]
     pub host_id: u32,
+    #[serde(deserialize_with = "nullable")]
     pub size: u32,
 }
 

@@ -16,6 +16,9 @@ pub struct Process {
     pub user: User,
     #[serde(deserialize_with = "nullable")]
     pub args: Vec<String>,
+    /// Without an effect on Linux.
+    #[serde(deserialize_with = "nullable", skip_serializing)]
+    pub command_line: String,
     #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<String>,
     #[serde(deserialize_with = "nullable")]
@@ -44,7 +47,9 @@ pub struct Process {
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 #[serde(default)]
 pub struct ConsoleSize {
+    #[serde(deserialize_with = "nullable")]
     pub height: u16,
+    #[serde(deserialize_with = "nullable")]
     pub width: u16,
 }
 
@@ -60,6 +65,9 @@ pub struct User {
     pub umask: Option<u32>,
     #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
     pub additional_gids: Vec<u32>,
+    /// Without an effect on Linux.
+    #[serde(deserialize_with = "nullable", skip_serializing)]
+    pub username: String,
 }
 
 /// Capability names of the five sets.
@@ -83,9 +91,11 @@ pub struct Capabilities {
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Rlimit {
-    #[serde(rename = "type")]
+    #[serde(rename = "type", deserialize_with = "nullable")]
     pub kind: String,
+    #[serde(deserialize_with = "nullable")]
     pub hard: u64,
+    #[serde(deserialize_with = "nullable")]
     pub soft: u64,
 }
 
