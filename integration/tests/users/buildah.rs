@@ -37,7 +37,7 @@ fn runs_in_a_working_container(p: &Daemonless) {
     assert_eq!(text, "CapEff:\t0000000000000000\nSeccomp:\t2");
     let volume = format!("{}:/mnt:ro", p.path("tmp").display());
     let script = "(touch /mnt/x) 2>&1; touch /scratch/x && echo kept >/kept";
-    let labelled = format!("{}:/mnt:z", p.path("tmp").display());
+    let labelled = format!("{}:/mnt:z,U", p.path("tmp").display());
     run(&["--volume", &labelled], "ls /mnt").output().ok();
     let text = run(&["--volume", &volume, "--mount", "type=tmpfs,destination=/scratch"], script).output().ok().text();
     assert_eq!(text, "touch: /mnt/x: Read-only file system");

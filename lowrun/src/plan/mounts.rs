@@ -150,9 +150,10 @@ const SUPERBLOCK: [&str; 9] =
 /// Options that mean nothing here.
 const IGNORED: [&str; 4] = ["defaults", "loud", "silent", "remount"];
 
-/// Podman's and Buildah's marks of a bind whose source is to be labelled for SELinux, which they have done by then. Buildah before
-/// 1.29 leaves them in the spec. runc 1.1 handed them to a kernel that reads no options of a bind; runc 1.2 refuses them.
-const LABELLED: [&str; 2] = ["z", "Z"];
+/// Podman's and Buildah's marks of a bind whose source is to be labelled for SELinux (`z`, `Z`) or given to the user (`U`), which they
+/// have done by then. Buildah before 1.29 leaves them in the spec. runc 1.1 handed them to a kernel that reads no options of a
+/// bind; runc 1.2 refuses them.
+const DONE_BEFORE: [&str; 3] = ["z", "Z", "U"];
 
 const PROPAGATION: [(&str, u64, bool); 8] = [
     ("private", libc::MS_PRIVATE, false),
@@ -285,7 +286,7 @@ impl Options {
     fn kind(&self, mount: &spec::Mount, bundle: &Path) -> std::result::Result<MountKind, &'static str> {
         // A type of "bind" without the option is a bind too: callers of crun and of old runcs write it so.
         if let Some(recursive) = self.bind.or((mount.kind == "bind").then_some(false)) {
-            if self.data.iter().any(|(name, _)| !LABELLED.contains(&name.as_str())) {
+            if self.data.iter().any(|(name, _)| !DONE_BEFORE.contains(&name.as_str())) {
                 return Err("bind mounts cannot have any filesystem-specific options applied");
             }
             return Ok(MountKind::Bind { source: bundle.join(&mount.source), recursive });
@@ -348,7 +349,7 @@ mod tests {
         assert_eq!(plan.kind, MountKind::Bind { source: "/bundle/src".into(), recursive: true });
         assert_eq!(plan.propagation, [(libc::MS_PRIVATE, true)]);
         assert!(parse("none", "src", &["bind", "size=1"]).unwrap_err().one_line().contains("mounts[3]"));
-        assert!(parse("none", "src", &["bind", "z", "Z"]).is_ok());
+        assert!(parse("none", "src", &["bind", "z", "Z", "U"]).is_ok());
         assert!(parse("none", "src", &["bind", "z", "size=1"]).is_err());
     }
 
