@@ -19,8 +19,8 @@
 //!   | <------------- Limits ---------------- |  only in a user namespace: rlimits need the host's privilege
 //!   | -------------- Continue -------------> |
 //!   | <------------- Listener { fd } ------- |  only with a seccomp listener
-//!   | -------------- Hand -----------------> |  only where the host side may not take it
-//!   | <--------- (the descriptor) ---------- |
+//!   | -------------- Hand -----------------> |  only where the host side turns out not to get it by itself
+//!   | <--------- (the descriptor) ---------- |  then, or at once where the host side has no privilege
 //!   | -------------- Continue -------------> |
 //!   | <------------- Ready ----------------- |  create: waits at the FIFO from here on
 //!   | <------------- Fault ----------------- |  at any time, and then the end
@@ -80,8 +80,9 @@ pub enum FromInit {
     },
     Hooks,
     Limits,
+    /// A descriptor to be taken out of the process; without a number it comes as the next message.
     Listener {
-        fd: i32,
+        fd: Option<i32>,
     },
     Ready,
     Fault(Box<Fault>),
@@ -172,8 +173,13 @@ impl HostEnd {
     }
 
     /// Has the container side send what it has offered, where it cannot be taken.
-    pub fn receive_offer(&self, process: BorrowedFd<'_>) -> sys::Result<OwnedFd> {
+    pub fn ask_for_offer(&self, process: BorrowedFd<'_>) -> sys::Result<OwnedFd> {
         self.send(ToInit::Hand);
+        self.receive_offer(process)
+    }
+
+    /// The descriptor that the container side sends.
+    pub fn receive_offer(&self, process: BorrowedFd<'_>) -> sys::Result<OwnedFd> {
         let gone = Failure { call: "recvmsg", errno: Errno::PIPE };
         if !is_heard(&self.socket, process, None)? {
             return Err(gone);
@@ -270,17 +276,26 @@ impl InitEnd {
 
     /// Offers a descriptor that the host side takes out of this process, or is sent, before it lets it on.
     pub fn offer(&self, descriptor: BorrowedFd<'_>) -> Result<()> {
-        self.send(&FromInit::Listener { fd: descriptor.as_raw_fd() })?;
+        self.send(&FromInit::Listener { fd: Some(descriptor.as_raw_fd()) })?;
         let mut word = Vec::with_capacity(1);
         self.with("read the channel", |socket| read(socket, &mut word))?;
         match word.first() {
             Some(word) if *word == ToInit::Continue as u8 => Ok(()),
-            Some(word) if *word == ToInit::Hand as u8 => {
-                self.with("send the listener", |socket| send_descriptor(socket.as_fd(), b"0", descriptor))?;
-                self.expect(ToInit::Continue)
-            }
+            Some(word) if *word == ToInit::Hand as u8 => self.hand(descriptor),
             _ => Err(Fault::new(Code::SystemError, "wait for the host side").cause("it is gone")),
         }
+    }
+
+    /// As [`InitEnd::offer`], where the host side is known to have no right to take it. Sent before anything is read: a
+    /// filter may hold a `read(2)` until somebody has its listener.
+    pub fn hand_over(&self, descriptor: BorrowedFd<'_>) -> Result<()> {
+        self.send(&FromInit::Listener { fd: None })?;
+        self.hand(descriptor)
+    }
+
+    fn hand(&self, descriptor: BorrowedFd<'_>) -> Result<()> {
+        self.with("send the listener", |socket| send_descriptor(socket.as_fd(), b"0", descriptor))?;
+        self.expect(ToInit::Continue)
     }
 
     /// Says something and waits to be let on.

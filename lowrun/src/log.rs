@@ -158,6 +158,7 @@ fn framed(command: &str, step: &str, line: &str) -> String {
     let side = match part {
         _ if command.is_empty() => "",
         "mounts" => "unable to start container process: error during container init: error mounting: ",
+        "cgroup" => "unable to start container process: unable to apply cgroup configuration: ",
         "program" | "exec" => "unable to start container process: ",
         "init" | "devices" | "pivot" | "console" | "sysctl" | "masks" | "process" | "user" => {
             "unable to start container process: error during container init: "
@@ -232,6 +233,11 @@ mod tests {
         let fault = Fault::new(Code::CommandNotFound, "exec: \"x\"").at("exec:program");
         let expected = "exec failed: unable to start container process: exec: \"x\"";
         assert_eq!(framed("exec", &fault.step, &fault.one_line()), expected);
+        let fault =
+            Fault::new(Code::CgroupFailed, "make cgroup /a").cause("mkdir: permission denied").at("create:cgroup");
+        let frame = "runc run failed: unable to start container process: unable to apply cgroup configuration: make \
+                     cgroup /a: mkdir: permission denied";
+        assert_eq!(framed("run", &fault.step, &fault.one_line()), frame);
         let refused = Fault::new(Code::CommandNotExecutable, "exec: \"x\"").cause("exec x: no").at("start:exec");
         assert_eq!(said(Some("create"), &refused), "exec x: no");
     }

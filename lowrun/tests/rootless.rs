@@ -4,11 +4,14 @@
 
 mod stage;
 
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt, chown};
+use std::os::unix::net::UnixListener;
 use std::process::Command;
 
+use libseccomp::{ScmpNotifReq, ScmpNotifResp, ScmpNotifRespFlags};
 use serde_json::{Value, json};
-use stage::{Outcome, Stage, stage};
+use stage::{Outcome, Stage, stage, take_listener};
 
 /// The user, and what `/etc/subuid` and `/etc/subgid` grant.
 const USER: u32 = 43_210;
@@ -172,6 +175,81 @@ fn a_user_has_a_container_with_the_own_id_alone() {
     assert_eq!(words, ["0", "0", "43210", "1", "deny", "500", "staged", "2"]);
     assert_eq!(std::fs::metadata(rootless.stage.rootfs().join("made")).unwrap().uid(), USER);
     lives(&mut rootless);
+}
+
+/// What of a process's memory holds `word`.
+fn memory_with(pid: i64, word: &[u8]) -> Vec<String> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let memory = std::fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+    let holds = |line: &&str| {
+        let range = line.split([' ', '-']).take(2).map(|end| u64::from_str_radix(end, 16).unwrap());
+        let [start, end] = range.collect::<Vec<_>>()[..] else { return false };
+        let mut bytes = vec![0; (end - start) as usize];
+        // The kernel's own pages cannot be read so.
+        memory.read_exact_at(&mut bytes, start).is_ok() && bytes.windows(word.len()).any(|part| part == word)
+    };
+    maps.lines().filter(holds).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_user_enters_a_container_that_waits_and_finds_nothing_of_the_host_there() {
+    let Some(mut rootless) = Rootless::new(As::User) else { return };
+    rootless.stage.script("while :; do sleep 0.05; done");
+    let id = rootless.stage.id().to_owned();
+    let log = rootless.stage.dir.path().join("run/log");
+    let log = log.to_str().unwrap();
+    rootless.script(&format!("OF_THE_CALLER=7c4f9 \"$0\" --log {log} create {id}")).ok();
+    let pid = rootless.state()["pid"].as_i64().unwrap();
+    let inside =
+        rootless.call(&["exec", &id, "sh", "-c", "ls -l /proc/1/fd; tr '\\0' '\\n' </proc/1/environ; id -u"]).ok().out;
+    assert!(inside.ends_with("\n0\n"), "{inside}");
+    assert!(!inside.contains("run/log") && !inside.contains("OF_THE_CALLER"), "{inside}");
+    assert_eq!(memory_with(pid, b"OF_THE_CALLER=7c4f9"), [] as [&str; 0]);
+    assert_eq!(rootless.state()["status"], "created");
+    rootless.call(&["start", &id]).ok();
+    assert_eq!(rootless.state()["status"], "running");
+    rootless.call(&["delete", "--force", &id]).ok();
+}
+
+/// Lets a watched process go on, call by call, until nobody is watched.
+fn let_on(listener: &OwnedFd) -> usize {
+    let received = std::iter::from_fn(|| ScmpNotifReq::receive(listener.as_raw_fd()).ok());
+    let answer = |request: ScmpNotifReq| {
+        let on = ScmpNotifResp::new_continue(request.id, ScmpNotifRespFlags::empty());
+        on.respond(listener.as_raw_fd()).ok()
+    };
+    received.map(answer).count()
+}
+
+#[test]
+fn a_users_listener_may_watch_what_hands_it_over() {
+    let Some(mut rootless) = Rootless::new(As::User) else { return };
+    let path = rootless.stage.dir.path().join("run/agent");
+    let agent = UnixListener::bind(&path).unwrap();
+    chown(&path, Some(USER), Some(USER)).unwrap();
+    rootless.stage.config["process"]["noNewPrivileges"] = json!(false);
+    let mut watched = vec!["execve", "openat", "open", "read", "close", "fcntl"];
+    let profile = |names: &[&str]| {
+        json!({
+            "defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"],
+            "syscalls": [{ "names": names, "action": "SCMP_ACT_NOTIFY" }], "listenerPath": path,
+        })
+    };
+    rootless.stage.config["linux"]["seccomp"] = profile(&watched);
+    rootless.stage.args(&["true"]);
+    let answering = std::thread::spawn(move || let_on(&take_listener(&agent.accept().unwrap().0).1));
+    rootless.run().ok();
+    assert!(answering.join().unwrap() > 1);
+    watched.push("sendmsg");
+    rootless.stage.config["linux"]["seccomp"] = profile(&watched);
+    rootless.run().fails(1, "SCMP_ACT_NOTIFY cannot be used for the sendmsg syscall without privilege");
+}
+
+#[test]
+fn a_users_program_file_is_told_to_be_sealed() {
+    let Some(rootless) = Rootless::new(As::User) else { return };
+    let said = rootless.call(&["--debug", "run", rootless.stage.id()]).ok().err;
+    assert!(said.contains("runc exeseal: using /proc/self/exe clone"), "{said}");
 }
 
 /// The user's own directories in the hierarchies of v1; the v2 one of a hybrid machine is nobody's.

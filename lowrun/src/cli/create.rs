@@ -122,15 +122,13 @@ pub(super) fn run(global: &Global, typed: &Typed) -> Result<i32> {
 /// writable program file.
 pub(super) fn protect(global: &Global) -> Result<Option<OwnedFd>> {
     // Who looks for the words of runc's debug log, wants to know that the program is sealed.
-    const SEALED: &str = "the program file is sealed by a read-only mount, in place of \
+    const SEALED: &str = "the program file is sealed by a read-only mount, or a copy in memory, in place of \
                           \"runc exeseal: using /proc/self/exe clone\" and \
                           \"runc exeseal: using overlayfs for sealed /proc/self/exe\"";
     let attempted = || "protect lowrun from the container";
     sys::process::set_dumpable(false).attempt(Code::SystemError, attempted).step("create:protect")?;
     let program = span("protect", sys::exe::protect).attempt(Code::SystemError, attempted).step("create:protect")?;
-    if program.is_some() {
-        global.log.debug(SEALED);
-    }
+    global.log.debug(SEALED);
     Ok(program)
 }
 

@@ -72,6 +72,7 @@ pub fn exec(request: ExecRequest<'_>) -> Result<(Pid, OwnedFd)> {
         pidfd_socket: request.pidfd_socket,
         extra_fds: request.extra_fds,
         follows: request.cgroups.is_empty(),
+        caller_is_user: rootless::is_unprivileged(),
     };
     inherit_oom_score(&setup, container).step("exec:limits")?;
     let (host, pid, pidfd) = span("clone", || clone(&setup, &cgroup, container)).step("exec:clone")?;

@@ -124,7 +124,7 @@ impl Meeting<'_> {
         limits.iter().try_for_each(|limit| init::process::set_limit(Some(self.pid), limit))
     }
 
-    fn pass_listener(&self, fd: i32, state: &State) -> Result<()> {
+    fn pass_listener(&self, fd: Option<i32>, state: &State) -> Result<()> {
         let listener = state.seccomp_listener.as_ref();
         let listener = listener.ok_or_else(|| Fault::new(Code::SeccompFailed, "a listener that nobody asked for"))?;
         pass_listener(self.host, (self.pid, self.pidfd), fd, listener, state)
@@ -148,9 +148,10 @@ impl Meeting<'_> {
 }
 
 /// Taken, because the container's filter may deny or watch the calls that send it; where the taking is denied, sent.
-fn take_listener(host: &HostEnd, pidfd: BorrowedFd<'_>, fd: i32) -> crate::sys::Result<OwnedFd> {
+fn take_listener(host: &HostEnd, pidfd: BorrowedFd<'_>, fd: Option<i32>) -> crate::sys::Result<OwnedFd> {
+    let Some(fd) = fd else { return host.receive_offer(pidfd) };
     match rustix::process::pidfd_getfd(pidfd, fd, rustix::process::PidfdGetfdFlags::empty()) {
-        Err(Errno::NOSYS | Errno::PERM | Errno::BADF) => host.receive_offer(pidfd),
+        Err(Errno::NOSYS | Errno::PERM | Errno::BADF) => host.ask_for_offer(pidfd),
         result => result.call("pidfd_getfd"),
     }
 }
@@ -159,7 +160,7 @@ fn take_listener(host: &HostEnd, pidfd: BorrowedFd<'_>, fd: i32) -> crate::sys::
 pub fn pass_listener(
     host: &HostEnd,
     process: (Pid, BorrowedFd<'_>),
-    fd: i32,
+    fd: Option<i32>,
     listener: &Listener,
     state: &State,
 ) -> Result<()> {

@@ -300,6 +300,7 @@ fn prepare<'a>(
         id_maps,
         host_moves: plan.namespaces.has(Kind::User) || tolerant,
         tolerant,
+        caller_is_user: rootless::is_unprivileged(),
     })
 }
 

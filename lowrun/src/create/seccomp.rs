@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::fault::{Attempt, Code, Fault, Result};
+use crate::rootless;
 use crate::spec::{Operator, Seccomp, Syscall, SyscallArg};
 use crate::state::Dir;
 use crate::sys::seccomp as kernel;
@@ -295,13 +296,16 @@ fn listener(profile: &Seccomp, notifies: bool) -> Result<Option<Listener>> {
     if profile.listener_path.is_empty() {
         return Err(invalid("SCMP_ACT_NOTIFY needs a listenerPath"));
     }
-    let writes = profile
-        .syscalls
-        .iter()
-        .any(|rule| rule.action == "SCMP_ACT_NOTIFY" && rule.names.iter().any(|name| name == "write"));
-    if writes {
+    let notifies_of = |name: &str| {
+        let mut rules = profile.syscalls.iter().filter(|rule| rule.action == "SCMP_ACT_NOTIFY");
+        rules.any(|rule| rule.names.iter().any(|named| named == name))
+    };
+    if notifies_of("write") {
         // lowrun hands the listener over with write(2), which nobody could answer yet.
         return Err(invalid("SCMP_ACT_NOTIFY cannot be used for the write syscall"));
+    }
+    if rootless::is_unprivileged() && notifies_of("sendmsg") {
+        return Err(invalid("SCMP_ACT_NOTIFY cannot be used for the sendmsg syscall without privilege"));
     }
     let (path, metadata) = (profile.listener_path.clone(), profile.listener_metadata.clone());
     Ok(Some(Listener { path, metadata }))

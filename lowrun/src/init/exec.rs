@@ -45,6 +45,8 @@ pub struct ExecSetup<'a> {
     pub extra_fds: u32,
     /// Whether it goes where the container's first process is, if the container's own cgroup takes nobody in.
     pub follows: bool,
+    /// Whether the host side has no privilege.
+    pub caller_is_user: bool,
 }
 
 /// Joins the container and becomes the program.
@@ -118,6 +120,7 @@ fn join(setup: &ExecSetup<'_>, channel: &InitEnd) -> Result<std::convert::Infall
         proc: setup.proc.as_fd(),
         extra_fds: setup.extra_fds,
         in_user_namespace,
+        caller_is_user: setup.caller_is_user,
         log: setup.log,
         channel,
         first: None,

@@ -85,6 +85,8 @@ pub struct Setup<'a> {
     pub host_moves: bool,
     /// Whether cgroups that may not be made are gone without.
     pub tolerant: bool,
+    /// Whether the host side has no privilege.
+    pub caller_is_user: bool,
 }
 
 /// Does the container side's work and becomes the program.
@@ -199,6 +201,7 @@ fn container(setup: &Setup<'_>, channel: &InitEnd) -> Result<Infallible> {
         proc: setup.proc.as_fd(),
         extra_fds: setup.extra_fds,
         in_user_namespace: plan.namespaces.has(Kind::User),
+        caller_is_user: setup.caller_is_user,
         log: setup.log,
         channel,
         first: Some(setup),

@@ -20,6 +20,7 @@ use crate::log::Log;
 use crate::path::{descriptors, write_in_proc};
 use crate::plan::MemoryPolicy;
 use crate::plan::capabilities::{Capabilities, NAMES, names, numbers};
+use crate::plan::namespaces::Kind;
 use crate::plan::process::{ProcessPlan, Rlimit};
 use crate::state::{Status, hook_state};
 use crate::sys::caps::{self, Sets};
@@ -39,6 +40,8 @@ pub struct Program<'a> {
     /// Descriptors from 3 on that the program gets.
     pub extra_fds: u32,
     pub in_user_namespace: bool,
+    /// Whether the host side has no privilege.
+    pub caller_is_user: bool,
     pub log: &'a Log,
     pub channel: &'a InitEnd,
     /// Of the container's first process: what it may have to wait for, and its hooks.
@@ -273,6 +276,7 @@ fn install_filter(program: &Program<'_>, filter: &Filter) -> Result<()> {
     let listener = sys::seccomp::install(&filter.program, filter.flags)
         .attempt(Code::SeccompFailed, || "install the seccomp filter")?;
     match listener {
+        Some(listener) if program.caller_is_user => program.channel.hand_over(listener.as_fd()),
         Some(listener) => program.channel.offer(listener.as_fd()),
         None => Ok(()),
     }
@@ -425,6 +429,21 @@ fn setgroups_is_denied(proc: BorrowedFd<'_>) -> bool {
     file.is_ok_and(|file| rustix::io::read(&file, &mut text).is_ok_and(|length| text[..length].starts_with(b"deny")))
 }
 
+/// A user without privilege enters a container that waits (`exec`) only if its first process can be traced. So it can be,
+/// where the user namespace is the container's own, and what could be found there of the caller goes before: the
+/// environment, and the log, in whose place the container's own stderr hears of a failure.
+fn open_to_own_user(program: &Program<'_>, setup: &Setup<'_>) -> Result<()> {
+    if !program.caller_is_user || !setup.plan.namespaces.is_new(Kind::User) {
+        return Ok(());
+    }
+    let attempted = || "let the container's user in";
+    if let Some(log) = setup.log.descriptor() {
+        kernel::replace(log, rustix::stdio::stderr()).attempt(Code::SystemError, attempted)?;
+    }
+    kernel::forget_environment();
+    kernel::set_dumpable(true).attempt(Code::SystemError, attempted)
+}
+
 /// Waits at the FIFO for `start`. That may take for ever, so what leads to the host is given up before: all but the
 /// FIFO and the log.
 fn wait_for_start(program: &Program<'_>, setup: &Setup<'_>) -> Result<()> {
@@ -433,6 +452,7 @@ fn wait_for_start(program: &Program<'_>, setup: &Setup<'_>) -> Result<()> {
     let kept = [Some(fifo.as_raw_fd()), setup.log.descriptor()];
     kernel::close_from(3 + program.extra_fds, &kept, || descriptors(program.proc))
         .attempt(Code::SystemError, || "close descriptors")?;
+    open_to_own_user(program, setup)?;
     let attempted = || "wait to be started";
     SignalSet::full().block().attempt(Code::SystemError, attempted)?;
     let signals = SignalSet::full().descriptor().attempt(Code::SystemError, attempted)?;

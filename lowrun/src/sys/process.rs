@@ -42,6 +42,28 @@ pub fn set_dumpable(dumpable: bool) -> Result<()> {
     check("prctl(PR_SET_DUMPABLE)", unsafe { libc::prctl(libc::PR_SET_DUMPABLE, value, 0, 0, 0) }.into()).map(drop)
 }
 
+/// Overwrites the environment that the process was started with, where `/proc/PID/environ` shows it.
+pub fn forget_environment() {
+    unsafe extern "C" {
+        static environ: *mut *mut libc::c_char;
+    }
+    // SAFETY: `environ` ends with a null pointer, and each string before it, whoever made it, is writable and ends with
+    // a NUL; lowrun has one thread and holds no reference into them.
+    unsafe {
+        let mut entry = environ;
+        while !entry.is_null() && !(*entry).is_null() {
+            std::ptr::write_bytes(*entry, 0, libc::strlen(*entry));
+            entry = entry.add(1);
+        }
+    }
+}
+
+/// Makes the descriptor `number`, which something else holds, a copy of `with`.
+pub fn replace(number: std::os::fd::RawFd, with: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: takes integers only; what holds the number goes on with it.
+    check("dup3", unsafe { libc::dup3(with.as_raw_fd(), number, libc::O_CLOEXEC) }.into()).map(drop)
+}
+
 /// Makes orphans below this process its children.
 pub fn set_subreaper() -> Result<()> {
     // SAFETY: takes integers only.
