@@ -211,6 +211,21 @@ fn a_user_enters_a_container_that_waits_and_finds_nothing_of_the_host_there() {
     rootless.call(&["delete", "--force", &id]).ok();
 }
 
+#[test]
+fn a_users_container_without_cgroups_is_shown_those_that_it_is_in() {
+    let Some(mut rootless) = Rootless::new(As::User) else { return };
+    let mount = json!({
+        "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+        "options": ["nosuid", "noexec", "nodev", "relatime", "ro"],
+    });
+    rootless.stage.config["mounts"].as_array_mut().unwrap().push(mount);
+    rootless.stage.script("cat /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs 2>/dev/null | grep -cx 1");
+    for own_view in [Some(""), None] {
+        rootless.stage.namespace("cgroup", own_view);
+        assert_ne!(rootless.run().out, "0\n", "{own_view:?}");
+    }
+}
+
 /// Lets a watched process go on, call by call, until nobody is watched.
 fn let_on(listener: &OwnedFd) -> usize {
     let received = std::iter::from_fn(|| ScmpNotifReq::receive(listener.as_raw_fd()).ok());

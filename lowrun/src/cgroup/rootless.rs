@@ -5,7 +5,8 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 use serde_json::Value;
 
-use super::{Cgroup, Hierarchy, add_to, make_all};
+use super::discover::{self, Own};
+use super::{Cgroup, Hierarchy, Top, add_to, make_all};
 use crate::fault::{Code, Fault, Result};
 use crate::plan::CgroupPlan;
 use crate::spec::Resources;
@@ -35,6 +36,19 @@ impl Cgroup {
         }
         self.hierarchies = kept;
         Ok(())
+    }
+
+    /// With lowrun's own places in the hierarchies that it goes without, where the container's processes stay.
+    pub fn with_own(&self) -> Result<Cgroup> {
+        let is_missing = |own: &Own| self.hierarchies.iter().all(|kept| kept.controllers != own.controllers);
+        let stays = |own: Own| Hierarchy {
+            dir: own.mount.join(own.path),
+            controllers: own.controllers,
+            mount: own.mount,
+            top: Top::default(),
+        };
+        let others = discover::own()?.into_iter().filter(is_missing).map(stays);
+        Ok(Cgroup { hierarchies: self.hierarchies.iter().cloned().chain(others).collect(), unit: self.unit.clone() })
     }
 
     /// Moves a process in and puts limits in force, where that is allowed.

@@ -156,7 +156,7 @@ fn open_cgroup(hierarchy: &Hierarchy) -> sys::Result<OwnedFd> {
 /// In runc's words, of a cgroup that was asked for and has others below it that have its controllers.
 fn is_busy(cgroup: &Cgroup, failure: Failure) -> Box<Fault> {
     let dir = cgroup.unified().map(|hierarchy| hierarchy.dir.display().to_string()).unwrap_or_default();
-    Fault::new(Code::CgroupFailed, "adding pid to cgroups")
+    Fault::new(Code::CgroupFailed, "adding pid of the new process to cgroups")
         .cause(format!("{dir}/cgroup.procs: {}", sys::words(failure.errno)))
 }
 

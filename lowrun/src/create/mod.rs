@@ -34,6 +34,7 @@ use crate::init::Setup;
 use crate::log::Log;
 use crate::path;
 use crate::plan::Plan;
+use crate::plan::mounts::MountKind;
 use crate::plan::namespaces::Kind;
 use crate::spec::Spec;
 use crate::state::{Container, Dir, NamespaceIdentity, State, StateFile};
@@ -280,6 +281,7 @@ fn prepare<'a>(
         state,
         log: request.log,
         cgroup: &state.cgroup,
+        shown: shown(plan, &state.cgroup, tolerant).step("create:cgroup")?,
         dir,
         proc,
         joins,
@@ -302,6 +304,12 @@ fn prepare<'a>(
         tolerant,
         caller_is_user: rootless::is_unprivileged(),
     })
+}
+
+/// Of cgroups that are gone without, a mount shows those of the caller: an empty directory would be no mount of cgroups.
+fn shown(plan: &Plan, cgroup: &Cgroup, tolerant: bool) -> Result<Option<Cgroup>> {
+    let shows = plan.mounts.iter().any(|mount| matches!(mount.kind, MountKind::Cgroup { .. }));
+    (tolerant && shows).then(|| cgroup.with_own()).transpose()
 }
 
 /// Where the cgroup will be.

@@ -31,13 +31,14 @@ impl Rootfs {
     ) -> Result<()> {
         let target = self.target(mount, true)?;
         check_proc_target(mount, target.as_fd(), None)?;
-        if setup.cgroup.is_unified() {
+        let cgroup = setup.shown.as_ref().unwrap_or(setup.cgroup);
+        if cgroup.is_unified() {
             return self.cgroup_unified(setup, mount, options, target.as_fd());
         }
         let words = [FsOption::Value("mode", "755")];
         let tmpfs = new_filesystem(mount, "tmpfs", "tmpfs", &words, CGROUP_ATTR)?;
         let attempted = || mount.describe();
-        let v1: Vec<_> = setup.cgroup.hierarchies.iter().filter(|hierarchy| !hierarchy.is_unified()).collect();
+        let v1: Vec<_> = cgroup.hierarchies.iter().filter(|hierarchy| !hierarchy.is_unified()).collect();
         for hierarchy in &v1 {
             let name = hierarchy.mount.file_name().unwrap_or_default();
             rustix::fs::mkdirat(&tmpfs, name, Mode::from_raw_mode(0o755))
@@ -78,7 +79,8 @@ impl Rootfs {
             Ok(tree) => self.attach_new(mount, tree, target, false),
             // In a user namespace without a cgroup namespace the kernel wants a bind.
             Err((failure, _)) if matches!(failure.errno, Errno::PERM | Errno::BUSY) => {
-                let own = setup.cgroup.unified().map_or(Path::new("/sys/fs/cgroup"), |hierarchy| {
+                let cgroup = setup.shown.as_ref().unwrap_or(setup.cgroup);
+                let own = cgroup.unified().map_or(Path::new("/sys/fs/cgroup"), |hierarchy| {
                     if setup.plan.namespaces.has(Kind::Cgroup) { &hierarchy.dir } else { &hierarchy.mount }
                 });
                 self.bind_hierarchy(mount, own, target)

@@ -48,6 +48,8 @@ pub struct Setup<'a> {
     pub state: &'a State,
     pub log: &'a Log,
     pub cgroup: &'a Cgroup,
+    /// What a mount of cgroups shows, where that is more than [`Setup::cgroup`].
+    pub shown: Option<Cgroup>,
     /// The container's state directory.
     pub dir: &'a Dir,
     /// `/proc` of the host, verified.
