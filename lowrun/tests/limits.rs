@@ -109,6 +109,13 @@ fn limits() -> Vec<Limit> {
             v2: ("memory.high", "50331648"),
         },
         Limit {
+            // Who is idle has no weight.
+            resources: json!({ "unified": { "cpu.idle": "1", "cpu.weight": "8" } }),
+            controller: "cpu",
+            v1: ("", ""),
+            v2: ("cpu.idle", "1"),
+        },
+        Limit {
             resources: json!({ "unified": { "memory.oom.group": "1" } }),
             controller: "memory",
             v1: ("", ""),

@@ -103,9 +103,23 @@ pub(super) fn check_page_size(size: &str) -> Result<&str> {
     Err(Fault::new(Code::SpecInvalid, "linux.resources.hugepageLimits").cause(format!("invalid page size {size:?}")))
 }
 
+/// What a person is told whose weight for the CPU is left out: a cgroup that gets idle time alone can have none.
+pub(crate) fn ignored_weight(resources: &Resources) -> Option<&'static str> {
+    let cpu = resources.cpu.as_ref().filter(|cpu| cpu.idle == Some(1));
+    let is_left_out = cpu.and_then(|cpu| cpu.shares).is_some_and(|shares| shares != 0)
+        || is_idle_by_file(resources) && resources.unified.contains_key("cpu.weight");
+    // The first words are runc's, by which its users know it.
+    is_left_out.then_some("unable to apply both cpu.weight and cpu.idle: the weight is left out")
+}
+
+pub(crate) fn is_idle_by_file(resources: &Resources) -> bool {
+    resources.unified.get("cpu.idle").is_some_and(|text| text.trim() == "1")
+}
+
 /// Files named by the spec itself, in the container's directory and nowhere else.
 fn set_unified(dir: &Path, resources: &Resources) -> Result<()> {
-    for (file, value) in &resources.unified {
+    let is_idle = is_idle_by_file(resources);
+    for (file, value) in resources.unified.iter().filter(|(file, _)| !(is_idle && *file == "cpu.weight")) {
         let field = || format!("linux.resources.unified {file:?}");
         let controller = match file.split_once('.') {
             _ if file.contains('/') => {
@@ -288,6 +302,18 @@ mod tests {
 
     fn memory(limit: i64, swap: i64) -> Memory {
         Memory { limit: Some(limit), swap: Some(swap), ..Memory::default() }
+    }
+
+    #[test]
+    fn a_weight_beside_idle_is_told_to_be_left_out() {
+        let is_told = |text: &str| {
+            ignored_weight(&serde_json::from_str(text).unwrap())
+                .is_some_and(|words| words.starts_with("unable to apply both"))
+        };
+        assert!(is_told(r#"{"cpu":{"idle":1,"shares":200}}"#));
+        assert!(is_told(r#"{"unified":{"cpu.idle":"1","cpu.weight":"8"}}"#));
+        assert!(!is_told(r#"{"cpu":{"idle":0,"shares":200},"unified":{"cpu.weight":"8"}}"#));
+        assert!(!is_told(r#"{"cpu":{"idle":1}}"#));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::Global;
 use super::args::{Command, Typed, obsolete, option};
+use crate::cgroup::ignored_weight;
 use crate::fault::{Attempt, Code, Fault, Result, Step};
 use crate::spec::Resources;
 use crate::state::{Container, Status};
@@ -59,6 +60,9 @@ pub(super) fn update(global: &Global, typed: &Typed) -> Result<i32> {
         }
     }
     check_schemas(typed)?;
+    if let Some(words) = ignored_weight(&resources).filter(|_| container.state.cgroup.is_unified()) {
+        global.log.warn(words);
+    }
     container.state.cgroup.update(&resources).step("update:limits").map(|()| 0)
 }
 

@@ -27,7 +27,7 @@ use std::path::Path;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::process::Pid;
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, ignored_weight};
 use crate::channel::{HostEnd, ToInit};
 use crate::fault::{Attempt, Code, Fault, Result, Step};
 use crate::init::Setup;
@@ -177,6 +177,9 @@ fn make(request: Request<'_>, (dir, mut file): (&Dir, StateFile), made: &mut Mad
     let tolerant = rootless::tolerates_cgroups(request.rootless);
     let cgroup = locate_cgroup(&request, tolerant).step("create:cgroup")?;
     let mut state = State::new(request.id, request.bundle, request.spec, plan, cgroup);
+    if let Some(words) = ignored_weight(&plan.cgroup.resources).filter(|_| state.cgroup.is_unified()) {
+        request.log.warn(words);
+    }
     let filter =
         span("seccomp-prepare", || prepare_filter(plan, request.root, dir, &mut state)).step("create:seccomp")?;
     let joins = open_joins(plan).step("create:namespaces")?;

@@ -130,6 +130,7 @@ impl List {
 
     /// Files of cgroup v2 that the spec names itself, where systemd has a property for them.
     fn unified(&mut self, resources: &Resources) -> Result<()> {
+        let is_idle = crate::cgroup::is_idle_by_file(resources);
         for (file, text) in &resources.unified {
             let text = text.trim();
             let invalid = || {
@@ -140,7 +141,9 @@ impl List {
                 text => text.parse::<u64>().map_err(|_| invalid()),
             };
             match file.as_str() {
-                "cpu.idle" if text == "1" => self.number("CPUWeight", 0),
+                "cpu.idle" if is_idle => self.number("CPUWeight", 0),
+                // The same property: the last one would count.
+                "cpu.weight" if is_idle => {}
                 "cpu.weight" => self.number("CPUWeight", number()?),
                 "cpu.max" => {
                     let (quota, period) = quota_and_period(text).ok_or_else(invalid)?;
@@ -292,6 +295,20 @@ mod tests {
         assert_eq!(list.len(), 5);
         let bad: Resources = serde_json::from_str(r#"{"unified":{"memory.high":"a"}}"#).unwrap();
         assert_eq!(of(&bad, true).unwrap_err().code, Code::SpecInvalid);
+    }
+
+    #[test]
+    fn who_is_idle_has_no_weight() {
+        let weights = |text: &str| {
+            let (list, _) = properties(text);
+            list.iter()
+                .filter(|(name, _)| name == "CPUWeight")
+                .map(|(_, value)| format!("{value:?}"))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(weights(r#"{"unified":{"cpu.idle":"1","cpu.weight":"8"}}"#), ["U64(0)"]);
+        assert_eq!(weights(r#"{"unified":{"cpu.idle":"0","cpu.weight":"8"}}"#), ["U64(8)"]);
+        assert_eq!(weights(r#"{"cpu":{"idle":1,"shares":200}}"#), ["U64(0)"]);
     }
 
     #[test]
