@@ -1,6 +1,6 @@
 //! The ways in which snapshots are kept, under the names that containerd's clients know.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use tokio::sync::Semaphore;
 
@@ -8,7 +8,7 @@ use super::{Mount, Request, Snapshots};
 use crate::db::Table;
 use crate::db::record::SnapshotKind;
 use crate::diff::run_blocking;
-use crate::error::{Error, Result};
+use crate::error::{Chain, Error, Result};
 
 /// How snapshots are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -99,15 +99,45 @@ impl Snapshotters {
     /// Makes a snapshot, as [`Snapshots::make`] does, and blocks no thread that serves requests. A copy goes on to its end,
     /// whoever waits for it.
     pub(crate) async fn make(&self, of: Snapshotter, kind: SnapshotKind, request: Request) -> Result<Vec<Mount>> {
+        self.make_or_undo(of, kind, request, None).await
+    }
+
+    /// The same for who will not look for it: a snapshot whose caller went away while it was copied goes, too. Who goes away
+    /// later removes it himself.
+    pub(crate) async fn make_while_wanted(
+        &self,
+        of: Snapshotter,
+        kind: SnapshotKind,
+        request: Request,
+    ) -> Result<Vec<Mount>> {
+        let wanted = Arc::new(());
+        self.make_or_undo(of, kind, request, Some(Arc::downgrade(&wanted))).await
+    }
+
+    async fn make_or_undo(
+        &self,
+        of: Snapshotter,
+        kind: SnapshotKind,
+        request: Request,
+        wanted: Option<Weak<()>>,
+    ) -> Result<Vec<Mount>> {
         if !self.of(of).copies(kind, &request) {
             return self.of(of).make(kind, request);
         }
         // The semaphore is never closed.
         let slot = self.copies.clone().acquire_owned().await;
         let all = self.clone();
+        let (namespace, key) = (request.namespace.clone(), request.key.clone());
         run_blocking(move || {
             let made = all.of(of).make(kind, request);
             drop(slot);
+            if made.is_ok()
+                && wanted.is_some_and(|wanted| wanted.strong_count() == 0)
+                && let Err(error) = all.of(of).remove(&namespace, &key)
+                && !error.is_not_found()
+            {
+                tracing::warn!(error = %Chain(&error), "remove a snapshot that nobody waits for");
+            }
             made
         })
         .await

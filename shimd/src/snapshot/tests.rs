@@ -258,6 +258,50 @@ async fn copies_wait_for_each_other_and_hold_up_nobody_else() {
     }
 }
 
+#[tokio::test]
+async fn a_copy_whose_caller_goes_away_goes_where_nobody_will_look_for_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::open(directory.path()).unwrap());
+    let trash = Arc::new(Trash::open(directory.path().join("trash")).unwrap());
+    let open = |of| Snapshots::open(of, directory.path(), store.clone(), trash.clone(), "boot".to_owned());
+    let snapshots = Snapshotters::open(open).unwrap();
+    let namespace = Namespace::parse("ns").unwrap();
+    let native = snapshots.of(Snapshotter::Native);
+    let source = native.make(SnapshotKind::Active, request(&namespace, "a", "")).unwrap()[0].source.clone();
+    for number in 0..2000 {
+        std::fs::write(format!("{source}/{number}"), "x").unwrap();
+    }
+    native.commit(&namespace, None, "a", "A", Labels::new()).unwrap();
+    let kind = SnapshotKind::Active;
+    for key in ["kept", "unwanted"] {
+        let request = request(&namespace, key, "A");
+        let begun = match key {
+            "kept" => tokio::spawn({
+                let snapshots = snapshots.clone();
+                async move { snapshots.make(Snapshotter::Native, kind, request).await }
+            }),
+            _ => tokio::spawn({
+                let snapshots = snapshots.clone();
+                async move { snapshots.make_while_wanted(Snapshotter::Native, kind, request).await }
+            }),
+        };
+        let copies = || std::fs::read_dir(directory.path().join("native")).unwrap().count();
+        let before = copies();
+        while copies() == before {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        begun.abort();
+        assert!(begun.await.unwrap_err().is_cancelled());
+    }
+    let has = |key: &str| native.stat(&namespace, key).is_ok();
+    let directories = || std::fs::read_dir(directory.path().join("native")).unwrap().count();
+    let began = std::time::Instant::now();
+    while !has("kept") || has("unwanted") || directories() > 2 {
+        assert!(began.elapsed().as_secs() < 20, "kept: {}, unwanted: {}", has("kept"), has("unwanted"));
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
 #[test]
 fn snapshotters_share_no_names() {
     let directory = tempfile::tempdir().unwrap();

@@ -80,7 +80,9 @@ impl Extraction<'_> {
 impl Drop for Extraction<'_> {
     fn drop(&mut self) {
         let Some(key) = &self.key else { return };
-        if let Err(error) = self.job.of.snapshots.of(self.snapshotter).remove(&self.job.namespace, key) {
+        if let Err(error) = self.job.of.snapshots.of(self.snapshotter).remove(&self.job.namespace, key)
+            && !error.is_not_found()
+        {
             tracing::warn!(error = %Chain(&error), "remove a snapshot that was not unpacked");
         }
     }
@@ -155,8 +157,9 @@ impl Job {
             return self.hold(layer);
         }
         let key = format!("extract-{} {}", unique(), layer.chain_id);
+        // Before it is there: who goes away meanwhile may find it made or not.
+        let extraction = Extraction { job: self, snapshotter, key: Some(key.clone()) };
         let mounts = self.prepare(&key, layer).await?;
-        let extraction = Extraction { job: self, snapshotter, key: Some(key) };
         self.apply(layer, &mounts).await?;
         extraction.commit(layer)?;
         self.label(&layer.descriptor.digest, UNCOMPRESSED, layer.diff_id.as_str())
@@ -176,7 +179,7 @@ impl Job {
             parent: layer.parent.to_owned(),
             labels: Labels::from([(CHAIN_ID.to_owned(), layer.chain_id.to_owned())]),
         };
-        let mounts = self.of.snapshots.make(layer.snapshotter, SnapshotKind::Active, request).await?;
+        let mounts = self.of.snapshots.make_while_wanted(layer.snapshotter, SnapshotKind::Active, request).await?;
         let event = events::SnapshotPrepare {
             key: key.to_owned(),
             parent: layer.parent.to_owned(),
