@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use prost::Message;
 use prost_types::Any;
+use proto_containerd::types::RuntimeInfo;
 use proto_shim::bootstrap::{BootstrapParams, Extension};
+use proto_shim::runc;
 use proto_shim::task::DeleteResponse;
 
 use super::Endpoint;
@@ -28,6 +30,9 @@ const DELETE_TIMEOUT: Duration = Duration::from_secs(30);
 const INFO_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a shim prints is an address or an error; more is cut off.
 const OUTPUT_MAX: usize = 16 << 10;
+/// The name of containerd's own runtime, and the version of containerd whose shims know the newer form.
+const STOCK: &str = "io.containerd.runc.v2";
+const NEWER_FORM_SINCE: (u32, u32) = (2, 3);
 /// Variables that shims get from shimd's environment.
 const PASSED_ON: [&str; 2] = ["HOME", "XDG_RUNTIME_DIR"];
 
@@ -71,9 +76,15 @@ pub(crate) struct Subject<'a> {
 impl Launcher {
     /// Starts a shim. Shims of containerd before 2.3 want the runtime's options on their standard input and refuse
     /// anything else; later ones want a message of their own and refuse the options. So the newer form is tried first,
-    /// and what a program took is remembered.
+    /// and what a program took is remembered. Those of 2.0 to 2.2 pass over what they do not understand and are started
+    /// without their options, of which the shim's cgroup is all that counts at the start: where there is one, who they
+    /// are is asked before.
     pub(crate) async fn start(&self, subject: &Subject<'_>, options: Option<&Any>) -> Result<Endpoint> {
-        if let Some(form) = self.known_form(subject.program) {
+        let form = match self.known_form(subject.program) {
+            None if names_cgroup(options) => self.told_form(subject.program).await,
+            known => known,
+        };
+        if let Some(form) = form {
             return self.start_in_form(form, subject, options).await.map(|(_, endpoint)| endpoint);
         }
         let newer = self.start_in_form(Form::Bootstrap, subject, options).await;
@@ -87,8 +98,20 @@ impl Launcher {
         Ok(endpoint)
     }
 
-    /// Starts a shim, and tells which form it knows: who took the newer one answers in it. The shims of containerd 2.0 to
-    /// 2.2 pass over what they do not understand, and this first time they are started without their options.
+    /// The form that a shim of 2.0 to 2.2 wants, which says of itself what it is.
+    async fn told_form(&self, program: &Path) -> Option<Form> {
+        let info = RuntimeInfo::decode(self.info(program, None).await.ok()?.as_slice()).ok()?;
+        let version = info.version.unwrap_or_default().version;
+        let mut numbers = version.trim_start_matches('v').split('.').map(|number| number.parse::<u32>().ok());
+        let version = (numbers.next()??, numbers.next()??);
+        let is_older = info.name == STOCK && version < NEWER_FORM_SINCE;
+        if is_older {
+            self.forms().insert(program.to_owned(), Form::Options);
+        }
+        is_older.then_some(Form::Options)
+    }
+
+    /// Starts a shim, and tells which form it knows: who took the newer one answers in it.
     async fn start_in_form(
         &self,
         form: Form,
@@ -208,6 +231,12 @@ impl Launcher {
             command.env("LD_LIBRARY_PATH", first_in("LD_LIBRARY_PATH", &libraries));
         }
     }
+}
+
+/// Whether a shim shall be put into a cgroup, which is done at its start.
+fn names_cgroup(options: Option<&Any>) -> bool {
+    let options = options.and_then(|any| proto_shim::from_any::<runc::Options>(any).ok()?);
+    options.is_some_and(|options| !options.shim_cgroup.is_empty())
 }
 
 /// A list of directories of shimd's environment, and one before them.
