@@ -8,11 +8,13 @@ use std::collections::HashMap;
 use proto_containerd::services::containers::container::Runtime;
 use proto_containerd::services::content::WriteAction::{self, Commit, Stat, Write};
 use proto_containerd::services::content::WriteContentRequest;
+use proto_containerd::services::introspection::PluginsRequest;
+use proto_containerd::services::introspection::introspection_client::IntrospectionClient;
 use proto_containerd::services::{containers, diff, events, snapshots, tasks};
 use proto_containerd::types::{Descriptor, Envelope, Mount};
 use rig::asked::{Asked, on_newer};
 use rig::{GZIP_LAYER, SNAPSHOTTER, digest};
-use tonic::Code::{InvalidArgument, NotFound, Ok as Fine, Unimplemented};
+use tonic::Code::{InvalidArgument, NotFound, Ok as Fine, Unimplemented, Unknown};
 
 on_newer! {
     writes_are_answered_with_the_digest_so_far
@@ -21,7 +23,10 @@ on_newer! {
     layers_of_content_that_is_not_there
     events_without_a_time
     clean_ups
+    snapshots_with_mapped_ids
+    what_parts_stand_on
     tasks_that_cannot_be_made
+    shims_that_shall_be_in_a_cgroup
 }
 
 fn message(action: WriteAction, offset: i64, data: &'static [u8]) -> WriteContentRequest {
@@ -156,6 +161,90 @@ async fn clean_ups(asked: &mut Asked) {
     }
 }
 
+async fn snapshots_with_mapped_ids(asked: &mut Asked) {
+    use std::os::unix::fs::MetadataExt;
+    if !rig::is_root() {
+        return;
+    }
+    for (parent, layer) in [("", "one"), ("one", "two")] {
+        asked.lab.prepare("work", parent).await;
+        asked.lab.commit("work", layer).await;
+    }
+    let plugins = IntrospectionClient::new(asked.lab.connect().await)
+        .plugins(PluginsRequest { filters: vec!["type==io.containerd.snapshotter.v1, id==overlayfs".to_owned()] })
+        .await
+        .unwrap()
+        .into_inner()
+        .plugins;
+    // On kernels that cannot, clients copy.
+    if !plugins[0].capabilities.iter().any(|capability| capability == "remap-ids") {
+        return eprintln!("skipped: this kernel maps no ids");
+    }
+    let mut client = asked.lab.snapshots().await;
+    let labels = |users: &str, groups: &str| {
+        let label = |name: &str, value: &str| (format!("containerd.io/snapshot/{name}"), value.to_owned());
+        HashMap::from([label("uidmapping", users), label("gidmapping", groups)])
+    };
+    let prepare = |key: &str, labels| snapshots::PrepareSnapshotRequest {
+        snapshotter: SNAPSHOTTER.to_owned(),
+        key: key.to_owned(),
+        parent: "two".to_owned(),
+        labels,
+    };
+    let mapping = labels("0:100000:65536", "0:200000:65536,65536:5:1");
+    let mounts = client.prepare(prepare("active", mapping.clone())).await.unwrap().into_inner().mounts;
+    let names = |mounts: &[Mount]| -> Vec<String> {
+        let options = mounts[0].options.iter();
+        options.map(|option| option.split_once("dir=").map_or(option.as_str(), |(name, _)| name).to_owned()).collect()
+    };
+    let told = ["uidmap=0:100000:65536", "gidmap=0:200000:65536,65536:5:1", "work", "upper", "lower", "index=off"];
+    assert_eq!((mounts[0].r#type.as_str(), names(&mounts)), ("overlay", told.map(str::to_owned).to_vec()));
+    let upper = mounts[0].options[3].strip_prefix("upperdir=").unwrap();
+    let owner = std::fs::metadata(upper).unwrap();
+    assert_eq!((owner.uid(), owner.gid()), (100_000, 200_000));
+    let request = snapshots::ViewSnapshotRequest {
+        snapshotter: SNAPSHOTTER.to_owned(),
+        key: "view".to_owned(),
+        parent: "one".to_owned(),
+        labels: mapping,
+    };
+    let mounts = client.view(request).await.unwrap().into_inner().mounts;
+    assert_eq!((mounts[0].r#type.as_str(), names(&mounts)[2..].join(",")), ("bind", "ro,rbind".to_owned()));
+    for (what, labels) in [("no mapping", labels("x", "0:1:1")), ("nobody is root", labels("0:1:1", "1:1:1"))] {
+        asked.expect_either(what, client.prepare(prepare("bad", labels)).await, Unknown, InvalidArgument);
+    }
+}
+
+async fn what_parts_stand_on(asked: &mut Asked) {
+    let request = PluginsRequest::default();
+    let plugins =
+        IntrospectionClient::new(asked.lab.connect().await).plugins(request).await.unwrap().into_inner().plugins;
+    // What shimd has no such part for.
+    let absent = ["image-verifier.v1", "warning.v1", "monitor.task.v1", "podsandbox.controller.v1"];
+    for (kind, id, wanted) in [
+        ("content.v1", "content", ""),
+        ("metadata.v1", "bolt", "content.v1 event.v1 snapshotter.v1"),
+        ("gc.v1", "scheduler", "metadata.v1"),
+        ("lease.v1", "manager", "metadata.v1 gc.v1"),
+        ("runtime.v2", "task", "shim.v1"),
+        ("service.v1", "tasks-service", "event.v1 runtime.v2 metadata.v1"),
+        ("service.v1", "images-service", "metadata.v1 gc.v1"),
+        ("transfer.v1", "local", "lease.v1 metadata.v1 differ.v1 snapshotter.v1"),
+        ("sandbox.controller.v1", "shim", "shim.v1 event.v1"),
+        ("grpc.v1", "content", "service.v1"),
+        ("grpc.v1", "events", "event.v1"),
+        ("grpc.v1", "sandbox-controllers", "sandbox.controller.v1 event.v1"),
+        ("grpc.v1", "transfer", "transfer.v1 streaming.v1"),
+        ("grpc.v1", "version", ""),
+    ] {
+        let kind = format!("io.containerd.{kind}");
+        let part = plugins.iter().find(|part| part.r#type == kind && part.id == id).expect(id);
+        let requires = part.requires.iter().map(|kind| kind.trim_start_matches("io.containerd."));
+        let requires: Vec<&str> = requires.filter(|kind| !absent.contains(kind)).collect();
+        assert_eq!(requires.join(" "), wanted, "{kind} {id}");
+    }
+}
+
 /// Clients and scripts look for how containerd begins to say it.
 async fn tasks_that_cannot_be_made(asked: &mut Asked) {
     if !rig::can_run_containers() {
@@ -176,4 +265,22 @@ async fn tasks_that_cannot_be_made(asked: &mut Asked) {
     let status = client.create(request).await.unwrap_err();
     assert!(status.message().starts_with("failed to start shim: "), "{}", status.message());
     assert!(status.message().contains("containerd-shim-none-v1"), "{}", status.message());
+}
+
+/// The shim of 2.x itself says that there is no such cgroup: it was told, also when it is started for the first time.
+async fn shims_that_shall_be_in_a_cgroup(asked: &mut Asked) {
+    let shim = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../target/peers/containerd.root/usr/bin/containerd-shim-runc-v2");
+    if !rig::is_root() || !shim.exists() {
+        return;
+    }
+    let options = proto_shim::runc::Options { shim_cgroup: "/shimd-test-none".to_owned(), ..Default::default() };
+    let runtime = Some(Runtime { name: shim.display().to_string(), options: Some(proto_shim::any(&options)) });
+    let spec = Some(asked.lab.spec("a", &["/bin/true"]));
+    let container = Some(containers::Container { runtime, spec, ..bare("a") });
+    asked.lab.containers().await.create(containers::CreateContainerRequest { container }).await.unwrap();
+    let request = tasks::CreateTaskRequest { container_id: "a".to_owned(), ..Default::default() };
+    let status = asked.lab.tasks().await.create(request).await.unwrap_err();
+    let told = status.message().starts_with("failed to start shim: ") && status.message().contains("/shimd-test-none");
+    assert!(told, "{}", status.message());
 }

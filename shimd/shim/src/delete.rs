@@ -82,6 +82,7 @@ fn kill_container(flags: &Flags, bundle: &Path) -> Result<(), Error> {
 }
 
 fn unmount(bundle: &Path) -> Result<(), Error> {
+    strata_idmap::forget_layers(&bundle.join(rootfs::LAYERS));
     let rootfs = bundle.join("rootfs");
     rootfs::unmount_all(&rootfs)
         .map_err(|source| Error::Mount { what: format!("unmount {}", rootfs.display()), source })

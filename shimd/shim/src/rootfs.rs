@@ -2,7 +2,7 @@
 //!
 //! An overlay with options of less than a page is one call of mount(2). Longer ones go through the new mount API, a
 //! layer at a time, on kernels that know `lowerdir+` (6.5); before that, through short names relative to the directory
-//! that all layers share.
+//! that all layers share. Where ids are mapped (`uidmap=`, `gidmap=`), each layer is, and named by a descriptor.
 
 use std::ffi::CString;
 use std::io;
@@ -18,11 +18,15 @@ use rustix::mount::{
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use strata_idmap::Mapping;
 
 use crate::error::Error;
 
 /// What mount(2) takes as options, with the final NUL.
 const OPTIONS_MAX: usize = 4096;
+
+/// Where mapped layers lie in the bundle while they are mounted as one, on kernels that want them at a place.
+pub(crate) const LAYERS: &str = "layers";
 
 /// Makes all mounts on `rootfs`, or none.
 pub(crate) fn mount_all(mounts: &[Mount], rootfs: &Path) -> Result<(), Error> {
@@ -118,6 +122,14 @@ struct Options {
     data: Vec<String>,
 }
 
+impl Options {
+    /// The same with other names of the layers.
+    fn of_layers(&self, names: &[String]) -> Options {
+        let others = self.data.iter().filter(|option| !option.starts_with("lowerdir=")).cloned();
+        Options { data: others.chain([format!("lowerdir={}", names.join(":"))]).collect(), ..*self }
+    }
+}
+
 fn parse(options: &[String]) -> Options {
     let mut parsed = Options::default();
     for option in options {
@@ -174,19 +186,27 @@ fn mount_one(mount: &Mount, rootfs: &Path) -> Result<(), Error> {
     if !mount.target.is_empty() {
         return Err(Error::Unimplemented { what: format!("mount on {:?} below the root file system", mount.target) });
     }
-    let options = parse(&mount.options);
-    let mounted = if options.bind || mount.r#type == "bind" {
-        bind(mount, &options, rootfs)
-    } else if mount.r#type == "overlay" {
-        overlay(mount, &options, rootfs)
-    } else {
-        plain(mount, &options, &options.data.join(","), rootfs)
+    let what = || format!("mount {} {:?} on", mount.r#type, mount.source);
+    let mut options = parse(&mount.options);
+    let mapping = Mapping::take_from(&mut options.data).map_err(|error| failed(&what(), rootfs, errno(&error)))?;
+    let is_bind = options.bind || mount.r#type == "bind";
+    let mounted = match mapping {
+        Some(mapping) if is_bind => mapped_bind(mount, &options, &mapping, rootfs),
+        None if is_bind => bind(mount, &options, rootfs),
+        Some(mapping) if mount.r#type == "overlay" => mapped_overlay(mount, &options, &mapping, rootfs),
+        None if mount.r#type == "overlay" => overlay(mount, &options, rootfs),
+        Some(_) => Err(Errno::INVAL),
+        None => plain(mount, &options, &options.data.join(","), rootfs),
     };
     let propagated = mounted.and_then(|()| match options.propagation {
         0 => Ok(()),
         bits => rustix::mount::mount_change(rootfs, MountPropagationFlags::from_bits_retain(bits)),
     });
-    propagated.map_err(|error| failed(&format!("mount {} {:?} on", mount.r#type, mount.source), rootfs, error))
+    propagated.map_err(|error| failed(&what(), rootfs, error))
+}
+
+fn errno(error: &io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
 fn bind(mount: &Mount, options: &Options, rootfs: &Path) -> Result<(), Errno> {
@@ -195,6 +215,17 @@ fn bind(mount: &Mount, options: &Options, rootfs: &Path) -> Result<(), Errno> {
     } else {
         rustix::mount::mount_bind(&mount.source, rootfs)?;
     }
+    set_flags(options, rootfs)
+}
+
+fn mapped_bind(mount: &Mount, options: &Options, mapping: &Mapping, rootfs: &Path) -> Result<(), Errno> {
+    let tree = mapping.clone_tree(Path::new(&mount.source)).map_err(|error| errno(&error))?;
+    rustix::mount::move_mount(&tree, "", CWD, rootfs, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    set_flags(options, rootfs)
+}
+
+/// Sets what a new bind mount does not take.
+fn set_flags(options: &Options, rootfs: &Path) -> Result<(), Errno> {
     if options.set == 0 {
         return Ok(());
     }
@@ -218,6 +249,15 @@ fn overlay(mount: &Mount, options: &Options, rootfs: &Path) -> Result<(), Errno>
         Err(Errno::NOSYS | Errno::INVAL) => overlay_by_short_names(mount, options, rootfs),
         other => other,
     }
+}
+
+fn mapped_overlay(mount: &Mount, options: &Options, mapping: &Mapping, rootfs: &Path) -> Result<(), Errno> {
+    let layers: Vec<&str> = lower_layers(&options.data).collect();
+    let scratch = rootfs.with_file_name(LAYERS);
+    let mounted = strata_idmap::with_mapped_layers(&layers, mapping, &scratch, |names| {
+        Ok(overlay(mount, &options.of_layers(names), rootfs)?)
+    });
+    mounted.map_err(|error| errno(&error))
 }
 
 fn overlay_by_layers(options: &Options, rootfs: &Path) -> Result<(), Errno> {
@@ -366,5 +406,46 @@ mod tests {
         assert_eq!(std::fs::read_dir(&rootfs).unwrap().count(), 100);
         unmount_all(&rootfs).unwrap();
         assert_eq!(std::fs::read_dir(&rootfs).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn ids_are_mapped_without_a_copy() {
+        use std::os::unix::fs::MetadataExt;
+        let temporary = tempfile::tempdir().unwrap();
+        if !rustix::process::geteuid().is_root() || !strata_idmap::is_supported(temporary.path()) {
+            eprintln!("skipped: mapping a mount needs root and Linux 5.19");
+            return;
+        }
+        let path = |name: &str| temporary.path().join(name).display().to_string();
+        for name in ["one", "two", "upper", "work", "rootfs"] {
+            std::fs::create_dir(path(name)).unwrap();
+        }
+        std::fs::write(path("one/file"), "").unwrap();
+        std::os::unix::fs::chown(path("upper"), Some(7000), Some(8000)).unwrap();
+        let layers = [path("two"), path("one")].join(":");
+        let mapping = ["uidmap=0:7000:10", "gidmap=0:8000:10"];
+        let mount = |kind: &str, source: String, more: &[String]| Mount {
+            r#type: kind.to_owned(),
+            source,
+            options: mapping.iter().map(|word| (*word).to_owned()).chain(more.iter().cloned()).collect(),
+            ..Mount::default()
+        };
+        let upper = [format!("workdir={}", path("work")), format!("upperdir={}", path("upper"))];
+        let lower = [format!("lowerdir={layers}"), "index=off".to_owned()];
+        let rootfs = temporary.path().join("rootfs");
+        for mount in [
+            mount("overlay", "overlay".to_owned(), &[&upper[..], &lower[..]].concat()),
+            mount("overlay", "overlay".to_owned(), &lower),
+            mount("bind", path("one"), &words(&["ro", "rbind"])),
+        ] {
+            mount_all(std::slice::from_ref(&mount), &rootfs).unwrap();
+            let file = std::fs::metadata(rootfs.join("file")).unwrap();
+            let is_read_only = std::fs::write(rootfs.join("new"), "").is_err();
+            unmount_all(&rootfs).unwrap();
+            assert_eq!((file.uid(), file.gid()), (7000, 8000), "{mount:?}");
+            assert_eq!(is_read_only, !mount.options.iter().any(|option| option.starts_with("upperdir")), "{mount:?}");
+        }
+        let half = Mount { options: words(&["uidmap=0:1:1", "rbind"]), ..mount("bind", path("one"), &[]) };
+        assert!(mount_all(&[half], &rootfs).is_err());
     }
 }

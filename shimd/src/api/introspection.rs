@@ -18,8 +18,25 @@ use crate::snapshot::Snapshotter;
 use crate::transfer::architecture;
 
 const STEP: &str = "report";
+/// Parts that keep snapshots.
+const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
 /// The part that knows runtimes.
 const RUNTIME: &str = "io.containerd.runtime.v2";
+
+/// Kinds of the others.
+const CONTENT: &str = "io.containerd.content.v1";
+const METADATA: &str = "io.containerd.metadata.v1";
+const DIFFER: &str = "io.containerd.differ.v1";
+const GC: &str = "io.containerd.gc.v1";
+const EVENT: &str = "io.containerd.event.v1";
+const LEASE: &str = "io.containerd.lease.v1";
+const SHIM: &str = "io.containerd.shim.v1";
+const STREAMING: &str = "io.containerd.streaming.v1";
+const TRANSFER: &str = "io.containerd.transfer.v1";
+const SANDBOX_STORE: &str = "io.containerd.sandbox.store.v1";
+const SANDBOX_CONTROLLER: &str = "io.containerd.sandbox.controller.v1";
+const SERVICE: &str = "io.containerd.service.v1";
+const GRPC: &str = "io.containerd.grpc.v1";
 
 /// What clients know of a part.
 struct Part {
@@ -39,48 +56,73 @@ const fn platform_part(kind: &'static str, id: &'static str) -> Part {
 
 /// Each part, as containerd calls them: of 1.x and of 2.x.
 const PARTS: [Part; 41] = [
-    part("io.containerd.content.v1", "content"),
-    platform_part("io.containerd.snapshotter.v1", "overlayfs"),
-    platform_part("io.containerd.snapshotter.v1", "native"),
+    part(CONTENT, "content"),
+    platform_part(SNAPSHOTTER, "overlayfs"),
+    platform_part(SNAPSHOTTER, "native"),
     part("io.containerd.internal.v1", "opt"),
-    part("io.containerd.metadata.v1", "bolt"),
-    platform_part("io.containerd.differ.v1", "walking"),
-    part("io.containerd.gc.v1", "scheduler"),
-    part("io.containerd.event.v1", "exchange"),
-    part("io.containerd.lease.v1", "manager"),
-    platform_part("io.containerd.runtime.v2", "task"),
-    part("io.containerd.shim.v1", "manager"),
-    part("io.containerd.streaming.v1", "manager"),
-    platform_part("io.containerd.transfer.v1", "local"),
-    part("io.containerd.sandbox.store.v1", "local"),
-    part("io.containerd.sandbox.controller.v1", "shim"),
-    part("io.containerd.service.v1", "containers-service"),
-    part("io.containerd.service.v1", "content-service"),
-    part("io.containerd.service.v1", "diff-service"),
-    part("io.containerd.service.v1", "images-service"),
-    part("io.containerd.service.v1", "introspection-service"),
-    part("io.containerd.service.v1", "leases-service"),
-    part("io.containerd.service.v1", "namespaces-service"),
-    part("io.containerd.service.v1", "snapshots-service"),
-    part("io.containerd.service.v1", "tasks-service"),
-    part("io.containerd.grpc.v1", "containers"),
-    part("io.containerd.grpc.v1", "content"),
-    part("io.containerd.grpc.v1", "diff"),
-    part("io.containerd.grpc.v1", "events"),
-    part("io.containerd.grpc.v1", "healthcheck"),
-    part("io.containerd.grpc.v1", "images"),
-    part("io.containerd.grpc.v1", "introspection"),
-    part("io.containerd.grpc.v1", "leases"),
-    part("io.containerd.grpc.v1", "namespaces"),
-    part("io.containerd.grpc.v1", "sandbox-controllers"),
-    part("io.containerd.grpc.v1", "sandboxes"),
-    part("io.containerd.grpc.v1", "snapshots"),
-    part("io.containerd.grpc.v1", "streaming"),
-    part("io.containerd.grpc.v1", "tasks"),
-    part("io.containerd.grpc.v1", "transfer"),
-    part("io.containerd.grpc.v1", "version"),
+    part(METADATA, "bolt"),
+    platform_part(DIFFER, "walking"),
+    part(GC, "scheduler"),
+    part(EVENT, "exchange"),
+    part(LEASE, "manager"),
+    platform_part(RUNTIME, "task"),
+    part(SHIM, "manager"),
+    part(STREAMING, "manager"),
+    platform_part(TRANSFER, "local"),
+    part(SANDBOX_STORE, "local"),
+    part(SANDBOX_CONTROLLER, "shim"),
+    part(SERVICE, "containers-service"),
+    part(SERVICE, "content-service"),
+    part(SERVICE, "diff-service"),
+    part(SERVICE, "images-service"),
+    part(SERVICE, "introspection-service"),
+    part(SERVICE, "leases-service"),
+    part(SERVICE, "namespaces-service"),
+    part(SERVICE, "snapshots-service"),
+    part(SERVICE, "tasks-service"),
+    part(GRPC, "containers"),
+    part(GRPC, "content"),
+    part(GRPC, "diff"),
+    part(GRPC, "events"),
+    part(GRPC, "healthcheck"),
+    part(GRPC, "images"),
+    part(GRPC, "introspection"),
+    part(GRPC, "leases"),
+    part(GRPC, "namespaces"),
+    part(GRPC, "sandbox-controllers"),
+    part(GRPC, "sandboxes"),
+    part(GRPC, "snapshots"),
+    part(GRPC, "streaming"),
+    part(GRPC, "tasks"),
+    part(GRPC, "transfer"),
+    part(GRPC, "version"),
     part("io.containerd.ttrpc.v1", "events"),
 ];
+
+/// On which kinds of parts a part stands, as containerd 2.1 says, of those that are here.
+fn requirements(part: &Part) -> &'static [&'static str] {
+    match (part.kind, part.id) {
+        (METADATA, _) => &[CONTENT, EVENT, SNAPSHOTTER],
+        (GC | DIFFER | SANDBOX_STORE | STREAMING, _) => &[METADATA],
+        (SERVICE, "content-service" | "snapshots-service") => &[METADATA],
+        (LEASE, _) | (SERVICE, "images-service" | "leases-service") => &[METADATA, GC],
+        (SHIM, _) | (SERVICE, "containers-service" | "namespaces-service") => &[EVENT, METADATA],
+        (SERVICE, "diff-service") => &[DIFFER],
+        (SERVICE, "tasks-service") => &[EVENT, RUNTIME, METADATA],
+        (RUNTIME, _) => &[SHIM],
+        (TRANSFER, _) => &[LEASE, METADATA, DIFFER, SNAPSHOTTER],
+        (SANDBOX_CONTROLLER, _) => &[SHIM, EVENT],
+        (GRPC, "events") | ("io.containerd.ttrpc.v1", _) => &[EVENT],
+        (GRPC, "leases") => &[LEASE],
+        (GRPC, "sandboxes") => &[SANDBOX_STORE],
+        (GRPC, "sandbox-controllers") => &[SANDBOX_CONTROLLER, EVENT],
+        (GRPC, "streaming") => &[STREAMING],
+        (GRPC, "transfer") => &[TRANSFER, STREAMING],
+        (GRPC, "healthcheck" | "version") => &[],
+        (GRPC, _) => &[SERVICE],
+        _ => &[],
+    }
+}
 
 #[tonic::async_trait]
 impl Introspection for Api {
@@ -123,16 +165,23 @@ impl Api {
         // Where snapshots lie is looked up by those who make their own beside them.
         let export = |name: &str, value: String| HashMap::from([(name.to_owned(), value)]);
         let exports = match (part.kind, Snapshotter::named(part.id)) {
-            ("io.containerd.snapshotter.v1", Some(of)) => export("root", self.snapshots.of(of).root()),
+            (SNAPSHOTTER, Some(of)) => export("root", self.snapshots.of(of).root()),
             // Where `ctr install` puts programs.
             ("io.containerd.internal.v1", _) => export("path", self.opt.display().to_string()),
             _ => HashMap::new(),
+        };
+        // Clients map ids in a snapshot themselves, file by file, where the snapshotter does not say that it can be mounted so.
+        let capabilities = match (part.kind, Snapshotter::named(part.id)) {
+            (SNAPSHOTTER, Some(of)) if self.snapshots.of(of).maps_ids() => vec!["remap-ids".to_owned()],
+            _ => Vec::new(),
         };
         wire::Plugin {
             r#type: part.kind.to_owned(),
             id: part.id.to_owned(),
             platforms: if part.has_platform { vec![platform] } else { Vec::new() },
+            requires: requirements(part).iter().map(|kind| (*kind).to_owned()).collect(),
             exports,
+            capabilities,
             ..wire::Plugin::default()
         }
     }

@@ -27,6 +27,8 @@ use crate::trash::Trash;
 
 /// Name of the FIFO that shims write their messages to.
 const LOG: &str = "log";
+/// Where mapped layers lie while a shim, or shimd, mounts them as one.
+pub(crate) const LAYERS: &str = "layers";
 /// The file that says that the kernel killed for memory.
 const OOM: &str = "oom";
 
@@ -184,6 +186,7 @@ impl Bundle {
                 Err(error) => return Err(Error::io(format!("unmount {}", rootfs.display()), error)),
             }
         }
+        strata_idmap::forget_layers(&self.path.join(LAYERS));
         trash.take(&self.path)
     }
 }

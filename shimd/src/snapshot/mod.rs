@@ -21,12 +21,13 @@
 
 mod kept;
 mod list;
+mod mapping;
 mod recover;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 
@@ -62,6 +63,8 @@ pub(crate) struct Snapshots {
     unsynced: Mutex<Vec<Unsynced>>,
     /// Options of every overlay mount.
     options: Vec<String>,
+    /// Whether ids can be mapped where they lie, once somebody asked.
+    maps_ids: OnceLock<bool>,
 }
 
 /// A committed snapshot whose files may be in memory only.
@@ -107,6 +110,7 @@ impl Snapshots {
             boot_id,
             unsynced: Mutex::default(),
             options: overlay_options(),
+            maps_ids: OnceLock::new(),
         };
         snapshots.recover()?;
         Ok(snapshots)
@@ -128,13 +132,14 @@ impl Snapshots {
         let Request { namespace, lease, key, parent, labels } = request;
         check_name("snapshot key", &key)?;
         check_labels(&labels)?;
+        let owner = if self.snapshotter == Snapshotter::Overlayfs { mapping::root(&labels)? } else { None };
         let layers = {
             let view = self.store.read()?;
             self.check_new(&view, &namespace, &key)?;
             self.layers(&view, &namespace, &parent)?
         };
         let directory = self.next.fetch_add(1, Ordering::Relaxed);
-        if let Err(error) = self.make_directories(directory, kind, layers.first().copied()) {
+        if let Err(error) = self.make_directories(directory, kind, layers.first().copied(), owner) {
             self.discard(directory);
             // A parent that went meanwhile is the reason.
             self.check_same(&self.store.read()?, &namespace, &parent, &layers)?;
@@ -185,7 +190,13 @@ impl Snapshots {
         }
     }
 
-    fn make_directories(&self, number: u64, kind: SnapshotKind, parent: Option<u64>) -> Result<()> {
+    fn make_directories(
+        &self,
+        number: u64,
+        kind: SnapshotKind,
+        parent: Option<u64>,
+        owner: Option<(u32, u32)>,
+    ) -> Result<()> {
         let name = number.to_string();
         let make = |path: &str, mode: u32| {
             rustix::fs::mkdirat(&self.handle, path, Mode::from_raw_mode(mode))
@@ -201,7 +212,26 @@ impl Snapshots {
             (Snapshotter::Overlayfs, _) if is_active => make(&format!("{name}/work"), 0o711)?,
             (Snapshotter::Overlayfs, _) => {}
         }
-        parent.map_or(Ok(()), |parent| self.look_like(&upper, parent))
+        if let Some(parent) = parent {
+            self.look_like(&upper, parent)?;
+        }
+        match owner {
+            // An upper directory is not mapped: root's files in it are its own. A first layer is, where that can be.
+            Some(owner) if parent.is_some() || !self.maps_ids() => self.give(&upper, owner),
+            _ => Ok(()),
+        }
+    }
+
+    fn give(&self, directory: &str, (user, group): (u32, u32)) -> Result<()> {
+        let (user, group) = (Some(Uid::from_raw(user)), Some(Gid::from_raw(group)));
+        rustix::fs::chownat(&self.handle, directory, user, group, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|error| Error::io(format!("give snapshot directory {directory:?} to who is root"), error))
+    }
+
+    /// Whether who mounts a snapshot can map its ids: else clients copy it, if they must.
+    pub(crate) fn maps_ids(&self) -> bool {
+        let is_asked = || self.snapshotter == Snapshotter::Overlayfs && strata_idmap::is_supported(&self.directory);
+        *self.maps_ids.get_or_init(is_asked)
     }
 
     /// Copies all of `parent`.
@@ -247,13 +277,18 @@ impl Snapshots {
         let is_active = record.kind() == SnapshotKind::Active;
         let access = if is_active { "rw" } else { "ro" };
         // The orders of options are containerd's.
-        match (self.snapshotter, layers) {
+        let mut mounts = match (self.snapshotter, layers) {
             (Snapshotter::Native, [nearest, ..]) if !is_active => vec![bind(self.upper(*nearest), ["rbind", access])],
             (Snapshotter::Native, _) => vec![bind(self.upper(record.directory), ["rbind", access])],
             (Snapshotter::Overlayfs, []) => vec![bind(self.upper(record.directory), [access, "rbind"])],
             (Snapshotter::Overlayfs, [only]) if !is_active => vec![bind(self.upper(*only), [access, "rbind"])],
             (Snapshotter::Overlayfs, layers) => vec![self.overlay(is_active.then_some(record.directory), layers)],
+        };
+        let mapping = mapping::options(&record.labels);
+        if !mapping.is_empty() && self.maps_ids() {
+            mounts.iter_mut().for_each(|mount| drop(mount.options.splice(..0, mapping.iter().cloned())));
         }
+        mounts
     }
 
     fn overlay(&self, active: Option<u64>, layers: &[u64]) -> Mount {

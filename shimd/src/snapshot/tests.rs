@@ -82,6 +82,38 @@ fn mounts_are_those_of_containerd() {
 }
 
 #[test]
+fn labels_that_map_ids_are_told_to_who_mounts() {
+    use std::os::unix::fs::MetadataExt;
+    let rig = rig();
+    if !rustix::process::geteuid().is_root() || !rig.snapshots.maps_ids() {
+        eprintln!("skipped: mapping a mount needs root and Linux 5.19");
+        return;
+    }
+    rig.layer("A", "");
+    rig.layer("B", "A");
+    let make = |kind, key: &str, parent: &str, (users, groups): (&str, &str)| {
+        let labels = [("uidmapping", users), ("gidmapping", groups)]
+            .map(|(name, value)| (format!("containerd.io/snapshot/{name}"), value.to_owned()));
+        let request = Request { labels: labels.into(), ..request(&rig.namespace, key, parent) };
+        rig.snapshots.make(kind, request)
+    };
+    let mapping = ("0:7000:10", "0:8000:10");
+    for (kind, parent) in [(SnapshotKind::Active, "B"), (SnapshotKind::View, "A"), (SnapshotKind::Active, "")] {
+        let mounts = make(kind, &format!("of {parent}"), parent, mapping).unwrap();
+        assert_eq!(mounts[0].options[..2], ["uidmap=0:7000:10", "gidmap=0:8000:10"]);
+        assert_eq!(rig.snapshots.mounts(&rig.namespace, &format!("of {parent}")).unwrap(), mounts);
+        // A first layer is mapped itself; what is above others is not.
+        let written = std::fs::metadata(option(&mounts, "upperdir").unwrap_or(&mounts[0].source)).unwrap();
+        let owner = if parent == "B" { (7000, 8000) } else { (0, 0) };
+        assert_eq!((written.uid(), written.gid()), owner, "of {parent:?}");
+    }
+    for bad in [("x", "0:1:1"), ("0:1:1", "1:1:1"), ("0:1", "")] {
+        assert!(matches!(make(SnapshotKind::Active, "c", "B", bad), Err(Error::Invalid { .. })), "{bad:?}");
+    }
+    rig.make(SnapshotKind::Active, "c", "B").unwrap();
+}
+
+#[test]
 fn the_wrong_order_is_refused() {
     let rig = rig();
     assert!(rig.prepare("x", "gone").unwrap_err().is_not_found());

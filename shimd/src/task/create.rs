@@ -11,8 +11,8 @@ use proto_shim::task::{CreateTaskRequest, CreateTaskResponse, DeleteResponse};
 use proto_shim::types::Mount;
 use tokio::sync::watch as channel;
 
-use super::watch;
 use super::{End, Entry, Key, Task, Tasks, closed};
+use super::{rootfs, watch};
 use crate::checkpoint::Saved;
 use crate::db::record::Container;
 use crate::db::{Access, key};
@@ -21,7 +21,7 @@ use crate::name::Namespace;
 use crate::sandbox::controller::Sandbox;
 use crate::shim::bundle::{Bundle, Kind};
 use crate::shim::shims::SHUTDOWN_TIMEOUT;
-use crate::shim::{Connection, OwnedSubject, Shim, runtime};
+use crate::shim::{Connection, OwnedSubject, runtime};
 use crate::trace;
 
 /// The directory of a checkpoint in the bundle.
@@ -91,7 +91,7 @@ impl Tasks {
                 return Err(error);
             }
         };
-        match create_in_shim(&connection.shim, &creation, &bundle.bundle, (images, options)).await {
+        match create_in_shim(&connection, &creation, &bundle.bundle, (images, options)).await {
             Ok(pid) => {
                 self.adopt(Task::new(subject, bundle.disarm(), connection, pid), claim);
                 Ok(pid)
@@ -187,15 +187,16 @@ impl Checkpoint {
 }
 
 async fn create_in_shim(
-    shim: &Shim,
+    connection: &Connection,
     creation: &Creation,
     bundle: &Bundle,
     (checkpoint, options): (String, Option<Any>),
 ) -> Result<u32> {
+    let rootfs = rootfs::left_for_shim(&creation.rootfs, connection.endpoint.version, bundle).await?;
     let request = CreateTaskRequest {
         id: creation.id.clone(),
         bundle: bundle.path.display().to_string(),
-        rootfs: creation.rootfs.clone(),
+        rootfs,
         terminal: creation.terminal,
         stdin: creation.stdin.clone(),
         stdout: creation.stdout.clone(),
@@ -204,7 +205,7 @@ async fn create_in_shim(
         parent_checkpoint: String::new(),
         options,
     };
-    let response: CreateTaskResponse = shim.call("create", "Create", &request).await?;
+    let response: CreateTaskResponse = connection.shim.call("create", "Create", &request).await?;
     Ok(response.pid)
 }
 

@@ -16,6 +16,7 @@
 mod create;
 mod process;
 mod recover;
+mod rootfs;
 mod watch;
 
 use std::collections::HashMap;
