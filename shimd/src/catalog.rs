@@ -1,5 +1,5 @@
-//! Catalogs: records that clients name, list by filters, change by field masks and remove. What an entry must have, what of
-//! it can change and what can be asked for, says the file of its kind: `container`, `image`, `sandbox`.
+//! Catalogs: records that clients name, list by filters, change by field masks and remove. What an entry must have,
+//! what of it can change and what can be asked for, says the file of its kind: `container`, `image`, `sandbox`.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -117,8 +117,8 @@ impl<R: Entry> Catalog<R> {
         Ok(found)
     }
 
-    /// Some of the list: those that come after a name. Pages are looked up one by one, so that neither much memory nor a
-    /// view of the store is held for a client that reads slowly.
+    /// Some of the list: those that come after a name. Pages are looked up one by one, so that neither much memory nor
+    /// a view of the store is held for a client that reads slowly.
     pub(crate) fn page(&self, namespace: &Namespace, filters: &Filters, after: &str) -> Result<Page<R>> {
         if let Some(names) = filters.pinned(R::NAME) {
             return Ok(Page { found: self.find(namespace, filters, &names)?, last: None });

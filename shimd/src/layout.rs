@@ -19,12 +19,13 @@ pub(crate) fn make_private(directory: &Path) -> io::Result<()> {
     make(directory, 0o700)
 }
 
-/// Asks the file system to place the directories of `directory` far from each other (`T` of chattr(1)); one that knows no
-/// such wish goes on as before.
+/// Asks the file system to place the directories of `directory` far from each other (`T` of chattr(1)); one that knows
+/// no such wish goes on as before.
 ///
-/// ext4 puts a new file into its directory's group of inodes and looks at each inode there in turn, and one that was freed
-/// within the last minutes costs it a look at the disk's buffers (`recently_deleted`). Where layers and containers come
-/// and go within one group, thousands of such looks go before each new file: a pull after a removal took three times as long.
+/// ext4 puts a new file into its directory's group of inodes and looks at each inode there in turn, and one that was
+/// freed within the last minutes costs it a look at the disk's buffers (`recently_deleted`). Where layers and
+/// containers come and go within one group, thousands of such looks go before each new file: a pull after a removal
+/// took three times as long.
 pub(crate) fn spread(directory: &Path) {
     let asked = File::open(directory).and_then(|directory| {
         let flags = ioctl_getflags(&directory)? | IFlags::TOPDIR;

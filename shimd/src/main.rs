@@ -8,8 +8,8 @@
 //!            event gc upkeep                   beside all of it
 //!   db/   the metadata store under all of it      sys/  the only unsafe code
 //! ```
-//! It knows no Docker and no Kubernetes, opens no network socket, and may be killed at any time: containers go on, and the
-//! next start finds everything again by looking at what is there.
+//! It knows no Docker and no Kubernetes, opens no network socket, and may be killed at any time: containers go on, and
+//! the next start finds everything again by looking at what is there.
 
 mod api;
 mod catalog;

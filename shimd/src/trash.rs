@@ -1,7 +1,7 @@
 //! Getting rid of trees off the callers' paths.
 //!
-//! What shall go is renamed into the trash, which takes one system call, and removed by a thread that does nothing else.
-//! What a killed process left there goes at the next start.
+//! What shall go is renamed into the trash, which takes one system call, and removed by a thread that does nothing
+//! else. What a killed process left there goes at the next start.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -63,8 +63,8 @@ impl Trash {
     }
 }
 
-/// Removes what comes. What cannot be removed is tried again: something may be mounted in it still, or somebody may still
-/// have it open and put files there.
+/// Removes what comes. What cannot be removed is tried again: something may be mounted in it still, or somebody may
+/// still have it open and put files there.
 fn empty(doomed: &Receiver<PathBuf>) {
     let mut left = Vec::new();
     let mut pause = PAUSE_MIN;

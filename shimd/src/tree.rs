@@ -1,5 +1,5 @@
-//! Whole trees of files: removed, measured and copied, on handles, without following a link and without recursion (the depth
-//! of a tree is an image's choice).
+//! Whole trees of files: removed, measured and copied, on handles, without following a link and without recursion (the
+//! depth of a tree is an image's choice).
 
 pub(crate) mod copy;
 mod names;

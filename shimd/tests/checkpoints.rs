@@ -1,4 +1,5 @@
-//! Checkpoints of tasks, under our own shim. CRIU does not run everywhere: the runtime here is a wrapper that does without.
+//! Checkpoints of tasks, under our own shim. CRIU does not run everywhere: the runtime here is a wrapper that does
+//! without.
 
 mod rig;
 

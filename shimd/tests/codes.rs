@@ -424,7 +424,8 @@ async fn namespaces_that_cannot_be(asked: &mut Asked) {
         let request = namespaces::CreateNamespaceRequest { namespace: namespace(name, labels) };
         asked.expect(&format!("create {name:?}"), client.create(request).await, code);
     }
-    // One that is not there begins to be: the Go client sets a namespace's default snapshotter before anything is in it.
+    // One that is not there begins to be: the Go client sets a namespace's default snapshotter before anything is in
+    // it.
     let labels = HashMap::from([("a".to_owned(), "b".to_owned())]);
     for (name, path, code) in
         [("new", "labels.a", Fine), ("never", "name", InvalidArgument), ("nor-this", "labels", InvalidArgument)]

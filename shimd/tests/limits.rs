@@ -1,6 +1,6 @@
-//! Bad input that is too much: too deep, too many layers, no room, a path that is too long, documents that are two things at
-//! once. Each row is asked of Debian's containerd, which proves it, and of shimd; those of transfers of a containerd 2.x, as
-//! Debian's knows none. (Each write that fails is `crashes`' part.)
+//! Bad input that is too much: too deep, too many layers, no room, a path that is too long, documents that are two
+//! things at once. Each row is asked of Debian's containerd, which proves it, and of shimd; those of transfers of a
+//! containerd 2.x, as Debian's knows none. (Each write that fails is `crashes`' part.)
 
 mod rig;
 

@@ -1,5 +1,5 @@
-//! What containerd answers from 2.0 on where 1.6 answers otherwise, or not at all. Each row is asked of a containerd 2.x,
-//! which proves it, and of shimd.
+//! What containerd answers from 2.0 on where 1.6 answers otherwise, or not at all. Each row is asked of a containerd
+//! 2.x, which proves it, and of shimd.
 
 mod rig;
 

@@ -1,5 +1,5 @@
-//! Pulls by the transfer service: what a registry that resets connections, or a kill, costs; and that what is wanted by many
-//! is fetched and unpacked once.
+//! Pulls by the transfer service: what a registry that resets connections, or a kill, costs; and that what is wanted by
+//! many is fetched and unpacked once.
 
 mod rig;
 

@@ -1,10 +1,10 @@
 //! shimd's registry helper: the one process below shimd that has a network socket, and no privileges.
 //!
-//! shimd starts one per transfer and speaks `proto-registry` over its standard input and output. Before it talks to anybody
-//! it gives up what it was started with ([`privileges`]); then it serves the orders of one repository ([`orders`]) and
-//! ends with its input. It reads no file but certificates and, before it gives up its privileges, what the operator says of
-//! the registry's hosts (`shimd-registry HOSTS-DIRECTORY REFERENCE`): keys of clients are root's alone. It writes none, and
-//! knows nothing of shimd's store.
+//! shimd starts one per transfer and speaks `proto-registry` over its standard input and output. Before it talks to
+//! anybody it gives up what it was started with ([`privileges`]); then it serves the orders of one repository
+//! ([`orders`]) and ends with its input. It reads no file but certificates and, before it gives up its privileges, what
+//! the operator says of the registry's hosts (`shimd-registry HOSTS-DIRECTORY REFERENCE`): keys of clients are root's
+//! alone. It writes none, and knows nothing of shimd's store.
 
 mod orders;
 mod privileges;

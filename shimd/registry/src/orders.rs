@@ -17,7 +17,8 @@ use strata_registry::{
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
-/// Answers that wait to be written, and pieces of one blob that wait to be pushed. What waits is fetched again after a kill.
+/// Answers that wait to be written, and pieces of one blob that wait to be pushed. What waits is fetched again after a
+/// kill.
 const QUEUE: usize = 2;
 
 type Answers = mpsc::Sender<Answer>;

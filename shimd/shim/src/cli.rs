@@ -1,5 +1,5 @@
-//! The command line that containerd gives a shim, in the manner of Go's flags: `-name value`, `-name=value`, one dash or
-//! two, the command after them.
+//! The command line that containerd gives a shim, in the manner of Go's flags: `-name value`, `-name=value`, one dash
+//! or two, the command after them.
 
 use std::ffi::OsString;
 use std::fmt;

@@ -46,8 +46,8 @@ fn bundle(flags: &Flags) -> Result<PathBuf, Error> {
     std::env::current_dir().map_err(|source| Error::System { what: "find the working directory".to_owned(), source })
 }
 
-/// Tries again where the runtime fails: nobody else cleans up after this. In the bundle of a sandbox there is no container, and
-/// a container of its name would be somebody else's.
+/// Tries again where the runtime fails: nobody else cleans up after this. In the bundle of a sandbox there is no
+/// container, and a container of its name would be somebody else's.
 fn kill_patiently(flags: &Flags, bundle: &Path) -> Result<(), Error> {
     if !Options::are_saved(bundle) {
         return Ok(());

@@ -57,8 +57,8 @@ pub(crate) fn start(flags: &Flags) -> Result<(), Error> {
     told.inspect_err(|_| drop(fs::remove_file(&socket)))
 }
 
-/// Ends the serving process where nobody could be told of it: the caller was killed. It is this process's child, so that
-/// the pid cannot be another's.
+/// Ends the serving process where nobody could be told of it: the caller was killed. It is this process's child, so
+/// that the pid cannot be another's.
 fn end(pid: Pid) {
     let _ = rustix::process::kill_process(pid, Signal::KILL);
 }
@@ -90,7 +90,8 @@ fn socket_path(flags: &Flags, params: Option<&BootstrapParams>, group: Option<&s
 /// A socket that listens, or `None` when a shim serves there already.
 fn new_socket(socket: &Path, is_shared: bool) -> Result<Option<OwnedFd>, Error> {
     let failed = |source| Error::System { what: format!("listen on {}", socket.display()), source };
-    // Shims of one group may start at once: one that has bound its socket and does not listen yet would be taken for dead.
+    // Shims of one group may start at once: one that has bound its socket and does not listen yet would be taken for
+    // dead.
     let _alone = if is_shared { lock_name(socket) } else { lock_bundle() }.map_err(failed)?;
     let listened = match listen_in_new_directory(socket) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -124,8 +125,8 @@ fn lock_bundle() -> io::Result<OwnedFd> {
     Ok(bundle)
 }
 
-/// The same for the socket of a group: a byte of a file that all sockets of the directory have in common, so that no file
-/// is left for each.
+/// The same for the socket of a group: a byte of a file that all sockets of the directory have in common, so that no
+/// file is left for each.
 fn lock_name(socket: &Path) -> io::Result<OwnedFd> {
     let directory = parent(socket)?;
     make_directory(directory)?;
@@ -231,8 +232,8 @@ enum Form {
 }
 
 impl Form {
-    /// By the highest version that the caller says it speaks, whether it gave parameters, and the bundle. containerd 2.0 to
-    /// 2.2 speak version 3 and say 2, as 1.7 does, which refuses 3; but no 1.7 has a sandbox in that place.
+    /// By the highest version that the caller says it speaks, whether it gave parameters, and the bundle. containerd
+    /// 2.0 to 2.2 speak version 3 and say 2, as 1.7 does, which refuses 3; but no 1.7 has a sandbox in that place.
     fn of(highest: Option<&str>, has_params: bool, bundle: &Path) -> Form {
         let highest = highest.and_then(|version| version.parse::<i32>().ok()).unwrap_or_default();
         let is_sandbox = bundle.components().any(|part| part.as_os_str() == SANDBOXES);

@@ -170,7 +170,8 @@ impl Api {
             ("io.containerd.internal.v1", _) => export("path", self.opt.display().to_string()),
             _ => HashMap::new(),
         };
-        // Clients map ids in a snapshot themselves, file by file, where the snapshotter does not say that it can be mounted so.
+        // Clients map ids in a snapshot themselves, file by file, where the snapshotter does not say that it can be
+        // mounted so.
         let capabilities = match (part.kind, Snapshotter::named(part.id)) {
             (SNAPSHOTTER, Some(of)) if self.snapshots.of(of).maps_ids() => vec!["remap-ids".to_owned()],
             _ => Vec::new(),

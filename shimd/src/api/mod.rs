@@ -109,8 +109,8 @@ fn reflection_service() -> tonic_reflection::server::Builder<'static> {
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }
 
-/// Listens at `path`, for root alone, or for the members of a group too. Who left a socket there is gone: its owner would
-/// hold the store.
+/// Listens at `path`, for root alone, or for the members of a group too. Who left a socket there is gone: its owner
+/// would hold the store.
 pub(crate) fn listen(path: &Path, group: Option<u32>) -> Result<UnixListener> {
     let failed = |source| Error::io(format!("listen at {}", path.display()), source);
     match std::fs::remove_file(path) {

@@ -6,8 +6,8 @@
 //! ```text
 //!   request (async) --Command--> worker: write, hash, tee to the unpacking --> [commit: sync, rename, record]
 //! ```
-//! The kernel is asked to write out as the bytes come, so that the sync at the end has little left to do. An ingest that
-//! was cut off is taken up where its file ends, after hashing what is there.
+//! The kernel is asked to write out as the bytes come, so that the sync at the end has little left to do. An ingest
+//! that was cut off is taken up where its file ends, after hashing what is there.
 
 use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
@@ -261,7 +261,8 @@ impl<'a> Work<'a> {
             None => begin(content, opening, &entry)?,
         };
         let file = open_file(content, &record, &opening.reference)?;
-        // Whoever gave it up since the record was read found no file to remove. Whoever does so from now on finds this one.
+        // Whoever gave it up since the record was read found no file to remove. Whoever does so from now on finds this
+        // one.
         if let Err(error) = check_not_aborted(content, opening) {
             super::remove_file(&content.ingest_path(record.directory))?;
             return Err(error);
@@ -378,8 +379,8 @@ impl<'a> Work<'a> {
         Ok(digest)
     }
 
-    /// Content that is not what was promised when it was begun will not become so: the ingest goes. After other failures it
-    /// stays; a digest or a size that the commit alone named may be wrong.
+    /// Content that is not what was promised when it was begun will not become so: the ingest goes. After other
+    /// failures it stays; a digest or a size that the commit alone named may be wrong.
     fn give_up(&self, error: Error) -> Error {
         let is_wrong = match error {
             Error::DigestMismatch { .. } => {

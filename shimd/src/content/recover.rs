@@ -10,8 +10,8 @@ use crate::db::{Access, Durability, Table, tail};
 use crate::error::{Error, Result};
 
 impl Content {
-    /// A record whose file is not there is dropped (a power cut took the name), and so is a file that no record tells of
-    /// (the record was not written, or a namespace gave the blob up).
+    /// A record whose file is not there is dropped (a power cut took the name), and so is a file that no record tells
+    /// of (the record was not written, or a namespace gave the blob up).
     pub(super) fn recover(&self) -> Result<()> {
         let blobs = names(&self.blobs)?;
         let ingests = names(&self.ingests)?;

@@ -1,7 +1,7 @@
 //! Opening the database, and making it where there is none.
 //!
-//! redb refuses what a power cut leaves of a database that is being made. So it is made beside, and gets its name when it
-//! is whole and safe.
+//! redb refuses what a power cut leaves of a database that is being made. So it is made beside, and gets its name when
+//! it is whole and safe.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -51,8 +51,8 @@ fn make(directory: &Path, path: &Path) -> Result<()> {
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)
 }
 
-/// One process has the database at a time. A shimd that was killed while it started a program leaves a child that has its
-/// lock until it executes the program.
+/// One process has the database at a time. A shimd that was killed while it started a program leaves a child that has
+/// its lock until it executes the program.
 fn open(path: &Path) -> Result<Database> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {

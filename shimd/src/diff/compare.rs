@@ -79,8 +79,8 @@ impl Comparison {
         self.0.enter(name, [true, was_directory]).map_err(|error| failed("list", &found.path, error))
     }
 
-    /// Whether `name` is what it was. Of directories it is the directory alone that is meant, and not its time: that tells
-    /// of what is in it.
+    /// Whether `name` is what it was. Of directories it is the directory alone that is meant, and not its time: that
+    /// tells of what is in it.
     pub(super) fn is_unchanged(&self, name: &OsStr, found: &Found) -> Result<bool> {
         let (Some(now), Some(before)) = (found.now, found.before) else { return Ok(false) };
         let (Some(here), Some(then)) = (self.0.here(NOW), self.0.here(BEFORE)) else { return Ok(false) };
@@ -119,7 +119,8 @@ impl Pair<'_> {
         }
         match kind {
             FileType::Symlink => Ok(self.link(self.now)? == self.link(self.before)?),
-            // Archives have whole seconds, and a file that is written within one, or whose time is set back, looks the same.
+            // Archives have whole seconds, and a file that is written within one, or whose time is set back, looks the
+            // same.
             FileType::RegularFile if now.st_mtime_nsec == 0 => self.has_same_data(),
             _ => Ok(true),
         }

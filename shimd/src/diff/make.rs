@@ -1,7 +1,7 @@
 //! A layer made of what a snapshot holds beyond its parents.
 //!
-//! With overlayfs that is the upper directory, as it is: its whiteouts become `.wh.` files again. Two whole directories are
-//! compared, file by file. Two overlays of which none stands on the other are not.
+//! With overlayfs that is the upper directory, as it is: its whiteouts become `.wh.` files again. Two whole directories
+//! are compared, file by file. Two overlays of which none stands on the other are not.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;

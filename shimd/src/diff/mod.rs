@@ -1,7 +1,7 @@
 //! Layers into snapshots (Apply) and snapshots into layers (Diff).
 //!
-//! [`tar`] reads archives, [`stream`] decompresses, [`unpack`] makes files, [`provisional`] does it while a layer is still
-//! arriving; this file finds out where a layer shall go and decides which way it takes.
+//! [`tar`] reads archives, [`stream`] decompresses, [`unpack`] makes files, [`provisional`] does it while a layer is
+//! still arriving; this file finds out where a layer shall go and decides which way it takes.
 
 mod compare;
 pub(crate) mod make;

@@ -1,19 +1,19 @@
 //! Layers unpacked while they arrive.
 //!
-//! A write of content that names the layer's diff id (label [`DIFF_ID_LABEL`]) also tells a [`Feed`] how far its file is:
-//! what is there is decompressed and unpacked into a directory of its own, of which nobody knows. When the blob is
+//! A write of content that names the layer's diff id (label [`DIFF_ID_LABEL`]) also tells a [`Feed`] how far its file
+//! is: what is there is decompressed and unpacked into a directory of its own, of which nobody knows. When the blob is
 //! committed and both digests are right, the tree is kept under the blob's digest; the first Apply of that blob to an
-//! empty snapshot takes it by renaming. Whatever goes wrong on this way is forgotten: Apply then unpacks the blob as usual, and it is
-//! Apply that reports what is wrong with a layer.
+//! empty snapshot takes it by renaming. Whatever goes wrong on this way is forgotten: Apply then unpacks the blob as
+//! usual, and it is Apply that reports what is wrong with a layer.
 //!
-//! containerd's clients promise no diff id, but name the ingest of a layer that they pull [`LAYER_REFERENCE`], and apply it
-//! next. Those layers are unpacked as they arrive too, where there is room enough for one that nobody applies; it goes
-//! with its blob, or after [`KEEP`]. Where the last layers went on top of whole directories (the snapshotter `native`), the
-//! next will, too, which cannot take a tree over: then nothing is unpacked for them. Their diff id is what they turn out to
-//! have, which Apply tells the client.
+//! containerd's clients promise no diff id, but name the ingest of a layer that they pull [`LAYER_REFERENCE`], and
+//! apply it next. Those layers are unpacked as they arrive too, where there is room enough for one that nobody applies;
+//! it goes with its blob, or after [`KEEP`]. Where the last layers went on top of whole directories (the snapshotter
+//! `native`), the next will, too, which cannot take a tree over: then nothing is unpacked for them. Their diff id is
+//! what they turn out to have, which Apply tells the client.
 //!
-//! The bytes are read back from the file, which the kernel has in memory still: a layer that is unpacked slowly holds up
-//! neither its own arrival, nor that of others on the same connection.
+//! The bytes are read back from the file, which the kernel has in memory still: a layer that is unpacked slowly holds
+//! up neither its own arrival, nor that of others on the same connection.
 //!
 //! Nothing here survives the process: what is left of another run is removed at start.
 
@@ -204,8 +204,8 @@ impl Provisional {
         let is_empty = || !std::fs::read_dir(&target.root).is_ok_and(|mut entries| entries.next().is_some());
         let pays = match target.whiteouts {
             Whiteouts::Overlay => true,
-            // The first layer, which would be taken over by any snapshotter. It tells something only of one that makes no
-            // copies: of those that do, the next layers come on top.
+            // The first layer, which would be taken over by any snapshotter. It tells something only of one that makes
+            // no copies: of those that do, the next layers come on top.
             Whiteouts::Remove if is_empty() => {
                 if !target.root.starts_with(&self.overlays) {
                     return;
@@ -227,8 +227,8 @@ impl Provisional {
         self.lock().remove(digest);
     }
 
-    /// Takes the tree of `digest`, waiting until it is ready; `None` if there is none, or it still has no slot: others may
-    /// hold those for as long as their layers take to arrive.
+    /// Takes the tree of `digest`, waiting until it is ready; `None` if there is none, or it still has no slot: others
+    /// may hold those for as long as their layers take to arrive.
     pub(crate) async fn take(&self, digest: &Digest) -> Option<Arc<Tree>> {
         let Waiting { claim, mut outcome, .. } = self.lock().remove(digest)?;
         if claim.is_mine() {

@@ -1,10 +1,10 @@
 //! Sites: directories to unpack layers in, made where new files are made quickly.
 //!
-//! ext4 puts a new directory of a top one (`layout::spread`) into the group of inodes that has the fewest directories: often one
-//! that has just been emptied, where it passes over each inode that was freed within the last minutes, for each new file
-//! again. That can take milliseconds for each of thousands of files, and it takes the making of the directory as long: so some are
-//! made, and the quickest is it. The others stay for as long as ext4 remembers, so that nobody is led there again. Nothing of
-//! it survives the process. On other file systems the first that is made is it.
+//! ext4 puts a new directory of a top one (`layout::spread`) into the group of inodes that has the fewest directories:
+//! often one that has just been emptied, where it passes over each inode that was freed within the last minutes, for
+//! each new file again. That can take milliseconds for each of thousands of files, and it takes the making of the
+//! directory as long: so some are made, and the quickest is it. The others stay for as long as ext4 remembers, so that
+//! nobody is led there again. Nothing of it survives the process. On other file systems the first that is made is it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -103,8 +103,8 @@ impl Sites {
 }
 
 impl Seen {
-    /// Within an eighth of the quickest, which counts for less with each that comes after it: one stroke of luck must not
-    /// keep all others looking. A thread that had to wait for its processor only tries again.
+    /// Within an eighth of the quickest, which counts for less with each that comes after it: one stroke of luck must
+    /// not keep all others looking. A thread that had to wait for its processor only tries again.
     fn is_quick(&mut self, took: Duration) -> bool {
         let quickest = self.quickest + self.quickest / 64;
         self.quickest = if self.count == 0 { took } else { quickest.min(took) };

@@ -1,4 +1,5 @@
-//! A layer's bytes on their way: compressed from a source, decompressed on one thread, hashed on a second, read on a third.
+//! A layer's bytes on their way: compressed from a source, decompressed on one thread, hashed on a second, read on a
+//! third.
 //!
 //! ```text
 //!   source (blob file, or bytes as they arrive) → [decompress] → chunks → [digest] → chunks → [read: archive, files]

@@ -57,8 +57,8 @@ pub(crate) enum Whiteouts {
 /// What unpacking came to.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Report {
-    /// Directories that no entry described, where the layers below are not known: they are to look like their counterparts
-    /// there.
+    /// Directories that no entry described, where the layers below are not known: they are to look like their
+    /// counterparts there.
     pub(crate) implicit: Vec<Vec<u8>>,
     /// Whether an entry described the root itself.
     pub(crate) has_root: bool,

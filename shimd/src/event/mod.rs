@@ -1,8 +1,8 @@
 //! Events: what happens, told to everybody who asked.
 //!
 //! Services publish, shims forward theirs over ttrpc, clients publish theirs; subscribers get what their filters match,
-//! in the order in which it came. The queue is bounded ([`QUEUE`]): a subscriber that falls behind it is told so and its
-//! stream ends, so that it can look anew at how things are.
+//! in the order in which it came. The queue is bounded ([`QUEUE`]): a subscriber that falls behind it is told so and
+//! its stream ends, so that it can look anew at how things are.
 
 use std::borrow::Cow;
 use std::sync::Arc;

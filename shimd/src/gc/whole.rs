@@ -1,5 +1,5 @@
-//! What is on disk equals what is reachable: random histories over a real store with real files, and a model that knows what
-//! must be left.
+//! What is on disk equals what is reachable: random histories over a real store with real files, and a model that knows
+//! what must be left.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

@@ -5,8 +5,8 @@
 //!           create: bundle, shim, CreateSandbox       shutdown: ShutdownSandbox, or the shim died
 //!   (free) ─────────────── Busy ───────────────▶ Known ─────────────────── Busy ─────────────────▶ (free)
 //! ```
-//! What a sandbox does between, its shim alone knows and is asked. A start of shimd finds the sandboxes by their bundles:
-//! one whose shim has it is known again, of any other the rest is cleaned up.
+//! What a sandbox does between, its shim alone knows and is asked. A start of shimd finds the sandboxes by their
+//! bundles: one whose shim has it is known again, of any other the rest is cleaned up.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Place;
@@ -90,8 +90,8 @@ impl Controller {
         }
     }
 
-    /// The sandbox in whose shim a container's task is to be made; `None` where the container has none, or one that is no
-    /// more than a name, or whose shim takes no containers of others.
+    /// The sandbox in whose shim a container's task is to be made; `None` where the container has none, or one that is
+    /// no more than a name, or whose shim takes no containers of others.
     pub(crate) fn shim_for(&self, namespace: &Namespace, id: &str) -> Result<Option<Arc<Sandbox>>> {
         if id.is_empty() || self.store.read()?.get::<Record>(&key(&[namespace.as_str(), id]))?.is_none() {
             return Ok(None);
@@ -218,8 +218,8 @@ impl Controller {
         .await
     }
 
-    /// A sandbox that was to go stays. Its watcher may have seen the end of the shim meanwhile and taken it for the one that
-    /// was asked for: then nobody watches it any more.
+    /// A sandbox that was to go stays. Its watcher may have seen the end of the shim meanwhile and taken it for the one
+    /// that was asked for: then nobody watches it any more.
     async fn keep(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
         sandbox.leaving.store(false, Ordering::Release);
         if sandbox.shim.is_closed() {

@@ -1,5 +1,5 @@
-//! Sandboxes: what containers of a pod share. The records here say what a sandbox is to be; whether it runs is the business
-//! of its [`controller`].
+//! Sandboxes: what containers of a pod share. The records here say what a sandbox is to be; whether it runs is the
+//! business of its [`controller`].
 
 pub(crate) mod controller;
 

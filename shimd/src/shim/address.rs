@@ -69,9 +69,9 @@ impl Endpoint {
         !is_gone(&self.connect().await)
     }
 
-    /// The same, where that one may just be dying. The kernel closes the descriptors of a killed process one after the other,
-    /// often the connections before the listener: who saw a connection end can still make another, which nobody takes, and
-    /// which ends with the listener.
+    /// The same, where that one may just be dying. The kernel closes the descriptors of a killed process one after the
+    /// other, often the connections before the listener: who saw a connection end can still make another, which nobody
+    /// takes, and which ends with the listener.
     async fn stays_served(&self, patience: Duration) -> bool {
         let connected = self.connect().await;
         let Ok(mut connection) = connected else { return !is_gone(&connected) };
@@ -87,8 +87,8 @@ impl Endpoint {
         UnixStream::connect(path).await
     }
 
-    /// Removes the socket of a shim that is gone; most have done so themselves. One that is served stays: it is of a shim
-    /// that has other containers of its group, or of that one's successor.
+    /// Removes the socket of a shim that is gone; most have done so themselves. One that is served stays: it is of a
+    /// shim that has other containers of its group, or of that one's successor.
     pub(crate) async fn remove_unserved_socket(&self) {
         self.remove_socket_unless_served(DYING).await;
     }
@@ -101,8 +101,8 @@ impl Endpoint {
     async fn remove_socket_unless_served(&self, patience: Duration) {
         let Some(path) = self.path() else { return };
         let Some(seen) = socket_at(&path) else { return };
-        // What came meanwhile is another file. Between the last look and the removal there is a moment left; a successor
-        // that comes just then is alone with its own container, as nobody else finds its socket.
+        // What came meanwhile is another file. Between the last look and the removal there is a moment left; a
+        // successor that comes just then is alone with its own container, as nobody else finds its socket.
         if !self.stays_served(patience).await && socket_at(&path) == Some(seen) {
             let _ = std::fs::remove_file(path);
         }

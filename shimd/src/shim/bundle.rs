@@ -119,8 +119,8 @@ impl Bundle {
         Ok(())
     }
 
-    /// Who is root in the container's user namespace must be able to pass, from the directory of all state down. Where no
-    /// container has a user namespace, nobody is.
+    /// Who is root in the container's user namespace must be able to pass, from the directory of all state down. Where
+    /// no container has a user namespace, nobody is.
     fn open_to_root_of(&self, spec: &[u8], state: &Path) -> io::Result<()> {
         let Some(group) = mapped_root_group(spec) else { return Ok(()) };
         layout::make_passage(state)?;

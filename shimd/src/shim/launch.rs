@@ -1,5 +1,5 @@
-//! Running a shim's program: `start`, which leaves the shim behind and prints its address, and `delete`, which cleans up
-//! after a shim that is gone.
+//! Running a shim's program: `start`, which leaves the shim behind and prints its address, and `delete`, which cleans
+//! up after a shim that is gone.
 //!
 //! The child is spawned with vfork semantics and gets nothing of shimd's environment but `PATH` and a home.
 

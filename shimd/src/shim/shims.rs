@@ -1,5 +1,5 @@
-//! How a shim comes and goes, whoever it is for: a bundle is made, the shim started in it; what it leaves is cleaned up;
-//! the bundle goes last, by which a start of shimd would find the rest.
+//! How a shim comes and goes, whoever it is for: a bundle is made, the shim started in it; what it leaves is cleaned
+//! up; the bundle goes last, by which a start of shimd would find the rest.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -111,8 +111,8 @@ impl Shims {
         .await
     }
 
-    /// Connects to the shim of a sandbox for one of its containers. What the shim says of itself it says in the sandbox's
-    /// bundle.
+    /// Connects to the shim of a sandbox for one of its containers. What the shim says of itself it says in the
+    /// sandbox's bundle.
     pub(crate) async fn join(
         &self,
         subject: &OwnedSubject,
@@ -127,9 +127,9 @@ impl Shims {
         Ok(Connection { endpoint, shim, log: None, is_of_sandbox: true })
     }
 
-    /// Has the shim's program clean up after a shim that is not there, or that nobody has the address of. Processes that
-    /// work for the shim still, a runtime that sets the container up for one, would make again what is removed: they go
-    /// first. It is tried again where it fails.
+    /// Has the shim's program clean up after a shim that is not there, or that nobody has the address of. Processes
+    /// that work for the shim still, a runtime that sets the container up for one, would make again what is removed:
+    /// they go first. It is tried again where it fails.
     pub(crate) async fn clean_up(&self, subject: &OwnedSubject, bundle: &Bundle) -> Result<DeleteResponse> {
         let mut pauses = CLEAN_UP_PAUSES.into_iter();
         self.leaving().insert(bundle.path.clone());
@@ -150,8 +150,8 @@ impl Shims {
         }
     }
 
-    /// Whether the shim of a bundle lives, and other bundles have it, too: those of its group or sandbox. Those that are
-    /// cleaned up as well do not count: of two that go at once, each would leave the shim to the other.
+    /// Whether the shim of a bundle lives, and other bundles have it, too: those of its group or sandbox. Those that
+    /// are cleaned up as well do not count: of two that go at once, each would leave the shim to the other.
     async fn has_shared_shim(&self, bundle: &Bundle) -> bool {
         let Some(endpoint) = bundle.endpoint() else { return false };
         if !endpoint.is_served().await {

@@ -1,9 +1,10 @@
 //! Programs, started by a thread that has few descriptors.
 //!
-//! A child begins with a copy of its parent's table of descriptors, and `exec` closes them one by one. shimd holds about
-//! four for each container, so beside 300 containers that took 0.4 ms of every run, and more beside more. Tables belong to
-//! threads: the one here has a table of its own (`unshare(CLONE_FILES)`, unshare(2)), which stays as small as it was at
-//! shimd's start. What a child shall have on its standard streams crosses over a socket, as to another process.
+//! A child begins with a copy of its parent's table of descriptors, and `exec` closes them one by one. shimd holds
+//! about four for each container, so beside 300 containers that took 0.4 ms of every run, and more beside more. Tables
+//! belong to threads: the one here has a table of its own (`unshare(CLONE_FILES)`, unshare(2)), which stays as small as
+//! it was at shimd's start. What a child shall have on its standard streams crosses over a socket, as to another
+//! process.
 //!
 //! The thread knows no descriptor of shimd but its end of that socket, so it must not use anything that holds one: it
 //! logs nothing and wakes no task of the runtime. A thread that may block waits for its answer.

@@ -57,8 +57,8 @@ impl Snapshotter {
     }
 
     /// Table of who stands on whom.
-    /// Most layers that can be mounted as one: overlayfs takes 500 lower directories. `None` where the last layer is the
-    /// whole.
+    /// Most layers that can be mounted as one: overlayfs takes 500 lower directories. `None` where the last layer is
+    /// the whole.
     pub(crate) const fn layers_max(self) -> Option<usize> {
         match self {
             Snapshotter::Overlayfs => Some(500),
@@ -96,14 +96,14 @@ impl Snapshotters {
         &self.each[snapshotter as usize]
     }
 
-    /// Makes a snapshot, as [`Snapshots::make`] does, and blocks no thread that serves requests. A copy goes on to its end,
-    /// whoever waits for it.
+    /// Makes a snapshot, as [`Snapshots::make`] does, and blocks no thread that serves requests. A copy goes on to its
+    /// end, whoever waits for it.
     pub(crate) async fn make(&self, of: Snapshotter, kind: SnapshotKind, request: Request) -> Result<Vec<Mount>> {
         self.make_or_undo(of, kind, request, None).await
     }
 
-    /// The same for who will not look for it: a snapshot whose caller went away while it was copied goes, too. Who goes away
-    /// later removes it himself.
+    /// The same for who will not look for it: a snapshot whose caller went away while it was copied goes, too. Who goes
+    /// away later removes it himself.
     pub(crate) async fn make_while_wanted(
         &self,
         of: Snapshotter,

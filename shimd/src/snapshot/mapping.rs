@@ -1,5 +1,5 @@
-//! Snapshots whose files belong to others in a container, without a copy: labels say as whom. Who mounts such a snapshot
-//! maps the layers; what is written belongs to who wrote it.
+//! Snapshots whose files belong to others in a container, without a copy: labels say as whom. Who mounts such a
+//! snapshot maps the layers; what is written belongs to who wrote it.
 
 use strata_idmap::Mapping;
 
@@ -9,7 +9,8 @@ use crate::error::{Error, Result};
 const USERS: &str = "containerd.io/snapshot/uidmapping";
 const GROUPS: &str = "containerd.io/snapshot/gidmapping";
 
-/// The user and the group that are root in the container; `None` where nothing is mapped. What has no label is as it is.
+/// The user and the group that are root in the container; `None` where nothing is mapped. What has no label is as it
+/// is.
 pub(super) fn root(labels: &Labels) -> Result<Option<(u32, u32)>> {
     const SAME: &str = "0:0:1";
     let (users, groups) = (labels.get(USERS), labels.get(GROUPS));

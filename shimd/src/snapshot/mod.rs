@@ -7,8 +7,8 @@
 //!   <root>/native/<number>/fs        the whole; none of a view, which shows its parent's
 //! ```
 //! A snapshot is a record (kind, parent, directory) and that directory. Nothing is mounted here: who asks gets the
-//! mounts to make. Making one is three `mkdir`s and one write to the store; nothing on that way grows with the number of
-//! snapshots. (A native one is a copy of its parent.) Removing one is a write and a rename into the trash.
+//! mounts to make. Making one is three `mkdir`s and one write to the store; nothing on that way grows with the number
+//! of snapshots. (A native one is a copy of its parent.) Removing one is a write and a rename into the trash.
 //!
 //! ```text
 //!               prepare                 commit                     remove

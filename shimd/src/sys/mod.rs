@@ -53,9 +53,9 @@ pub(crate) fn private_umask() -> io::Result<()> {
     Ok(())
 }
 
-/// Starts a thread with a table of descriptors of its own: in it are the standard streams and `kept`, which leaves the table
-/// of the others. `body` must not use any other descriptor of the process: in that table its number is free, or something
-/// else. So it owns none that it was not given on the thread, logs nothing and wakes no task of the runtime.
+/// Starts a thread with a table of descriptors of its own: in it are the standard streams and `kept`, which leaves the
+/// table of the others. `body` must not use any other descriptor of the process: in that table its number is free, or
+/// something else. So it owns none that it was not given on the thread, logs nothing and wakes no task of the runtime.
 pub(crate) fn start_with_own_descriptors(
     name: &str,
     kept: OwnedFd,
@@ -93,7 +93,8 @@ fn keep_descriptor_alone(kept: RawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Has the kernel keep the status of children until it is asked for, whatever shimd was started with (`SIGCHLD` ignored).
+/// Has the kernel keep the status of children until it is asked for, whatever shimd was started with (`SIGCHLD`
+/// ignored).
 pub(crate) fn hear_of_children() {
     // SAFETY: the default action is no function; other threads do not exist yet.
     unsafe {

@@ -229,7 +229,8 @@ impl Task {
 }
 
 impl Task {
-    /// Notes the init process of a task that was found by a start of shimd before its shim knew the process, or told it.
+    /// Notes the init process of a task that was found by a start of shimd before its shim knew the process, or told
+    /// it.
     pub(super) fn note_pid(&self, pid: u32) {
         if pid != 0 && self.pid.swap(pid, Ordering::Relaxed) != pid {
             *self.pidfd.lock().unwrap_or_else(PoisonError::into_inner) = open_pidfd(pid);

@@ -182,8 +182,8 @@ impl Tasks {
         Ok(exit)
     }
 
-    /// Takes a task off the list. Its shim ends behind, and then its bundle goes, by which a start of shimd would find the
-    /// shim; the id is free after that. Nothing happens where somebody else was quicker.
+    /// Takes a task off the list. Its shim ends behind, and then its bundle goes, by which a start of shimd would find
+    /// the shim; the id is free after that. Nothing happens where somebody else was quicker.
     fn dismiss(self: &Arc<Self>, task: &Arc<Task>) {
         if task.leaving.swap(true, Ordering::AcqRel) {
             return;

@@ -1,5 +1,5 @@
-//! Root file systems that shimd mounts itself: where ids are mapped in one, and the shim is too old to know how. It lies
-//! where the shim would have mounted it, and goes with the bundle.
+//! Root file systems that shimd mounts itself: where ids are mapped in one, and the shim is too old to know how. It
+//! lies where the shim would have mounted it, and goes with the bundle.
 
 use std::ffi::CString;
 use std::io;

@@ -52,8 +52,9 @@ async fn bury(tasks: &Tasks, task: &Task) {
     let exit = Exit { pid: task.pid(), status, at: at.unwrap_or_else(clock::now), shim_died: true };
     publish(tasks, task, &exit);
     task.end.send_replace(End::Died(exit));
-    // It may be the connection that died: then others still have the shim. Last, as that takes a while to find out. Whoever
-    // deletes the task meanwhile looks after the socket, too, but not for long; one of a sandbox is the sandbox's.
+    // It may be the connection that died: then others still have the shim. Last, as that takes a while to find out.
+    // Whoever deletes the task meanwhile looks after the socket, too, but not for long; one of a sandbox is the
+    // sandbox's.
     task.endpoint.remove_socket_in_the_end().await;
 }
 

@@ -1,8 +1,8 @@
-//! The courier: a process of its own, `shimd-registry`, without privileges, that has the network sockets which shimd has
-//! not.
+//! The courier: a process of its own, `shimd-registry`, without privileges, that has the network sockets which shimd
+//! has not.
 //!
-//! One courier serves one transfer. Orders and answers share its two pipes; each answer goes to the order of its stream.
-//! It is ended with the transfer, however that ends.
+//! One courier serves one transfer. Orders and answers share its two pipes; each answer goes to the order of its
+//! stream. It is ended with the transfer, however that ends.
 
 use std::collections::HashMap;
 use std::path::Path;

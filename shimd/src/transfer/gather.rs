@@ -99,7 +99,8 @@ impl Wanted {
 }
 
 impl Job {
-    /// The wanted images below `root`, which is in the content store; what is not is fetched, where there is a `remote`.
+    /// The wanted images below `root`, which is in the content store; what is not is fetched, where there is a
+    /// `remote`.
     pub(super) async fn gather(
         &self,
         root: &Descriptor,

@@ -30,7 +30,8 @@ pub(crate) fn imported(descriptor: &Descriptor, references: &[ImageReference]) -
     names
 }
 
-/// The names of an image that was pulled, tagged, or is the index of an archive. Prefixes are for what is in an archive.
+/// The names of an image that was pulled, tagged, or is the index of an archive. Prefixes are for what is in an
+/// archive.
 pub(crate) fn stored(name: &str, descriptor: &Descriptor, references: &[ImageReference]) -> Vec<String> {
     let mut names: Vec<String> = Some(name.to_owned()).filter(|name| !name.is_empty()).into_iter().collect();
     for reference in references.iter().filter(|reference| !reference.is_prefix) {

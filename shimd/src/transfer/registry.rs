@@ -312,8 +312,8 @@ fn credentials(answer: AuthResponse) -> Result<Option<Credentials>> {
     })
 }
 
-/// A list of repositories with one more; `None` where it is in the list, or the list is full: it is a hint, and for want of
-/// one repository no transfer fails.
+/// A list of repositories with one more; `None` where it is in the list, or the list is full: it is a hint, and for
+/// want of one repository no transfer fails.
 fn with_path(known: Option<&str>, path: &str, limit: usize) -> Option<String> {
     let mut paths: Vec<&str> = known.into_iter().flat_map(|paths| paths.split(',')).collect();
     if paths.contains(&path) {

@@ -1,5 +1,5 @@
-//! How many transfers there are at once. The right to be one of them stays with the work: file work on its own thread goes
-//! on for a while after the client went away, and counts as long.
+//! How many transfers there are at once. The right to be one of them stays with the work: file work on its own thread
+//! goes on for a while after the client went away, and counts as long.
 
 use std::sync::Arc;
 use std::time::Duration;

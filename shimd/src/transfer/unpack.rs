@@ -223,8 +223,8 @@ impl Job {
     }
 }
 
-/// For which snapshotter an image for `offered` shall be unpacked; what is wanted for one that is not there is not, as in
-/// containerd.
+/// For which snapshotter an image for `offered` shall be unpacked; what is wanted for one that is not there is not, as
+/// in containerd.
 fn snapshotter_for(wanted: &UnpackConfiguration, offered: &Platform) -> Option<Snapshotter> {
     let snapshotter = snapshotter_of(wanted);
     if snapshotter.is_none() {

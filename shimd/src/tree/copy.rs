@@ -139,8 +139,8 @@ pub(crate) fn look_like(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> rustix::io:
     rustix::fs::futimens(to, &times(&stat))
 }
 
-/// But not overlayfs's marks: they say something about the directory below, not about this one. What a file system, or a
-/// security module, does not take is left out, as containerd leaves it out.
+/// But not overlayfs's marks: they say something about the directory below, not about this one. What a file system, or
+/// a security module, does not take is left out, as containerd leaves it out.
 fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> rustix::io::Result<()> {
     let all = xattr::all(from)?;
     let own = all.iter().filter(|(name, _)| !name.starts_with(b"trusted.overlay."));

@@ -1,12 +1,12 @@
 //! The way through a tree, or through several side by side, name by name, with few descriptors and without recursion.
 //!
-//! The deepest directories on the way are open, and the top. Those between were closed when the way led down from them, and
-//! are opened by their path when it leads back up. So whoever moves a directory away meanwhile may end a walk. What is
-//! deeper than a path can be long is not entered: it could not be named in a layer, and nobody could open it.
+//! The deepest directories on the way are open, and the top. Those between were closed when the way led down from them,
+//! and are opened by their path when it leads back up. So whoever moves a directory away meanwhile may end a walk. What
+//! is deeper than a path can be long is not entered: it could not be named in a layer, and nobody could open it.
 //!
-//! Names are read as they are wanted. Of a directory that is closed the rest of them is held, and all where they shall come
-//! in order, up to [`HELD_MAX`] and [`SORTED_MAX`]: a container can make more of them than there is memory. What has more
-//! is refused with `ENOMEM`.
+//! Names are read as they are wanted. Of a directory that is closed the rest of them is held, and all where they shall
+//! come in order, up to [`HELD_MAX`] and [`SORTED_MAX`]: a container can make more of them than there is memory. What
+//! has more is refused with `ENOMEM`.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -63,14 +63,14 @@ enum Rest {
 }
 
 impl<const SIDES: usize> Walk<SIDES> {
-    /// Begins at the top; names come as they are on the first side, and on any other side there is nothing that is not on
-    /// the first. Nothing that is mounted in the trees is entered.
+    /// Begins at the top; names come as they are on the first side, and on any other side there is nothing that is not
+    /// on the first. Nothing that is mounted in the trees is entered.
     pub(crate) fn from(top: Directories<SIDES>) -> rustix::io::Result<Walk<SIDES>> {
         Walk { manner: Manner::AsTheyCome, room: HELD_MAX, levels: Vec::new() }.begun(top)
     }
 
-    /// Begins at the top; the same names come in the same order, each once, if it is on any side. What is mounted in a tree
-    /// is taken for a part of it. (containerd fails there, where it binds a snapshot to look at it.)
+    /// Begins at the top; the same names come in the same order, each once, if it is on any side. What is mounted in a
+    /// tree is taken for a part of it. (containerd fails there, where it binds a snapshot to look at it.)
     pub(crate) fn in_order(top: Directories<SIDES>) -> rustix::io::Result<Walk<SIDES>> {
         Walk { manner: Manner::InOrder, room: SORTED_MAX, levels: Vec::new() }.begun(top)
     }

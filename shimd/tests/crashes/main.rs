@@ -1,13 +1,13 @@
 //! shimd, its shim, the runtime and the registry helper are killed before and after each effect that they have on the
 //! world: while a task is created, started, entered, killed and deleted, a container removed, a layer unpacked and
-//! committed, a snapshot copied, an image pulled, and one collected. Afterwards, within two seconds, the store says what
-//! the kernel does, every call answers, and exit codes are exact.
+//! committed, a snapshot copied, an image pulled, and one collected. Afterwards, within two seconds, the store says
+//! what the kernel does, every call answers, and exit codes are exact.
 //!
-//! Each step is first done once while a debugger ([`tracer`]) writes down what it does to the world ([`effects`]). Then each
-//! kind of effect of each program is a place to be killed at, before and after; a round takes one occurrence of it, the
-//! next round another. `STRATA_CRASHES` says how many rounds there are (`make test-crashes`: 25), or from which to which:
-//! `10..25`. With `STRATA_CRASH_POINT` each round is that one point: `Shim rename 2 KillAfter`. Without both a handful of the
-//! points is taken by chance.
+//! Each step is first done once while a debugger ([`tracer`]) writes down what it does to the world ([`effects`]). Then
+//! each kind of effect of each program is a place to be killed at, before and after; a round takes one occurrence of
+//! it, the next round another. `STRATA_CRASHES` says how many rounds there are (`make test-crashes`: 25), or from which
+//! to which: `10..25`. With `STRATA_CRASH_POINT` each round is that one point: `Shim rename 2 KillAfter`. Without both
+//! a handful of the points is taken by chance.
 
 mod effects;
 mod orphans;
@@ -129,8 +129,8 @@ async fn sweep(step: Step) {
         met += usize::from(meet(&mut world, step, &format!("c{number}"), point).await);
     }
     println!("{step:?}: {met} of {chosen} points met");
-    // How often a kind occurs differs from time to time: messages come together, and what is done off the reply's path may come
-    // when nobody looks any more.
+    // How often a kind occurs differs from time to time: messages come together, and what is done off the reply's path
+    // may come when nobody looks any more.
     assert!(met > 0, "no point was met");
 }
 

@@ -1,5 +1,5 @@
-//! The part of process 1: who is left by a parent that was killed comes here, and is fetched when it has ended. A PID namespace
-//! does not end before, and process 1 of some machines takes its time.
+//! The part of process 1: who is left by a parent that was killed comes here, and is fetched when it has ended. A PID
+//! namespace does not end before, and process 1 of some machines takes its time.
 
 use std::sync::Once;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! A debugger that ends a process exactly before or after its n-th effect of a kind, whichever of its threads it is; or that
-//! lets the system call fail which has the effect.
+//! A debugger that ends a process exactly before or after its n-th effect of a kind, whichever of its threads it is; or
+//! that lets the system call fail which has the effect.
 //!
 //! It is a process of its own (this program again, as the test [`tracer`]): stops of who is traced would else come to
 //! whoever waits for a child here. It follows children, tells programs by their file, and lets users' programs alone.

@@ -22,8 +22,8 @@ use tonic::{Code, Status};
 use crate::rig::registry::{Image, Registry};
 use crate::rig::{self, Lab, SNAPSHOTTER};
 
-/// Within this after a restart everything is as the records say, not counting the time in which processes waited for others'
-/// to leave the processor.
+/// Within this after a restart everything is as the records say, not counting the time in which processes waited for
+/// others' to leave the processor.
 const SETTLE: Duration = Duration::from_secs(2);
 const TERM: u32 = 15;
 /// How the container's program ends when it is told to.
@@ -281,7 +281,8 @@ impl World {
     }
 }
 
-/// How long so far there was a process that could have run and had no processor; nothing where the kernel does not count.
+/// How long so far there was a process that could have run and had no processor; nothing where the kernel does not
+/// count.
 fn waited_for_processor() -> Duration {
     let text = std::fs::read_to_string("/proc/pressure/cpu").unwrap_or_default();
     let total = text.lines().next().and_then(|some| some.rsplit_once("total=")?.1.parse().ok());

@@ -100,8 +100,8 @@ fn unmount_below(directory: &Path) {
     }
 }
 
-/// What labs' directories and their containers' cgroups are called, and then the number of the test's process: by it those
-/// of a test that was killed are known.
+/// What labs' directories and their containers' cgroups are called, and then the number of the test's process: by it
+/// those of a test that was killed are known.
 const PREFIX: &str = "shimd-test-";
 
 /// An empty directory for a lab.

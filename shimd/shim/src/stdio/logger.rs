@@ -1,8 +1,8 @@
 //! `binary://`: a program that takes the container's output itself, by the contract of containerd's shims.
 //!
 //! It gets stdout on descriptor 3, stderr on 4, and on 5 a pipe: when that closes, it is ready and the container may be
-//! created. With `binary-v2://` it must write a byte first, so that a crash is not taken for readiness. The query of the
-//! address is its arguments; `CONTAINER_ID` and `CONTAINER_NAMESPACE` stand in its environment.
+//! created. With `binary-v2://` it must write a byte first, so that a crash is not taken for readiness. The query of
+//! the address is its arguments; `CONTAINER_ID` and `CONTAINER_NAMESPACE` stand in its environment.
 
 use std::ffi::CString;
 use std::io;

@@ -392,8 +392,8 @@ fn open_path(path: &str) -> Result<Sink, Error> {
     }
 }
 
-/// Waits until somebody reads a FIFO, and returns what shows it. Clients open theirs before they ask for a container, but
-/// those of containerd on a thread that may be late; what a short program wrote would be gone with the last writer
+/// Waits until somebody reads a FIFO, and returns what shows it. Clients open theirs before they ask for a container,
+/// but those of containerd on a thread that may be late; what a short program wrote would be gone with the last writer
 /// before they came. containerd's own shim waits for ever.
 fn await_reader(path: &str) -> Option<OwnedFd> {
     let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;

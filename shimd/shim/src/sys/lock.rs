@@ -3,8 +3,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-/// Waits until nobody else has the byte at `offset`, and has it as long as `file` is open. Neither must the byte be there,
-/// nor does anything happen to it.
+/// Waits until nobody else has the byte at `offset`, and has it as long as `file` is open. Neither must the byte be
+/// there, nor does anything happen to it.
 pub(crate) fn wait_for_byte(file: &OwnedFd, offset: u32) -> io::Result<()> {
     let mut wanted = libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,
@@ -14,7 +14,8 @@ pub(crate) fn wait_for_byte(file: &OwnedFd, offset: u32) -> io::Result<()> {
         l_pid: 0,
     };
     loop {
-        // SAFETY: the descriptor is open, and the structure, which lives until the call returns, is what this command takes.
+        // SAFETY: the descriptor is open, and the structure, which lives until the call returns, is what this command
+        // takes.
         let outcome = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLKW, &raw mut wanted) };
         match outcome {
             0.. => return Ok(()),

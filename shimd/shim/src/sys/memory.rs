@@ -21,8 +21,8 @@ pub(crate) fn trim_heap() {
 /// Bytes of the stack that [`release_stack`] looks at; calls have never gone deeper.
 const STACK_BYTES: usize = 128 << 10;
 
-/// Gives back the pages of the stack that earlier calls have used and that nobody uses now. They are zeros when they are
-/// used again.
+/// Gives back the pages of the stack that earlier calls have used and that nobody uses now. They are zeros when they
+/// are used again.
 #[inline(never)]
 pub(crate) fn release_stack() {
     let here = 0_u8;

@@ -108,7 +108,8 @@ impl Tasks {
         Ok(Answer::Later)
     }
 
-    /// The runtime has restored the container, which runs; one that it could not restore may be tried again, or deleted.
+    /// The runtime has restored the container, which runs; one that it could not restore may be tried again, or
+    /// deleted.
     pub(super) fn restored(&mut self, key: Key, result: Result<(), Error>, world: &mut World) -> Completed {
         if result.is_ok()
             && let Err(error) = self.take_restored(key, world)

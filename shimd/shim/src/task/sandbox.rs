@@ -1,7 +1,7 @@
 //! The sandbox service: what the containers of a pod share, from before the first of them until after the last.
 //!
-//! A sandbox of this shim has no process: the namespaces of a pod are made, or pinned, by whoever asks for it. It is the
-//! promise that this shim stays, and one handle on all of its containers.
+//! A sandbox of this shim has no process: the namespaces of a pod are made, or pinned, by whoever asks for it. It is
+//! the promise that this shim stays, and one handle on all of its containers.
 //!
 //! ```text
 //!   CreateSandbox          StartSandbox         StopSandbox                     the last container has ended
@@ -225,8 +225,8 @@ impl Tasks {
         }
     }
 
-    /// Goes on with stopping. A container that was being made when the sandbox was asked to stop comes up later: so this
-    /// looks whenever something has happened.
+    /// Goes on with stopping. A container that was being made when the sandbox was asked to stop comes up later: so
+    /// this looks whenever something has happened.
     pub(super) fn settle_sandbox(&mut self, world: &mut World) {
         let phase = self.sandbox.as_ref().map(|sandbox| sandbox.phase);
         if !matches!(phase, Some(Phase::Asked | Phase::Forced)) {
@@ -240,8 +240,8 @@ impl Tasks {
         }
     }
 
-    /// Kills those that were not killed just now: a process may take its time to end, and the runtime, which kills a paused
-    /// one, to be told again.
+    /// Kills those that were not killed just now: a process may take its time to end, and the runtime, which kills a
+    /// paused one, to be told again.
     fn kill_containers(&mut self, world: &mut World) {
         let alive = self.alive_containers();
         let Some(sandbox) = &mut self.sandbox else { return };
@@ -291,8 +291,8 @@ impl Tasks {
     }
 }
 
-/// Whether a container has no process any more, or none yet: of one that is made of a checkpoint the start makes it, and that
-/// is refused by now.
+/// Whether a container has no process any more, or none yet: of one that is made of a checkpoint the start makes it,
+/// and that is refused by now.
 fn has_ended(container: &Container) -> bool {
     container.init.exit().is_some() || container.waits_to_be_restored()
 }
