@@ -11,6 +11,7 @@ use proto_containerd::types::{Platform, RuntimeInfo, RuntimeRequest};
 use tonic::{Request, Response, Status};
 
 use super::Api;
+use super::mapping::knows_mappings;
 use super::scope::OrStatus;
 use crate::error::{Error, Result as OurResult};
 use crate::filter::{Fields, Filters, present};
@@ -128,7 +129,9 @@ fn requirements(part: &Part) -> &'static [&'static str] {
 impl Introspection for Api {
     async fn plugins(&self, request: Request<wire::PluginsRequest>) -> Result<Response<wire::PluginsResponse>, Status> {
         let filters = Filters::parse(&request.get_ref().filters).or_status(STEP)?;
-        let plugins = PARTS.iter().map(|part| self.plugin(part)).filter(|plugin| filters.matches(plugin)).collect();
+        let knows = knows_mappings(request.metadata());
+        let plugins =
+            PARTS.iter().map(|part| self.plugin(part, knows)).filter(|plugin| filters.matches(plugin)).collect();
         Ok(Response::new(wire::PluginsResponse { plugins }))
     }
 
@@ -146,10 +149,11 @@ impl Introspection for Api {
         &self,
         request: Request<wire::PluginInfoRequest>,
     ) -> Result<Response<wire::PluginInfoResponse>, Status> {
+        let knows = knows_mappings(request.metadata());
         let request = request.into_inner();
         let found = PARTS.iter().find(|part| part.kind == request.r#type && part.id == request.id);
         let found = found.ok_or_else(|| Error::not_found("plugin", format!("{}.{}", request.r#type, request.id)));
-        let plugin = self.plugin(found.or_status(STEP)?);
+        let plugin = self.plugin(found.or_status(STEP)?, knows);
         let extra = match request.options.filter(|_| plugin.r#type == RUNTIME) {
             Some(options) => Some(self.runtime_info(&options).await.or_status(STEP)?),
             None => None,
@@ -159,7 +163,7 @@ impl Introspection for Api {
 }
 
 impl Api {
-    fn plugin(&self, part: &Part) -> wire::Plugin {
+    fn plugin(&self, part: &Part, knows_mappings: bool) -> wire::Plugin {
         let platform =
             Platform { os: "linux".to_owned(), architecture: architecture().to_owned(), ..Platform::default() };
         // Where snapshots lie is looked up by those who make their own beside them.
@@ -173,7 +177,9 @@ impl Api {
         // Clients map ids in a snapshot themselves, file by file, where the snapshotter does not say that it can be
         // mounted so.
         let capabilities = match (part.kind, Snapshotter::named(part.id)) {
-            (SNAPSHOTTER, Some(of)) if self.snapshots.of(of).maps_ids() => vec!["remap-ids".to_owned()],
+            (SNAPSHOTTER, Some(of)) if knows_mappings && self.snapshots.of(of).maps_ids() => {
+                vec!["remap-ids".to_owned()]
+            }
             _ => Vec::new(),
         };
         wire::Plugin {

@@ -12,6 +12,7 @@ mod events;
 mod images;
 mod introspection;
 mod leases;
+mod mapping;
 mod namespaces;
 mod sandbox_controller;
 mod sandboxes;

@@ -9,6 +9,7 @@ use tracing::Instrument;
 
 use super::Api;
 use super::convert::{labels, mask, required, wire_labels, wire_mounts};
+use super::mapping::{for_client, knows_mappings};
 use super::scope::{OrStatus, Scope};
 use crate::daemon::Daemon;
 use crate::db::record::SnapshotKind;
@@ -28,6 +29,7 @@ impl Snapshots for Api {
         request: Request<wire::PrepareSnapshotRequest>,
     ) -> Result<Response<wire::PrepareSnapshotResponse>, Status> {
         let scope = Scope::making(&request, self).or_status(STEP)?;
+        let knows = knows_mappings(request.metadata());
         let request = request.into_inner();
         let making = Making {
             namespace: scope.namespace.clone(),
@@ -40,7 +42,7 @@ impl Snapshots for Api {
         let event =
             events::SnapshotPrepare { key: request.key, parent: request.parent, snapshotter: request.snapshotter };
         self.events.publish(&scope.namespace, "/snapshot/prepare", &event);
-        Ok(Response::new(wire::PrepareSnapshotResponse { mounts: wire_mounts(mounts) }))
+        Ok(Response::new(wire::PrepareSnapshotResponse { mounts: wire_mounts(for_client(mounts, knows)) }))
     }
 
     async fn view(
@@ -48,6 +50,7 @@ impl Snapshots for Api {
         request: Request<wire::ViewSnapshotRequest>,
     ) -> Result<Response<wire::ViewSnapshotResponse>, Status> {
         let scope = Scope::making(&request, self).or_status(STEP)?;
+        let knows = knows_mappings(request.metadata());
         let request = request.into_inner();
         let making = Making {
             namespace: scope.namespace.clone(),
@@ -57,15 +60,16 @@ impl Snapshots for Api {
             labels: labels(request.labels),
         };
         let mounts = make(self, &request.snapshotter, SnapshotKind::View, making).await.or_status(STEP)?;
-        Ok(Response::new(wire::ViewSnapshotResponse { mounts: wire_mounts(mounts) }))
+        Ok(Response::new(wire::ViewSnapshotResponse { mounts: wire_mounts(for_client(mounts, knows)) }))
     }
 
     async fn mounts(&self, request: Request<wire::MountsRequest>) -> Result<Response<wire::MountsResponse>, Status> {
         let scope = Scope::of(&request).or_status(STEP)?;
+        let knows = knows_mappings(request.metadata());
         let request = request.into_inner();
         let snapshots = self.snapshots.named(&request.snapshotter).or_status(STEP)?;
         let mounts = snapshots.mounts(&scope.namespace, &request.key).or_status(STEP)?;
-        Ok(Response::new(wire::MountsResponse { mounts: wire_mounts(mounts) }))
+        Ok(Response::new(wire::MountsResponse { mounts: wire_mounts(for_client(mounts, knows)) }))
     }
 
     async fn commit(&self, request: Request<wire::CommitSnapshotRequest>) -> Result<Response<()>, Status> {

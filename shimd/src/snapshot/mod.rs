@@ -228,6 +228,14 @@ impl Snapshots {
             .map_err(|error| Error::io(format!("give snapshot directory {directory:?} to who is root"), error))
     }
 
+    /// Whether a client has given the layers to who is root already, file by file, which the root shows.
+    fn is_copied(&self, record: &Snapshot, layers: &[u64]) -> bool {
+        let Some(parent) = layers.first() else { return false };
+        let root = mapping::root(&record.labels).ok().flatten();
+        let stat = rustix::fs::statat(&self.handle, format!("{parent}/fs"), rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
+        stat.is_ok_and(|stat| root != Some((0, 0)) && root == Some((stat.st_uid, stat.st_gid)))
+    }
+
     /// Whether who mounts a snapshot can map its ids: else clients copy it, if they must.
     pub(crate) fn maps_ids(&self) -> bool {
         let is_asked = || self.snapshotter == Snapshotter::Overlayfs && strata_idmap::is_supported(&self.directory);
@@ -285,7 +293,7 @@ impl Snapshots {
             (Snapshotter::Overlayfs, layers) => vec![self.overlay(is_active.then_some(record.directory), layers)],
         };
         let mapping = mapping::options(&record.labels);
-        if !mapping.is_empty() && self.maps_ids() {
+        if !mapping.is_empty() && self.maps_ids() && !self.is_copied(record, layers) {
             mounts.iter_mut().for_each(|mount| drop(mount.options.splice(..0, mapping.iter().cloned())));
         }
         mounts

@@ -107,6 +107,13 @@ fn labels_that_map_ids_are_told_to_who_mounts() {
         let owner = if parent == "B" { (7000, 8000) } else { (0, 0) };
         assert_eq!((written.uid(), written.gid()), owner, "of {parent:?}");
     }
+    // Whose files a client has given away already are mapped no second time.
+    rig.prepare("copy", "B").unwrap();
+    let copy = option(&rig.snapshots.mounts(&rig.namespace, "copy").unwrap(), "upperdir").unwrap().to_owned();
+    std::os::unix::fs::chown(copy, Some(7000), Some(8000)).unwrap();
+    rig.snapshots.commit(&rig.namespace, None, "copy", "copied", Labels::new()).unwrap();
+    let mounts = make(SnapshotKind::Active, "of a copy", "copied", mapping).unwrap();
+    assert_eq!(option(&mounts, "uidmap"), None);
     for bad in [("x", "0:1:1"), ("0:1:1", "1:1:1"), ("0:1", "")] {
         assert!(matches!(make(SnapshotKind::Active, "c", "B", bad), Err(Error::Invalid { .. })), "{bad:?}");
     }
