@@ -19,7 +19,7 @@ mod update;
 mod v1;
 mod v2;
 
-pub(crate) use v2::{ignored_weight, is_idle_by_file, swap_alone, weight};
+pub(crate) use v2::{ignored_weight, is_idle, swap_alone, weight};
 
 use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -70,7 +70,7 @@ pub(super) fn set(hierarchy: &Hierarchy, resources: &Resources) -> Result<()> {
         set_block_io(dir, block)?;
     }
     if let Some(cpu) = &resources.cpu {
-        set_cpu(dir, cpu)?;
+        set_cpu(dir, cpu, is_idle(resources))?;
     }
     for limit in &resources.hugepage_limits {
         set_hugepages(dir, limit)?;
@@ -105,20 +105,21 @@ pub(super) fn check_page_size(size: &str) -> Result<&str> {
 
 /// What a person is told whose weight for the CPU is left out: a cgroup that gets idle time alone can have none.
 pub(crate) fn ignored_weight(resources: &Resources) -> Option<&'static str> {
-    let cpu = resources.cpu.as_ref().filter(|cpu| cpu.idle == Some(1));
-    let is_left_out = cpu.and_then(|cpu| cpu.shares).is_some_and(|shares| shares != 0)
-        || is_idle_by_file(resources) && resources.unified.contains_key("cpu.weight");
+    let by_field = resources.cpu.as_ref().and_then(|cpu| cpu.shares).is_some_and(|shares| shares != 0);
+    let is_left_out = is_idle(resources) && (by_field || resources.unified.contains_key("cpu.weight"));
     // The first words are runc's, by which its users know it.
     is_left_out.then_some("unable to apply both cpu.weight and cpu.idle: the weight is left out")
 }
 
-pub(crate) fn is_idle_by_file(resources: &Resources) -> bool {
-    resources.unified.get("cpu.idle").is_some_and(|text| text.trim() == "1")
+/// Whether it gets idle time alone: the file that the spec names counts after the field.
+pub(crate) fn is_idle(resources: &Resources) -> bool {
+    let by_field = resources.cpu.as_ref().is_some_and(|cpu| cpu.idle == Some(1));
+    resources.unified.get("cpu.idle").map_or(by_field, |text| text.trim() == "1")
 }
 
 /// Files named by the spec itself, in the container's directory and nowhere else.
 fn set_unified(dir: &Path, resources: &Resources) -> Result<()> {
-    let is_idle = is_idle_by_file(resources);
+    let is_idle = is_idle(resources);
     for (file, value) in resources.unified.iter().filter(|(file, _)| !(is_idle && *file == "cpu.weight")) {
         let field = || format!("linux.resources.unified {file:?}");
         let controller = match file.split_once('.') {
@@ -211,12 +212,13 @@ pub(super) fn check_before_update(dir: &Path, memory: &Memory) -> Result<()> {
     Ok(())
 }
 
-fn set_cpu(dir: &Path, cpu: &Cpu) -> Result<()> {
+fn set_cpu(dir: &Path, cpu: &Cpu, is_idle: bool) -> Result<()> {
     if let Some(idle) = cpu.idle {
         write_limit(dir, "cpu.idle", &idle.to_string())?;
     }
-    // The weight of an idle cgroup cannot be set.
-    if let Some(shares) = cpu.shares.filter(|shares| *shares != 0 && cpu.idle != Some(1)) {
+    // The weight of an idle cgroup cannot be set, and it may be idle already: an update, or systemd, which was told before.
+    let is_idle = is_idle || cpu.idle == Some(1);
+    if let Some(shares) = cpu.shares.filter(|shares| *shares != 0 && !is_idle) {
         write_limit(dir, "cpu.weight", &weight(shares).to_string())?;
     }
     set_bandwidth(dir, cpu)?;
@@ -312,8 +314,29 @@ mod tests {
         };
         assert!(is_told(r#"{"cpu":{"idle":1,"shares":200}}"#));
         assert!(is_told(r#"{"unified":{"cpu.idle":"1","cpu.weight":"8"}}"#));
+        assert!(is_told(r#"{"cpu":{"idle":1},"unified":{"cpu.weight":"8"}}"#));
+        assert!(is_told(r#"{"cpu":{"shares":200},"unified":{"cpu.idle":"1"}}"#));
         assert!(!is_told(r#"{"cpu":{"idle":0,"shares":200},"unified":{"cpu.weight":"8"}}"#));
         assert!(!is_told(r#"{"cpu":{"idle":1}}"#));
+    }
+
+    #[test]
+    fn the_weight_of_who_is_idle_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let written = |text: &str| {
+            for file in ["cpu.idle", "cpu.weight"] {
+                std::fs::write(dir.path().join(file), "").unwrap();
+            }
+            let at = dir.path().to_owned();
+            let (mount, top) = (at.clone(), super::super::Top::default());
+            let hierarchy = Hierarchy { controllers: String::new(), mount, dir: at, top };
+            set(&hierarchy, &serde_json::from_str(text).unwrap()).unwrap();
+            ["cpu.idle", "cpu.weight"].map(|file| std::fs::read_to_string(dir.path().join(file)).unwrap())
+        };
+        assert_eq!(written(r#"{"cpu":{"idle":1,"shares":200}}"#), ["1", ""]);
+        assert_eq!(written(r#"{"cpu":{"idle":1},"unified":{"cpu.weight":"8"}}"#), ["1", ""]);
+        assert_eq!(written(r#"{"cpu":{"shares":200},"unified":{"cpu.idle":"1"}}"#), ["1", ""]);
+        assert_eq!(written(r#"{"cpu":{"idle":0},"unified":{"cpu.weight":"8"}}"#), ["0", "8"]);
     }
 
     #[test]

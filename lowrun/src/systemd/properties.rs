@@ -130,7 +130,7 @@ impl List {
 
     /// Files of cgroup v2 that the spec names itself, where systemd has a property for them.
     fn unified(&mut self, resources: &Resources) -> Result<()> {
-        let is_idle = crate::cgroup::is_idle_by_file(resources);
+        let is_idle = crate::cgroup::is_idle(resources);
         for (file, text) in &resources.unified {
             let text = text.trim();
             let invalid = || {
@@ -309,6 +309,7 @@ mod tests {
         assert_eq!(weights(r#"{"unified":{"cpu.idle":"1","cpu.weight":"8"}}"#), ["U64(0)"]);
         assert_eq!(weights(r#"{"unified":{"cpu.idle":"0","cpu.weight":"8"}}"#), ["U64(8)"]);
         assert_eq!(weights(r#"{"cpu":{"idle":1,"shares":200}}"#), ["U64(0)"]);
+        assert_eq!(weights(r#"{"cpu":{"idle":1},"unified":{"cpu.weight":"8"}}"#), ["U64(0)"]);
     }
 
     #[test]
