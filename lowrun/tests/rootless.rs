@@ -28,6 +28,8 @@ enum As {
 struct Rootless {
     stage: Stage,
     as_: As,
+    /// What the machine's root does before, in the mount namespace that the runtime is started in.
+    before: String,
 }
 
 impl Rootless {
@@ -54,7 +56,7 @@ impl Rootless {
         let runtime_dir = stage.dir.path().join("run");
         std::fs::create_dir(&runtime_dir).unwrap();
         chown(&runtime_dir, Some(USER), Some(USER)).unwrap();
-        let mut rootless = Rootless { stage, as_ };
+        let mut rootless = Rootless { stage, as_, before: "true".to_owned() };
         rootless.config();
         Some(rootless)
     }
@@ -88,7 +90,7 @@ impl Rootless {
 
     fn start(&self, line: &[&str]) -> Outcome {
         self.stage.write_config();
-        let dir = self.stage.dir.path().display();
+        let (dir, before) = (self.stage.dir.path().display(), &self.before);
         let user = format!("setpriv --reuid {USER} --regid {USER} --clear-groups");
         let become_user = match self.as_ {
             As::User => user,
@@ -97,7 +99,7 @@ impl Rootless {
         let script = format!(
             "mount --bind {dir}/passwd /etc/passwd && touch /etc/subuid /etc/subgid && \
              mount --bind {dir}/subuid /etc/subuid && mount --bind {dir}/subuid /etc/subgid && \
-             exec {become_user} env XDG_RUNTIME_DIR={dir}/run \"$@\""
+             {before} && exec {become_user} env XDG_RUNTIME_DIR={dir}/run \"$@\""
         );
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-c", &script, "sh"]);
@@ -211,14 +213,39 @@ fn a_user_enters_a_container_that_waits_and_finds_nothing_of_the_host_there() {
     rootless.call(&["delete", "--force", &id]).ok();
 }
 
+/// As engines ask for it.
+fn cgroup_mount() -> Value {
+    json!({
+        "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+        "options": ["nosuid", "noexec", "nodev", "relatime", "ro"],
+    })
+}
+
+/// The machine of a container: there are no hierarchies, or one that shows no more than the container's part.
+#[test]
+fn a_user_needs_no_hierarchies_for_a_mount_of_cgroups() {
+    let Some(mut rootless) = Rootless::new(As::User).filter(|_| !stage::by_systemd()) else { return };
+    rootless.stage.config["mounts"].as_array_mut().unwrap().push(cgroup_mount());
+    rootless.before = "mount -t tmpfs none /sys/fs/cgroup".to_owned();
+    rootless.stage.script("ls /sys/fs/cgroup");
+    assert_eq!(rootless.output(), "");
+    if stage::is_v2() {
+        return;
+    }
+    let part = std::path::Path::new("/sys/fs/cgroup/pids").join(rootless.stage.id());
+    std::fs::create_dir(&part).unwrap();
+    let shown = part.display();
+    rootless.before = format!("echo 0 >{shown}/cgroup.procs && mount --bind {shown} /sys/fs/cgroup/pids");
+    rootless.stage.script("grep -cx 1 /sys/fs/cgroup/pids/cgroup.procs; mkdir /sys/fs/cgroup/pids/made 2>&1");
+    let outcome = rootless.run();
+    stage::eventually("nobody is in it", || std::fs::remove_dir(&part).is_ok());
+    assert!(outcome.out.starts_with("1\n") && outcome.out.contains("Read-only file system"), "{outcome:?}");
+}
+
 #[test]
 fn a_users_container_without_cgroups_is_shown_those_that_it_is_in() {
     let Some(mut rootless) = Rootless::new(As::User) else { return };
-    let mount = json!({
-        "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
-        "options": ["nosuid", "noexec", "nodev", "relatime", "ro"],
-    });
-    rootless.stage.config["mounts"].as_array_mut().unwrap().push(mount);
+    rootless.stage.config["mounts"].as_array_mut().unwrap().push(cgroup_mount());
     rootless.stage.script("cat /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs 2>/dev/null | grep -cx 1");
     for own_view in [Some(""), None] {
         rootless.stage.namespace("cgroup", own_view);

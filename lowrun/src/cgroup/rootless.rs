@@ -38,17 +38,12 @@ impl Cgroup {
         Ok(())
     }
 
-    /// With lowrun's own places in the hierarchies that it goes without, where the container's processes stay.
-    pub fn with_own(&self) -> Result<Cgroup> {
+    /// With lowrun's own places in the hierarchies that it goes without, where the container's processes stay; as it is,
+    /// where no hierarchy is to be found.
+    pub fn with_own(&self) -> Cgroup {
         let is_missing = |own: &Own| self.hierarchies.iter().all(|kept| kept.controllers != own.controllers);
-        let stays = |own: Own| Hierarchy {
-            dir: own.mount.join(own.path),
-            controllers: own.controllers,
-            mount: own.mount,
-            top: Top::default(),
-        };
-        let others = discover::own()?.into_iter().filter(is_missing).map(stays);
-        Ok(Cgroup { hierarchies: self.hierarchies.iter().cloned().chain(others).collect(), unit: self.unit.clone() })
+        let others = discover::own().unwrap_or_default().into_iter().filter(is_missing).map(stays);
+        Cgroup { hierarchies: self.hierarchies.iter().cloned().chain(others).collect(), unit: self.unit.clone() }
     }
 
     /// Moves a process in and puts limits in force, where that is allowed.
@@ -67,6 +62,14 @@ impl Cgroup {
         }
         Ok(())
     }
+}
+
+/// Where lowrun is, and what it starts stays.
+fn stays(own: Own) -> Hierarchy {
+    let place = own.mount.join(own.path);
+    // In a container of Docker's on v1 lowrun is told the machine's path, of which the mount shows the last directory alone.
+    let dir = if place.exists() { place } else { own.mount.clone() };
+    Hierarchy { controllers: own.controllers, mount: own.mount, dir, top: Top::default() }
 }
 
 /// Whether there is any limit but those of devices. Engines write empty sections, and zeros where they mean none.

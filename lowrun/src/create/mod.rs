@@ -284,7 +284,7 @@ fn prepare<'a>(
         state,
         log: request.log,
         cgroup: &state.cgroup,
-        shown: shown(plan, &state.cgroup, tolerant).step("create:cgroup")?,
+        shown: shown(plan, &state.cgroup, tolerant),
         dir,
         proc,
         joins,
@@ -310,9 +310,9 @@ fn prepare<'a>(
 }
 
 /// Of cgroups that are gone without, a mount shows those of the caller: an empty directory would be no mount of cgroups.
-fn shown(plan: &Plan, cgroup: &Cgroup, tolerant: bool) -> Result<Option<Cgroup>> {
+fn shown(plan: &Plan, cgroup: &Cgroup, tolerant: bool) -> Option<Cgroup> {
     let shows = plan.mounts.iter().any(|mount| matches!(mount.kind, MountKind::Cgroup { .. }));
-    (tolerant && shows).then(|| cgroup.with_own()).transpose()
+    (tolerant && shows).then(|| cgroup.with_own())
 }
 
 /// Where the cgroup will be.
