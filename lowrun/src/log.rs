@@ -4,7 +4,7 @@
 //! line is what a caller reads. One line is one `write(2)` to a file opened for appending, so that the host side and the
 //! container side of one lowrun may write to the same file.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::ffi::OsString;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -43,6 +43,8 @@ pub struct Log {
     debug: bool,
     /// The command, where lowrun stands in for runc and was called by that name.
     of_runc: OnceCell<&'static str>,
+    /// Whether the descriptor of `file` is one of stderr by now.
+    is_let_go: Cell<bool>,
 }
 
 #[derive(Serialize)]
@@ -58,7 +60,7 @@ impl Log {
     /// Opens `path` for appending; without a path lines go to stderr.
     pub fn open(path: Option<&OsString>, format: Format, debug: bool) -> Result<Log> {
         let file = path.map(open_append).transpose()?;
-        Ok(Log { file, format, debug, of_runc: OnceCell::new() })
+        Ok(Log { file, format, debug, ..Log::default() })
     }
 
     /// From here on a person is told of faults in the frame of runc's sentences, which scripts look for.
@@ -114,7 +116,7 @@ impl Log {
 
     /// A line that is JSON already (the spans of a trace); only for a log file.
     pub fn raw(&self, lines: &str) {
-        if self.file.is_some() {
+        if self.file.is_some() && !self.is_let_go.get() {
             put(self.file.as_ref(), lines);
         }
     }
@@ -124,7 +126,19 @@ impl Log {
         self.file.as_ref().map(AsRawFd::as_raw_fd)
     }
 
+    /// Lets go of the file, which nobody who looks into this process may find. Faults are told on stderr from here on, and
+    /// nothing else is. The number stays taken: what had it next would be written to.
+    pub fn let_go(&self) -> crate::sys::Result<()> {
+        let Some(file) = self.descriptor() else { return Ok(()) };
+        crate::sys::process::replace(file, rustix::stdio::stderr())?;
+        self.is_let_go.set(true);
+        Ok(())
+    }
+
     fn write(&self, level: Level, message: &str, fault: Option<&Fault>) {
+        if self.is_let_go.get() {
+            return;
+        }
         let time = rfc3339(SystemTime::now(), 0);
         let line = match self.format {
             Format::Json => serde_json::to_string(&Line { level, msg: message, time: &time, fault }),

@@ -213,6 +213,27 @@ fn a_user_enters_a_container_that_waits_and_finds_nothing_of_the_host_there() {
     rootless.call(&["delete", "--force", &id]).ok();
 }
 
+#[test]
+fn a_users_container_that_cannot_be_started_tells_it_in_one_line() {
+    let Some(mut rootless) = Rootless::new(As::User) else { return };
+    let hook = json!({ "path": "/bin/sh", "args": ["sh", "-c", "exit 3"] });
+    rootless.stage.config["hooks"] = json!({ "startContainer": [hook] });
+    let id = rootless.stage.id().to_owned();
+    let dir = rootless.stage.dir.path().join("run");
+    for format in ["text", "json"] {
+        let create = format!(
+            "\"$0\" --log {dir}/log --log-format {format} create {id} 2>{dir}/words; \"$0\" start {id}",
+            dir = dir.display()
+        );
+        rootless.script(&create).ok();
+        stage::eventually("it has stopped", || rootless.state()["status"] == "stopped");
+        let words = std::fs::read_to_string(dir.join("words")).unwrap();
+        assert!(words.starts_with("lowrun: error: start:hooks: "), "{words}");
+        assert_eq!(words.lines().count(), 1, "{words}");
+        rootless.call(&["delete", &id]).ok();
+    }
+}
+
 /// As engines ask for it.
 fn cgroup_mount() -> Value {
     json!({

@@ -431,15 +431,14 @@ fn setgroups_is_denied(proc: BorrowedFd<'_>) -> bool {
 
 /// A user without privilege enters a container that waits (`exec`) only if its first process can be traced. So it can be,
 /// where the user namespace is the container's own, and what could be found there of the caller goes before: the
-/// environment, and the log, in whose place the container's own stderr hears of a failure.
+/// environment, and the log, in whose place the container's own stderr hears of a failure. What is left is memory that knows
+/// the configuration, and the FIFO.
 fn open_to_own_user(program: &Program<'_>, setup: &Setup<'_>) -> Result<()> {
     if !program.caller_is_user || !setup.plan.namespaces.is_new(Kind::User) {
         return Ok(());
     }
     let attempted = || "let the container's user in";
-    if let Some(log) = setup.log.descriptor() {
-        kernel::replace(log, rustix::stdio::stderr()).attempt(Code::SystemError, attempted)?;
-    }
+    setup.log.let_go().attempt(Code::SystemError, attempted)?;
     kernel::forget_environment();
     kernel::set_dumpable(true).attempt(Code::SystemError, attempted)
 }
