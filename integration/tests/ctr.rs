@@ -242,6 +242,20 @@ fn changes_of_a_snapshot_are_a_layer() {
 }
 
 #[test]
+fn any_two_snapshots_have_a_difference() {
+    supervisor(|s| {
+        s.run(&["run", s.busybox(), "left", "sh", "-c", "echo x > /left; rm /etc/group"]).ok();
+        s.run(&["run", s.busybox(), "right", "sh", "-c", "echo x > /right; rm /etc/passwd"]).ok();
+        let plain = "application/vnd.oci.image.layer.v1.tar";
+        let diff = s.run(&["snapshots", "diff", "--media-type", plain, "left", "right"]).ok();
+        assert_eq!(names_of(&diff.stdout), [".wh.left", "etc/", "etc/.wh.passwd", "etc/group", "right"]);
+        for name in ["left", "right"] {
+            s.run(&["tasks", "rm", name]);
+        }
+    });
+}
+
+#[test]
 fn namespaces_and_leases() {
     supervisor(|s| {
         let other = format!("{}-x", s.namespace());

@@ -580,6 +580,9 @@ async fn layers_that_are_none(asked: &mut Asked) {
     let right = asked.lab.prepare("right", "").await;
     for (what, left, right, media_type, code) in [
         ("of nowhere", nowhere.clone(), right.clone(), "", Unknown),
+        ("of nothing", Vec::new(), Vec::new(), "", Fine),
+        ("with nothing below", Vec::new(), right.clone(), "", Fine),
+        ("with nothing above", right.clone(), Vec::new(), "", Fine),
         ("in a form that is none", right.clone(), right, "application/x", Unimplemented),
     ] {
         let (media_type, r#ref) = (media_type.to_owned(), "d".to_owned());

@@ -1,7 +1,5 @@
 //! The diff service.
 
-use std::path::Path;
-
 use proto_containerd::services::diff as wire;
 use proto_containerd::services::diff::diff_server::Diff;
 use tonic::{Request, Response, Status};
@@ -17,7 +15,6 @@ use crate::diff::store::pack_to;
 use crate::diff::{PLAIN_LAYER, Target, run_blocking};
 use crate::error::{Error, Result as OurResult};
 use crate::name::Digest;
-use crate::snapshot::Mount;
 use crate::transfer::is_layer;
 
 const STEP: &str = "pull";
@@ -43,10 +40,8 @@ impl Diff for Api {
 /// Packs a layer straight into the content store.
 async fn make(daemon: &Api, scope: Scope, request: wire::DiffRequest) -> OurResult<wire::DiffResponse> {
     let (packing, media_type) = Packing::of(&request.media_type)?;
-    let nothing = daemon.checkpoints.prepare()?;
-    let [left, right] = [request.left, request.right].map(|side| or_empty(mounts(side), &nothing.path));
-    let changes = Changes::between(&left, &right)?;
-    let reference = if request.r#ref.is_empty() { format!("diff-{}", changes.now.display()) } else { request.r#ref };
+    let changes = Changes::between(&mounts(request.left), &mounts(request.right))?;
+    let reference = if request.r#ref.is_empty() { changes.name() } else { request.r#ref };
     let opening = Opening {
         namespace: scope.namespace.clone(),
         lease: scope.lease,
@@ -64,14 +59,6 @@ async fn make(daemon: &Api, scope: Scope, request: wire::DiffRequest) -> OurResu
         outcome => outcome?,
     };
     Ok(wire::DiffResponse { diff: Some(descriptor(media_type, &digest, size)) })
-}
-
-/// Where nothing is mounted there is nothing.
-fn or_empty(mounts: Vec<Mount>, empty: &Path) -> Vec<Mount> {
-    if !mounts.is_empty() {
-        return mounts;
-    }
-    vec![Mount { kind: "bind".to_owned(), source: empty.display().to_string(), options: vec!["ro".to_owned()] }]
 }
 
 async fn apply(daemon: &Daemon, scope: Scope, request: wire::ApplyRequest) -> OurResult<wire::ApplyResponse> {

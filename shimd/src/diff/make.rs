@@ -1,20 +1,21 @@
 //! A layer made of what a snapshot holds beyond its parents.
 //!
 //! With overlayfs that is the upper directory, as it is: its whiteouts become `.wh.` files again. Two whole directories
-//! are compared, file by file. Two overlays of which none stands on the other are not.
+//! are compared, file by file, and so are two overlays of which none stands on the other.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
 use super::compare::{Comparison, Found, Step};
+use super::shown::Shown;
 use super::tar::write::ArchiveWriter;
 use super::tar::{Entry, Kind, Time};
 use crate::error::{Error, Result};
@@ -54,51 +55,40 @@ impl Packing {
 /// What a layer is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Changes {
-    pub(crate) now: PathBuf,
+    pub(crate) now: Shown,
     /// What of `now` was there before; nothing of it becomes part of the layer unless it has changed, and what is gone
     /// becomes a whiteout.
-    pub(crate) before: Option<PathBuf>,
+    pub(crate) before: Option<Shown>,
 }
 
 impl Changes {
     /// All that is in `directory`.
     pub(crate) fn all(directory: PathBuf) -> Changes {
-        Changes { now: directory, before: None }
+        Changes { now: Shown::directory(directory), before: None }
     }
 
-    /// What makes `right` of `left`.
+    /// What makes `right` of `left`. No mounts are an empty directory: BuildKit has none below a first layer.
     pub(crate) fn between(left: &[Mount], right: &[Mount]) -> Result<Changes> {
-        let (below, above) = (layers(left)?, layers(right)?);
-        match (below.as_slice(), above.as_slice()) {
-            (below, [upper, lower @ ..]) if lower == below => Ok(Changes::all(upper.into())),
+        let (below, above) = (Shown::by(left)?, Shown::by(right)?);
+        match (below.layers(), above.layers()) {
+            (below, [upper, lower @ ..]) if lower == below => Ok(Changes::all(upper.clone())),
             // A first layer is compared with an empty directory.
-            ([below], [upper]) if is_empty(below)? => Ok(Changes::all(upper.into())),
-            ([below], [above]) => Ok(Changes { now: above.into(), before: Some(below.into()) }),
-            _ => Err(Error::Unimplemented {
-                what: "compare snapshots of which one is not a layer on top of the other".to_owned(),
-            }),
+            ([below], [upper]) if is_empty(below)? => Ok(Changes::all(upper.clone())),
+            _ => Ok(Changes { now: above, before: Some(below) }),
         }
+    }
+
+    /// The name of the ingest where nobody gave one: an attempt that was cut off has the same.
+    pub(crate) fn name(&self) -> String {
+        let sides = [self.before.as_ref(), Some(&self.now)].into_iter().flatten();
+        let layers = sides.map(|side| format!("{:?}", side.layers()));
+        format!("diff-{}", Digest::from_sha256(&Sha256::digest(layers.collect::<Vec<_>>().concat())))
     }
 }
 
-/// Directories that mounts show, the nearest first.
-fn layers(mounts: &[Mount]) -> Result<Vec<String>> {
-    let [mount] = mounts else {
-        return Err(Error::invalid("mounts to compare", "there must be exactly one on each side"));
-    };
-    let option = |key: &str| mount.options.iter().find_map(|option| option.strip_prefix(key)?.strip_prefix('='));
-    match mount.kind.as_str() {
-        "bind" => Ok(vec![mount.source.clone()]),
-        "overlay" => {
-            let lower = option("lowerdir").unwrap_or_default().split(':').filter(|path| !path.is_empty());
-            Ok(option("upperdir").into_iter().chain(lower).map(str::to_owned).collect())
-        }
-        other => Err(Error::Unimplemented { what: format!("compare mounts of type {other:?}") }),
-    }
-}
-
-fn is_empty(path: &str) -> Result<bool> {
-    let mut entries = std::fs::read_dir(path).map_err(|error| Error::io(format!("list {path}"), error))?;
+fn is_empty(path: &Path) -> Result<bool> {
+    let failed = |error| Error::io(format!("list {}", path.display()), error);
+    let mut entries = std::fs::read_dir(path).map_err(failed)?;
     Ok(entries.next().is_none())
 }
 
@@ -123,10 +113,8 @@ pub(crate) fn pack<W: Write>(changes: &Changes, packing: Packing, out: W) -> Res
 }
 
 fn archive<W: Write>(changes: &Changes, out: W) -> Result<(Digest, W)> {
-    let open = |path: &PathBuf| {
-        File::open(path).map(OwnedFd::from).map_err(|error| Error::io(format!("open {}", path.display()), error))
-    };
-    let walk = Comparison::of(open(&changes.now)?, changes.before.as_ref().map(open).transpose()?)?;
+    let before = changes.before.as_ref().map(Shown::open).transpose()?;
+    let walk = Comparison::of(changes.now.open()?, before)?;
     let hashing = Hashing { out, hasher: Sha256::new() };
     let mut packer = Packer {
         writer: ArchiveWriter::new(hashing),
@@ -384,6 +372,8 @@ fn unwrapped(attempted: &str, error: io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::OwnedFd;
+
     use super::*;
     use crate::diff::tar::Archive;
 
@@ -403,12 +393,43 @@ mod tests {
         let all = |path: &str| Changes::all(path.into());
         assert_eq!(Changes::between(&view("/b:/a"), &active).unwrap(), all("/u"));
         assert_eq!(Changes::between(&bind("/a"), &view("/b:/a")).unwrap(), all("/b"));
-        assert!(Changes::between(&view("/c:/a"), &active).is_err());
-        assert!(Changes::between(&[], &active).is_err());
+        assert_eq!(Changes::between(&[], &bind("/a")).unwrap(), all("/a"));
+        let two = [mount("bind", "/a", "ro"), mount("bind", "/b", "ro")];
+        assert!(Changes::between(&two, &active).is_err());
         let empty = tempfile::tempdir().unwrap();
         assert_eq!(Changes::between(&bind(empty.path().to_str().unwrap()), &bind("/a")).unwrap(), all("/a"));
-        let expected = Changes { now: "/b".into(), before: Some("/usr".into()) };
-        assert_eq!(Changes::between(&bind("/usr"), &bind("/b")).unwrap(), expected);
+        assert_eq!(Changes::between(&bind("/usr"), &bind("/b")).unwrap(), between("/usr", "/b"));
+    }
+
+    fn between(before: impl Into<PathBuf>, now: impl Into<PathBuf>) -> Changes {
+        Changes { now: Shown::directory(now.into()), before: Some(Shown::directory(before.into())) }
+    }
+
+    #[test]
+    fn stacks_of_which_none_stands_on_the_other_are_compared_as_they_show() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        for (layer, file) in [("base", "a"), ("base", "b"), ("left", "l"), ("right", "r")] {
+            std::fs::create_dir_all(at(layer)).unwrap();
+            std::fs::write(at(layer).join(file), file).unwrap();
+        }
+        // The right one has removed `a`.
+        let whiteout = at("right").join("a");
+        let made = rustix::fs::mknodat(rustix::fs::CWD, &whiteout, FileType::CharacterDevice, Mode::empty(), 0);
+        if made.is_err() {
+            return eprintln!("skipped: no whiteout can be made here");
+        }
+        let show = |upper: &str| {
+            let (upper, base) = (at(upper), at("base"));
+            [mount("overlay", "overlay", &format!("upperdir={},lowerdir={}", upper.display(), base.display()))]
+        };
+        let compare = |left: &[Mount], right: &[Mount]| packed(&Changes::between(left, right).unwrap());
+        let of = |name: &str, size| listed(name, Kind::File, "", size);
+        assert_eq!(compare(&show("left"), &show("right")), [of(".wh.a", 0), of(".wh.l", 0), of("r", 1)]);
+        assert_eq!(compare(&show("right"), &show("right")), []);
+        assert_eq!(compare(&[], &show("right")), [of("b", 1), of("r", 1)]);
+        assert_eq!(compare(&show("right"), &[]), [of(".wh.b", 0), of(".wh.r", 0)]);
+        assert_eq!(compare(&[], &[]), []);
     }
 
     /// What a layer holds: path, kind, link, size.
@@ -434,7 +455,7 @@ mod tests {
     #[test]
     fn what_has_changed_becomes_entries() {
         let (before, now) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let changes = Changes { now: now.path().to_owned(), before: Some(before.path().to_owned()) };
+        let changes = between(before.path(), now.path());
         let was = |path: &str| before.path().join(path);
         for directory in ["a", "dir", "gone/inner", "still/inner", "to-file"] {
             std::fs::create_dir_all(was(directory)).unwrap();
@@ -497,7 +518,7 @@ mod tests {
     #[test]
     fn deep_directories_take_few_descriptors() {
         let (before, now) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let changes = Changes { now: now.path().to_owned(), before: Some(before.path().to_owned()) };
+        let changes = between(before.path(), now.path());
         let deep = vec!["d"; 1000].join("/");
         for place in [&before, &now] {
             std::fs::create_dir_all(place.path().join(&deep)).unwrap();
@@ -558,7 +579,7 @@ mod tests {
     #[test]
     fn a_time_that_was_set_back_hides_no_change() {
         let (before, now) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let changes = Changes { now: now.path().to_owned(), before: Some(before.path().to_owned()) };
+        let changes = between(before.path(), now.path());
         for (place, data) in [(&before, "old"), (&now, "new")] {
             let file = File::create(place.path().join("f")).unwrap();
             (&file).write_all(data.as_bytes()).unwrap();

@@ -6,6 +6,7 @@
 mod compare;
 pub(crate) mod make;
 pub(crate) mod provisional;
+mod shown;
 mod sites;
 pub(crate) mod store;
 pub(crate) mod stream;
