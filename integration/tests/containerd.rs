@@ -1,6 +1,6 @@
 //! Seam 2: containerd's API as Debian's `ctr` uses it. Each test is true of Debian's containerd (`SUBJECT=theirs`).
 
-use integration::{Supervised, supervisor};
+use integration::{Supervised, http, supervisor};
 
 /// A running container with that name.
 fn sleeper(s: &Supervised, id: &str) {
@@ -15,6 +15,15 @@ fn an_imported_image_is_listed() {
         assert_eq!(text, s.busybox());
         let text = s.text(&["images", "ls"]);
         assert!(text.contains("sha256:") && text.contains("linux/amd64"), "{text}");
+    });
+}
+
+/// Python's and C++'s clients name the socket's path as the host.
+#[test]
+fn clients_on_the_c_library_are_answered() {
+    supervisor(|s| {
+        let version = http::call_grpc_as_c_does(s.socket(), "/containerd.services.version.v1.Version/Version");
+        assert!(version.expect("an answer").len() > 5);
     });
 }
 

@@ -31,7 +31,9 @@ use std::sync::Arc;
 
 use proto_containerd::MESSAGE_MAX;
 use proto_containerd::services as wire;
+use strata_authority::PlainHosts;
 use tokio::net::UnixListener;
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
@@ -76,6 +78,7 @@ pub(crate) async fn serve(daemon: Arc<Daemon>, listener: UnixListener, stop: imp
                 .max_encoding_message_size(MESSAGE_MAX)
         };
     }
+    let connections = UnixListenerStream::new(listener).map(|connection| connection.map(PlainHosts::new));
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status("", tonic_health::ServingStatus::Serving).await;
     server
@@ -99,7 +102,7 @@ pub(crate) async fn serve(daemon: Arc<Daemon>, listener: UnixListener, stop: imp
         .add_service(service!(tasks::tasks_server::TasksServer))
         .add_service(service!(transfer::transfer_server::TransferServer))
         .add_service(service!(version::version_server::VersionServer))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
+        .serve_with_incoming_shutdown(connections, stop)
         .await
         .map_err(|error| failed(crate::error::Chain(&error).to_string()))
 }
