@@ -38,6 +38,17 @@ fn run_gives_output_and_exit_code() {
 }
 
 #[test]
+fn a_bundle_names_the_shims_program() {
+    supervisor(|s| {
+        sleeper(s, "named");
+        let state = s.path(if s.is_ours() { "run/shimd" } else { "run/containerd" });
+        let bundle = state.join("io.containerd.runtime.v2.task").join(s.namespace()).join("named");
+        let program = std::fs::read_to_string(bundle.join("shim-binary-path")).expect("its name");
+        assert_eq!(program, "/usr/bin/containerd-shim-runc-v2");
+    });
+}
+
+#[test]
 fn input_reaches_the_program() {
     supervisor(|s| {
         let out = s.ctr(&["run", "--rm", s.busybox(), "input", "head", "-c", "9"]).input(b"fed to it").output().ok();

@@ -9,6 +9,7 @@
 //!     log           FIFO of the shim's own messages
 //!     oom           there once the kernel has killed for memory in the container
 //!     shim.json     which program, which socket: what shimd needs to find the shim again
+//!     shim-binary-path    the program again, where containerd's clients read it
 //!     address, …    the shim's own files
 //! ```
 
@@ -130,6 +131,13 @@ impl Bundle {
 
     pub(crate) fn log(&self) -> PathBuf {
         self.path.join(LOG)
+    }
+
+    /// Writes down which program the shim is, where containerd writes it: its client's tests read it there.
+    pub(crate) fn name_program(&self, program: &Path) -> Result<()> {
+        let path = self.path.join("shim-binary-path");
+        std::fs::write(&path, program.as_os_str().as_encoded_bytes())
+            .map_err(|source| Error::io(format!("write {}", path.display()), source))
     }
 
     /// Writes down how to find the shim; replaces what was written before, whole.

@@ -101,6 +101,7 @@ impl Shims {
         async {
             // Before it runs: who finds this bundle later must know whom to ask for cleaning up.
             record(None)?;
+            bundle.name_program(&subject.program)?;
             let log = LogCopy::start(bundle, &subject.id);
             let endpoint = self.launcher.start(&subject.borrow(bundle), options).await?;
             record(Some(endpoint.clone()))?;
