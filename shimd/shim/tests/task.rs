@@ -408,6 +408,28 @@ async fn spans_come_to_those_who_ask() {
 }
 
 #[tokio::test]
+async fn a_container_that_waits_takes_execs_and_a_paused_one_none() {
+    let Some(stage) = Stage::new("early").await else { return };
+    stage.configure(&["sleep", "1000"], |_| {});
+    let shim = stage.start().await;
+    shim.create(stage.create_request("", "")).await;
+    shim.exec("early", &["sh", "-c", "exit 5"], |_| {}).await;
+    shim.start("early").await;
+    assert_eq!(shim.wait("early").await, 5);
+    shim.delete("early").await;
+    shim.start("").await;
+    shim.call::<_, ()>("Pause", PauseRequest { id: stage.id.clone() }).await;
+    let late = ExecProcessRequest { id: stage.id.clone(), exec_id: "late".to_owned(), ..Default::default() };
+    assert_eq!(shim.fault("Exec", late).await.code, code::CONTAINER_NOT_RUNNING);
+    shim.call::<_, ()>("Resume", ResumeRequest { id: stage.id.clone() }).await;
+    shim.kill("", SIGKILL).await;
+    shim.wait("").await;
+    shim.delete("").await;
+    shim.shutdown().await;
+    stage.assert_clean();
+}
+
+#[tokio::test]
 async fn pause_resume_update_and_stats() {
     let Some(stage) = Stage::new("freeze").await else { return };
     stage.configure(&["sleep", "1000"], |_| {});

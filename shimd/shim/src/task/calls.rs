@@ -72,9 +72,7 @@ impl Tasks {
         }
         let namespace = world.namespace.clone();
         let container = self.container(&request.id)?;
-        if container.init.phase != Phase::Running {
-            return Err(not_running(&request.id));
-        }
+        container.check_takes_execs(&request.id)?;
         let key = container.process(&request.exec_id)?.key;
         let owner = container.owner(&namespace, key);
         let process = container.execs.iter().find(|process| process.key == key);
@@ -124,9 +122,7 @@ impl Tasks {
         if container.process(&request.exec_id).is_ok() {
             return Err(Error::Exists { what: format!("exec {} exists", request.exec_id) });
         }
-        if container.init.phase != Phase::Running {
-            return Err(not_running(&request.id));
-        }
+        container.check_takes_execs(&request.id)?;
         let Some(spec) = request.spec else {
             return Err(Error::Invalid { what: "the exec has no process".to_owned() });
         };
@@ -437,6 +433,21 @@ fn write_exec_file(path: PathBuf, process: &Process) -> Result<(), Error> {
     };
     let bytes = rewritten.as_deref().unwrap_or(&process.spec);
     std::fs::write(&path, bytes).map_err(|source| Error::System { what: format!("write {}", path.display()), source })
+}
+
+impl Container {
+    /// As with containerd's own shim a container takes them also before it is started, and not while it is paused.
+    fn check_takes_execs(&self, id: &str) -> Result<(), Error> {
+        match self.init.phase {
+            Phase::Running if self.is_paused => {
+                Err(Error::State { what: format!("container {id} is paused"), is_running: false })
+            }
+            Phase::Running => Ok(()),
+            // One that is to be made of a checkpoint is not there yet.
+            Phase::Created if self.checkpoint.is_none() => Ok(()),
+            _ => Err(not_running(id)),
+        }
+    }
 }
 
 pub(super) fn not_running(id: &str) -> Error {
