@@ -42,4 +42,6 @@ pub use daemonless::{Caller, Daemonless, daemonless};
 pub use runtime::runtime;
 pub use skip::skip;
 pub use stack::{Stack, Subject, flow, ours, ours_with, theirs, theirs_on_shimd, theirs_over, theirs_with};
-pub use supervisor::{Daemonship, Supervised, newer_supervisor, supervised_by, supervised_with, supervisor};
+pub use supervisor::{
+    Daemonship, Supervised, newer_containerd, newer_supervisor, supervised_by, supervised_with, supervisor,
+};

@@ -41,6 +41,18 @@ pub fn newer_supervisor(test: impl FnOnce(&mut Supervised)) {
         Subject::Ours => Daemonship::Shimd,
         Subject::Theirs => Daemonship::NewerContainerd,
     };
+    asked_by(ctr, daemonship, test);
+}
+
+/// Runs a test on a containerd 2.x, asked by its own `ctr`.
+pub fn newer_containerd(test: impl FnOnce(&mut Supervised)) {
+    match programs::newer_peer("ctr") {
+        Some(ctr) => asked_by(ctr, Daemonship::NewerContainerd, test),
+        None => skip("there is no containerd 2.x: run 'make setup'"),
+    }
+}
+
+fn asked_by(ctr: PathBuf, daemonship: Daemonship, test: impl FnOnce(&mut Supervised)) {
     supervised_by(daemonship, |supervised| {
         supervised.ctr = ctr;
         test(supervised);

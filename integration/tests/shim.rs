@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use integration::{Daemonship, Supervised, programs, skip, supervised_by, supervised_with};
+use integration::{Daemonship, Supervised, newer_containerd, programs, skip, supervised_by, supervised_with};
 
 const OURS: &str = "io.containerd.strata.v1";
 const STOCK: &str = "io.containerd.runc.v2";
@@ -96,6 +96,15 @@ fn containerd_over_our_shim_and_lowrun() {
 #[test]
 fn containerd_over_our_shim_and_runc() {
     our_shim_over(Daemonship::Containerd, "runc");
+}
+
+#[test]
+fn a_newer_containerd_over_our_shim_and_lowrun() {
+    newer_containerd(|s| {
+        life(s, OURS, &[]);
+        let out = s.run(&["run", "--rm", "--runtime", OURS, s.busybox(), "none", "/no/such/program"]).code(1);
+        assert!(out.errors().contains("/no/such/program") && !out.errors().contains("detail"), "{}", out.errors());
+    });
 }
 
 #[test]

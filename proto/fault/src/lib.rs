@@ -17,6 +17,10 @@ use std::fmt;
 
 pub use wire::{DecodeError, GrpcCode};
 
+/// ttrpc metadata of a caller that reads faults. containerd from 2.0 on shows its users each detail of a shim's status as
+/// a further error, in the words of a debugger; it does not ask for them.
+pub const DETAILS: &str = "strata-fault-details";
+
 /// The codes that a program, not only a person, acts upon. Any other `UPPER_SNAKE` word may be a code too.
 pub mod code {
     /// A request field, flag, config key or reference is not well formed; the message names it.

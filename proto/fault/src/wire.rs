@@ -143,6 +143,11 @@ impl Fault {
         Status { code: self.grpc as i32, message: self.status_message(), details: vec![any] }.encode_to_vec()
     }
 
+    /// The same without details, for callers that do not ask for them by [`DETAILS`](crate::DETAILS).
+    pub fn to_plain_status_bytes(&self) -> Vec<u8> {
+        Status { code: self.grpc as i32, message: self.status_message(), details: Vec::new() }.encode_to_vec()
+    }
+
     /// The fault in a serialized `google.rpc.Status`; `None` when the status is of somebody who is not Strata.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use prost::Message;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags};
-use strata_fault::Fault;
+use strata_fault::{DETAILS, Fault};
 use strata_trace::{SPANS_MAX, Span, Spans, TRACEPARENT, TraceParent};
 use strata_ttrpc::frame::{self, Decoder, KIND_REQUEST, KIND_RESPONSE};
 use strata_ttrpc::message::{INVALID_ARGUMENT, RESOURCE_EXHAUSTED};
@@ -31,6 +31,8 @@ pub(crate) struct Reply {
     connection: u32,
     stream: u32,
     trace: Option<TraceParent>,
+    /// The caller reads faults.
+    wants_details: bool,
 }
 
 impl Reply {
@@ -148,7 +150,7 @@ impl Server {
         let Some(connection) = connection else { return };
         let mut response = match outcome {
             Ok(payload) => Response { payload, ..Response::default() },
-            Err(fault) => Response { status: Some(fault.to_status_bytes()), ..Response::default() },
+            Err(fault) => Response { status: Some(status(&fault, reply.wants_details)), ..Response::default() },
         };
         if reply.trace.is_some() {
             response.spans = Some(encoded(spans));
@@ -156,6 +158,10 @@ impl Server {
         connection.send(reply.stream, &response);
         connection.flush(poller);
     }
+}
+
+fn status(fault: &Fault, with_details: bool) -> Vec<u8> {
+    if with_details { fault.to_status_bytes() } else { fault.to_plain_status_bytes() }
 }
 
 fn encoded(mut spans: Vec<Span>) -> Vec<u8> {
@@ -250,10 +256,11 @@ impl Connection {
 
 fn call(connection: u32, stream: u32, request: Request) -> Call {
     let trace = request.metadata(TRACEPARENT).and_then(TraceParent::parse).filter(TraceParent::is_sampled);
+    let wants_details = request.metadata(DETAILS).is_some();
     Call {
         service: request.service,
         method: request.method,
         payload: request.payload,
-        reply: Reply { connection, stream, trace },
+        reply: Reply { connection, stream, trace, wants_details },
     }
 }

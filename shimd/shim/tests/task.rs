@@ -11,9 +11,9 @@ use proto_shim::process::Status;
 use proto_shim::runc::ProcessDetails;
 use proto_shim::task::*;
 use serde_json::json;
-use strata_fault::{GrpcCode, Layer, code};
+use strata_fault::{Fault, GrpcCode, Layer, code};
 use strata_log::{Next, Reader, Start, Stream};
-use strata_ttrpc::Client;
+use strata_ttrpc::{CallError, CallOptions, Client};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const SIGKILL: u32 = 9;
@@ -425,6 +425,22 @@ async fn a_container_that_waits_takes_execs_and_a_paused_one_none() {
     shim.kill("", SIGKILL).await;
     shim.wait("").await;
     shim.delete("").await;
+    shim.shutdown().await;
+    stage.assert_clean();
+}
+
+/// containerd 2.x would show them to people.
+#[tokio::test]
+async fn who_asks_for_no_details_is_told_words_alone() {
+    let Some(stage) = Stage::new("words").await else { return };
+    stage.configure(&["/no/such/program"], |_| {});
+    let shim = stage.start().await;
+    let request = stage.create_request("", "");
+    let told = shim.client.call::<_, ()>(shim.service, "Create", &request, &CallOptions::default()).await;
+    let Err(CallError::Status(status)) = told else { panic!("{told:?}") };
+    assert!(status.message().contains("/no/such/program"), "{status}");
+    assert_eq!(Fault::from_status_bytes(status.as_bytes()).unwrap(), None);
+    assert!(!String::from_utf8_lossy(status.as_bytes()).contains("ErrorInfo"));
     shim.shutdown().await;
     stage.assert_clean();
 }

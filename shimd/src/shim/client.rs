@@ -64,8 +64,9 @@ impl Shim {
     ) -> Result<A> {
         let collector = collect::current();
         let parent = if collector.is_some() { trace::parent() } else { None };
-        let metadata = parent.map(|parent| (strata_trace::TRACEPARENT.to_owned(), parent.to_string()));
-        let options = CallOptions { metadata: metadata.into_iter().collect(), timeout };
+        let trace = parent.map(|parent| (strata_trace::TRACEPARENT.to_owned(), parent.to_string()));
+        let details = (strata_fault::DETAILS.to_owned(), String::new());
+        let options = CallOptions { metadata: trace.into_iter().chain([details]).collect(), timeout };
         let reply = self.client.call(self.service, method, request, &options).await;
         let reply = reply.map_err(|error| self.error(step, method, error))?;
         if let (Some(collector), Some(spans)) = (collector, &reply.spans) {

@@ -303,8 +303,9 @@ impl Shim {
         method: &str,
         request: Q,
     ) -> Result<(A, Option<Spans>), CallError> {
-        let metadata = self.traceparent.iter().map(|context| ("traceparent".to_owned(), context.clone())).collect();
-        let options = CallOptions { metadata, timeout: Some(PATIENCE) };
+        let trace = self.traceparent.iter().map(|context| ("traceparent".to_owned(), context.clone()));
+        let details = (strata_fault::DETAILS.to_owned(), String::new());
+        let options = CallOptions { metadata: trace.chain([details]).collect(), timeout: Some(PATIENCE) };
         let reply = self.client.call(self.service, method, &request, &options).await?;
         Ok((reply.message, reply.spans.map(|bytes| Spans::decode(bytes.as_slice()).unwrap())))
     }
