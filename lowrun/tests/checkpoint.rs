@@ -102,6 +102,8 @@ fn fake_criu() {
     let parts = fields(&request).unwrap();
     let kind = parts.iter().find(|(field, _)| *field == 1).unwrap().1.number();
     std::fs::write(dir.join(format!("request-{kind}")), &request).unwrap();
+    let exe = option(&parts, field::PID).and_then(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).ok());
+    std::fs::write(dir.join(format!("exe-{kind}")), format!("{exe:?}")).unwrap();
     let open: Vec<String> = open.iter().map(|path| path.display().to_string()).collect();
     std::fs::write(dir.join(format!("open-{kind}")), open.join("\n")).unwrap();
     let mut answer = Message::default();
@@ -253,6 +255,31 @@ fn a_dump_is_asked_for_as_runc_asks() {
     assert_eq!(descriptors.as_array().unwrap().len(), 3);
     assert_eq!(stage.status(), "running");
     stage.delete();
+}
+
+/// Until then it is lowrun, mapped from a mount that CRIU does not find. (strace holds up the program's beginning.)
+#[test]
+fn a_dump_waits_until_the_program_has_begun() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("runc's criu is the real one") || !Path::new("/usr/bin/strace").exists() {
+        return eprintln!("skipped: needs strace");
+    }
+    stage.script(COUNT);
+    stage.call(&["create", stage.id()]).ok();
+    let pid = stage.state()["pid"].to_string();
+    let mut strace = Command::new("strace");
+    strace.args(["-qq", "-o", "/dev/null", "-e", "inject=execve,execveat:delay_enter=500000", "-p", &pid]);
+    let mut strace = strace.spawn().unwrap();
+    let is_alone = || std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap().contains("TracerPid:\t0\n");
+    eventually("strace looks", || !is_alone());
+    stage.call(&["start", stage.id()]).ok();
+    let fake = Fake::new(&stage);
+    let images = stage.dir.path().join("images");
+    fake.call(&stage, &["checkpoint", "--image-path", images.to_str().unwrap(), "--leave-running", stage.id()]).ok();
+    let exe = std::fs::read_to_string(fake.dir.join(format!("exe-{DUMP}"))).unwrap();
+    assert!(exe.contains("busybox"), "{exe}");
+    stage.delete();
+    strace.wait().unwrap();
 }
 
 /// The directory of the socket for readiness is in no config.json.

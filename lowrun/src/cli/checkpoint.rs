@@ -1,7 +1,9 @@
 //! `lowrun checkpoint` and `lowrun restore`.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::args::{Command, Flag, Typed, option, switch};
 use super::create::{
@@ -28,6 +30,10 @@ const MANAGE_CGROUPS_MODE: Flag =
 const EMPTY_NS: Flag = option("empty-ns", None, "KIND", "make a namespace without its contents: network");
 const AUTO_DEDUP: Flag = switch("auto-dedup", None, "punch out of parent images what newer ones have");
 const LAZY_PAGES: Flag = switch("lazy-pages", None, "move memory when it is needed, by userfaultfd");
+
+/// How long hooks of the container's start may take before CRIU is asked all the same.
+const PROGRAM_PATIENCE: Duration = Duration::from_secs(2);
+const PROGRAM_PAUSE: Duration = Duration::from_millis(1);
 
 pub(super) const CHECKPOINT: Command = Command {
     name: "checkpoint",
@@ -124,6 +130,9 @@ pub(super) fn checkpoint(global: &Global, typed: &Typed) -> Result<i32> {
     if notify::is_in(container.dir.path()) {
         notify::add_to(&mut plan, container.dir.path());
     }
+    if let Some(init) = &container.state.init {
+        wait_for_program(init.pid);
+    }
     span("criu", || criu::dump(&container, &plan, &options, &global.log)).step("checkpoint:criu")?;
     if options.has(field::LEAVE_RUNNING) || options.pre_dump {
         return Ok(0);
@@ -133,6 +142,16 @@ pub(super) fn checkpoint(global: &Global, typed: &Typed) -> Result<i32> {
         global.log.warn(&fault.one_line());
     }
     Ok(0)
+}
+
+/// Waits until the first process is the container's program. `start` answers a moment before: until then the process
+/// shares lowrun's own file, in a mount that the container does not have, and CRIU refuses to save what it cannot find.
+fn wait_for_program(pid: i32) {
+    let file = |process: &str| std::fs::metadata(format!("/proc/{process}/exe")).map(|file| (file.dev(), file.ino()));
+    let deadline = Instant::now() + PROGRAM_PATIENCE;
+    while file(&pid.to_string()).is_ok_and(|it| file("self").is_ok_and(|own| own == it)) && Instant::now() < deadline {
+        std::thread::sleep(PROGRAM_PAUSE);
+    }
 }
 
 pub(super) fn restore(global: &Global, typed: &Typed) -> Result<i32> {
