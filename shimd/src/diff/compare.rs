@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::make::failed;
+use super::make::{OVERLAY_XATTRS, failed};
 use crate::error::Result;
 use crate::tree::walk::Walk;
 use crate::xattr;
@@ -21,7 +21,11 @@ const NOW: usize = 0;
 const BEFORE: usize = 1;
 
 /// A tree that is being gone through. The same files come in the same order.
-pub(super) struct Comparison(Walk<2>);
+pub(super) struct Comparison {
+    walk: Walk<2>,
+    /// What is now is overlayfs's upper directory alone.
+    is_upper: bool,
+}
 
 /// What comes next.
 pub(super) enum Step {
@@ -40,26 +44,43 @@ pub(super) struct Found {
 impl Comparison {
     /// Of a directory with what it was before, if anybody asks.
     pub(super) fn of(now: OwnedFd, before: Option<OwnedFd>) -> Result<Comparison> {
-        Walk::in_order([Some(now), before]).map(Comparison).map_err(|error| failed("list", b".", error))
+        let walk = Walk::in_order([Some(now), before]).map_err(|error| failed("list", b".", error))?;
+        Ok(Comparison { walk, is_upper: false })
+    }
+
+    /// Of an upper directory with what shows beneath it: what it does not name has not changed.
+    pub(super) fn of_upper(upper: OwnedFd, below: OwnedFd) -> Result<Comparison> {
+        let walk = Walk::first_in_order([Some(upper), Some(below)]).map_err(|error| failed("list", b".", error))?;
+        Ok(Comparison { walk, is_upper: true })
+    }
+
+    /// Where it is, nothing shows of what was below.
+    pub(super) fn hide_below(&mut self) {
+        self.walk.forget(BEFORE);
+    }
+
+    /// Nothing was there before.
+    pub(super) fn has_no_before(&self) -> bool {
+        self.walk.here(BEFORE).is_none()
     }
 
     /// What comes next; `None` at the end.
     pub(super) fn next(&mut self) -> Result<Option<Step>> {
-        if self.0.is_over() {
+        if self.walk.is_over() {
             return Ok(None);
         }
-        let next = self.0.next();
+        let next = self.walk.next();
         let next =
-            next.map_err(|error| failed("go back to the directory of", &self.0.path_of(OsStr::new("")), error))?;
+            next.map_err(|error| failed("go back to the directory of", &self.walk.path_of(OsStr::new("")), error))?;
         match next {
             Some(name) => self.find(&name).map(|found| Some(Step::Found(name, Box::new(found)))),
-            None => Ok(self.0.leave().map(Step::Left)),
+            None => Ok(self.walk.leave().map(Step::Left)),
         }
     }
 
     fn find(&self, name: &OsStr) -> Result<Found> {
-        let path = self.0.path_of(name);
-        let look = |side| match self.0.here(side).map(|at| rustix::fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW)) {
+        let path = self.walk.path_of(name);
+        let look = |side| match self.walk.here(side).map(|at| rustix::fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW)) {
             None | Some(Err(Errno::NOENT)) => Ok(None),
             Some(Ok(stat)) => Ok(Some(stat)),
             Some(Err(error)) => Err(failed("look at", &path, error)),
@@ -70,21 +91,21 @@ impl Comparison {
 
     /// The directory where it is, as it is now.
     pub(super) fn here(&self) -> Option<BorrowedFd<'_>> {
-        self.0.here(NOW)
+        self.walk.here(NOW)
     }
 
     /// Goes into the directory `name` and, if it was one before, that.
     pub(super) fn enter(&mut self, name: &OsStr, found: &Found) -> Result<()> {
         let was_directory = found.before.is_some_and(|stat| is(&stat, FileType::Directory));
-        self.0.enter(name, [true, was_directory]).map_err(|error| failed("list", &found.path, error))
+        self.walk.enter(name, [true, was_directory]).map_err(|error| failed("list", &found.path, error))
     }
 
     /// Whether `name` is what it was. Of directories it is the directory alone that is meant, and not its time: that
     /// tells of what is in it.
     pub(super) fn is_unchanged(&self, name: &OsStr, found: &Found) -> Result<bool> {
         let (Some(now), Some(before)) = (found.now, found.before) else { return Ok(false) };
-        let (Some(here), Some(then)) = (self.0.here(NOW), self.0.here(BEFORE)) else { return Ok(false) };
-        let pair = Pair { now: here, before: then, name };
+        let (Some(here), Some(then)) = (self.walk.here(NOW), self.walk.here(BEFORE)) else { return Ok(false) };
+        let pair = Pair { now: here, before: then, name, is_upper: self.is_upper };
         pair.is_same(&now, &before).map_err(|error| failed("compare", &found.path, error))
     }
 }
@@ -98,6 +119,7 @@ struct Pair<'a> {
     now: BorrowedFd<'a>,
     before: BorrowedFd<'a>,
     name: &'a OsStr,
+    is_upper: bool,
 }
 
 impl Pair<'_> {
@@ -120,8 +142,8 @@ impl Pair<'_> {
         match kind {
             FileType::Symlink => Ok(self.link(self.now)? == self.link(self.before)?),
             // Archives have whole seconds, and a file that is written within one, or whose time is set back, looks the
-            // same.
-            FileType::RegularFile if now.st_mtime_nsec == 0 => self.has_same_data(),
+            // same. What was copied up is looked at wholly: it is seldom, and has been open for writing.
+            FileType::RegularFile if now.st_mtime_nsec == 0 || self.is_upper => self.has_same_data(),
             _ => Ok(true),
         }
     }
@@ -130,6 +152,7 @@ impl Pair<'_> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(directory, self.name, flags, Mode::empty())?;
         let mut all = xattr::all(file.as_fd())?;
+        all.retain(|(name, _)| !(self.is_upper && name.starts_with(OVERLAY_XATTRS)));
         all.sort();
         Ok(all)
     }

@@ -26,7 +26,7 @@ use crate::xattr::{self, Xattrs};
 /// Bytes of a file read at once.
 const READ_LEN: usize = 128 << 10;
 /// overlayfs's own attributes describe its layers, not the files.
-const OVERLAY_XATTRS: &[u8] = b"trusted.overlay.";
+pub(super) const OVERLAY_XATTRS: &[u8] = b"trusted.overlay.";
 
 /// How a layer is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,33 +56,56 @@ impl Packing {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Changes {
     pub(crate) now: Shown,
-    /// What of `now` was there before; nothing of it becomes part of the layer unless it has changed, and what is gone
-    /// becomes a whiteout.
-    pub(crate) before: Option<Shown>,
+    /// What of `now` was there before; nothing of it becomes part of the layer unless it has changed.
+    pub(crate) before: Before,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Before {
+    Nothing,
+    /// What is gone becomes a whiteout.
+    All(Shown),
+    /// It lies beneath: `now` is overlayfs's upper directory, which has the whiteouts. What was copied up into it, and
+    /// has not changed, is in it as well.
+    Below(Shown),
 }
 
 impl Changes {
     /// All that is in `directory`.
     pub(crate) fn all(directory: PathBuf) -> Changes {
-        Changes { now: Shown::directory(directory), before: None }
+        Changes { now: Shown::directory(directory), before: Before::Nothing }
     }
 
     /// What makes `right` of `left`. No mounts are an empty directory: BuildKit has none below a first layer.
     pub(crate) fn between(left: &[Mount], right: &[Mount]) -> Result<Changes> {
         let (below, above) = (Shown::by(left)?, Shown::by(right)?);
         match (below.layers(), above.layers()) {
-            (below, [upper, lower @ ..]) if lower == below => Ok(Changes::all(upper.clone())),
             // A first layer is compared with an empty directory.
+            ([], [upper]) => Ok(Changes::all(upper.clone())),
             ([below], [upper]) if is_empty(below)? => Ok(Changes::all(upper.clone())),
-            _ => Ok(Changes { now: above, before: Some(below) }),
+            (layers, [upper, lower @ ..]) if lower == layers => {
+                Ok(Changes { now: Shown::directory(upper.clone()), before: Before::Below(below) })
+            }
+            _ => Ok(Changes { now: above, before: Before::All(below) }),
+        }
+    }
+
+    fn compare(&self) -> Result<Comparison> {
+        let now = self.now.open()?;
+        match &self.before {
+            Before::Nothing => Comparison::of(now, None),
+            Before::All(before) => Comparison::of(now, Some(before.open()?)),
+            // Where an older kernel cannot show so many layers, what was copied up becomes part of the layer.
+            Before::Below(below) => match below.open() {
+                Ok(below) => Comparison::of_upper(now, below),
+                Err(_) => Comparison::of(now, None),
+            },
         }
     }
 
     /// The name of the ingest where nobody gave one: an attempt that was cut off has the same.
     pub(crate) fn name(&self) -> String {
-        let sides = [self.before.as_ref(), Some(&self.now)].into_iter().flatten();
-        let layers = sides.map(|side| format!("{:?}", side.layers()));
-        format!("diff-{}", Digest::from_sha256(&Sha256::digest(layers.collect::<Vec<_>>().concat())))
+        format!("diff-{}", Digest::from_sha256(&Sha256::digest(format!("{self:?}"))))
     }
 }
 
@@ -113,12 +136,11 @@ pub(crate) fn pack<W: Write>(changes: &Changes, packing: Packing, out: W) -> Res
 }
 
 fn archive<W: Write>(changes: &Changes, out: W) -> Result<(Digest, W)> {
-    let before = changes.before.as_ref().map(Shown::open).transpose()?;
-    let walk = Comparison::of(changes.now.open()?, before)?;
+    let walk = changes.compare()?;
     let hashing = Hashing { out, hasher: Sha256::new() };
     let mut packer = Packer {
         writer: ArchiveWriter::new(hashing),
-        is_whole: changes.before.is_none(),
+        is_whole: walk.has_no_before(),
         links: HashMap::new(),
         unchanged: HashMap::new(),
         parents: Vec::new(),
@@ -196,6 +218,9 @@ impl<W: Write> Packer<W> {
         let is_part = self.is_whole || !walk.is_unchanged(name, found)?;
         walk.enter(name, found)?;
         let (xattrs, is_opaque) = walk.here().map(|inner| xattrs(inner, path)).transpose()?.unwrap_or_default();
+        if is_opaque {
+            walk.hide_below();
+        }
         let entry = Entry { path: [path, b"/".as_slice()].concat(), xattrs, ..base(Kind::Directory, path, stat) };
         if is_part {
             self.write(&entry, &mut io::empty())?;
@@ -391,8 +416,12 @@ mod tests {
         let active = vec![mount("overlay", "overlay", "workdir=/w,upperdir=/u,lowerdir=/b:/a")];
         let bind = |source: &str| vec![mount("bind", source, "ro")];
         let all = |path: &str| Changes::all(path.into());
-        assert_eq!(Changes::between(&view("/b:/a"), &active).unwrap(), all("/u"));
-        assert_eq!(Changes::between(&bind("/a"), &view("/b:/a")).unwrap(), all("/b"));
+        let above = |upper: &str, lower: &[Mount]| Changes {
+            now: Shown::directory(upper.into()),
+            before: Before::Below(Shown::by(lower).unwrap()),
+        };
+        assert_eq!(Changes::between(&view("/b:/a"), &active).unwrap(), above("/u", &view("/b:/a")));
+        assert_eq!(Changes::between(&bind("/a"), &view("/b:/a")).unwrap(), above("/b", &bind("/a")));
         assert_eq!(Changes::between(&[], &bind("/a")).unwrap(), all("/a"));
         let two = [mount("bind", "/a", "ro"), mount("bind", "/b", "ro")];
         assert!(Changes::between(&two, &active).is_err());
@@ -402,7 +431,7 @@ mod tests {
     }
 
     fn between(before: impl Into<PathBuf>, now: impl Into<PathBuf>) -> Changes {
-        Changes { now: Shown::directory(now.into()), before: Some(Shown::directory(before.into())) }
+        Changes { now: Shown::directory(now.into()), before: Before::All(Shown::directory(before.into())) }
     }
 
     #[test]
@@ -430,6 +459,43 @@ mod tests {
         assert_eq!(compare(&[], &show("right")), [of("b", 1), of("r", 1)]);
         assert_eq!(compare(&show("right"), &[]), [of(".wh.b", 0), of(".wh.r", 0)]);
         assert_eq!(compare(&[], &[]), []);
+    }
+
+    #[test]
+    fn what_was_copied_up_and_has_not_changed_is_no_part() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        for path in ["lower/d", "lower/gone", "upper", "work", "merged"] {
+            std::fs::create_dir_all(at(path)).unwrap();
+        }
+        for file in ["lower/d/same", "lower/d/written", "lower/gone/kept"] {
+            std::fs::write(at(file), "old").unwrap();
+        }
+        let data = format!("lowerdir={0}/lower,upperdir={0}/upper,workdir={0}/work", directory.path().display());
+        let Some(mounted) = Mounted::of("overlay", at("merged"), &data) else { return };
+        let copy_up = |path: &str| drop(File::options().append(true).open(at(path)).unwrap());
+        copy_up("merged/d/same");
+        std::fs::write(at("merged/d/written"), "new").unwrap();
+        copy_up("merged/gone/kept");
+        assert!(at("upper/d/same").exists() && at("upper/gone/kept").exists());
+        let layer = |path: &str| mount("bind", at(path).to_str().unwrap(), "ro");
+        let active = [mount("overlay", "overlay", &data)];
+        let changes = Changes::between(&[layer("lower")], &active).unwrap();
+        let expected = [listed("d/", Kind::Directory, "", 0), listed("d/written", Kind::File, "", 3)];
+        assert_eq!(packed(&changes), expected);
+        // Beneath a directory that was made anew nothing shows of what was there.
+        std::fs::remove_dir_all(at("merged/gone")).unwrap();
+        std::fs::create_dir(at("merged/gone")).unwrap();
+        std::fs::write(at("merged/gone/kept"), "old").unwrap();
+        let lower = std::fs::metadata(at("lower/gone/kept")).unwrap().modified().unwrap();
+        File::options().write(true).open(at("merged/gone/kept")).unwrap().set_modified(lower).unwrap();
+        let made = [
+            listed("gone/", Kind::Directory, "", 0),
+            listed("gone/.wh..wh..opq", Kind::File, "", 0),
+            listed("gone/kept", Kind::File, "", 3),
+        ];
+        assert_eq!(packed(&changes), [&expected[..], &made].concat());
+        drop(mounted);
     }
 
     /// What a layer holds: path, kind, link, size.
@@ -540,7 +606,13 @@ mod tests {
 
     impl Mounted {
         fn at(path: PathBuf) -> Option<Mounted> {
-            let mounted = rustix::mount::mount("test", &path, "tmpfs", rustix::mount::MountFlags::empty(), None);
+            Mounted::of("tmpfs", path, "")
+        }
+
+        fn of(kind: &str, path: PathBuf, data: &str) -> Option<Mounted> {
+            let data = std::ffi::CString::new(data).unwrap();
+            let none = rustix::mount::MountFlags::empty();
+            let mounted = rustix::mount::mount("test", &path, kind, none, data.as_c_str());
             let mounted = mounted.inspect_err(|error| eprintln!("skipped: nothing can be mounted here: {error}"));
             mounted.ok().map(|()| Mounted(path))
         }

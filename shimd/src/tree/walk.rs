@@ -42,6 +42,8 @@ enum Manner {
     AsTheyCome,
     /// The names of all sides, in order, also of what is mounted in the trees.
     InOrder,
+    /// The names of the first side alone, in the same way.
+    FirstInOrder,
 }
 
 /// A directory on the way, on each side where there is one.
@@ -73,6 +75,11 @@ impl<const SIDES: usize> Walk<SIDES> {
     /// tree is taken for a part of it. (containerd fails there, where it binds a snapshot to look at it.)
     pub(crate) fn in_order(top: Directories<SIDES>) -> rustix::io::Result<Walk<SIDES>> {
         Walk { manner: Manner::InOrder, room: SORTED_MAX, levels: Vec::new() }.begun(top)
+    }
+
+    /// The same with the names of the first side alone.
+    pub(crate) fn first_in_order(top: Directories<SIDES>) -> rustix::io::Result<Walk<SIDES>> {
+        Walk { manner: Manner::FirstInOrder, room: SORTED_MAX, levels: Vec::new() }.begun(top)
     }
 
     fn begun(mut self, top: Directories<SIDES>) -> rustix::io::Result<Walk<SIDES>> {
@@ -128,6 +135,15 @@ impl<const SIDES: usize> Walk<SIDES> {
         }
     }
 
+    /// Takes the directory where the walk is, and so all beneath, for one that is not on that side.
+    pub(crate) fn forget(&mut self, side: usize) {
+        let Some(level) = self.levels.last_mut() else { return };
+        level.is_on[side] = false;
+        if let Some(directories) = &mut level.directories {
+            directories[side] = None;
+        }
+    }
+
     /// Goes back up, and gives the path of what it leaves.
     pub(crate) fn leave(&mut self) -> Option<Vec<u8>> {
         let level = self.levels.pop()?;
@@ -138,15 +154,15 @@ impl<const SIDES: usize> Walk<SIDES> {
     }
 
     fn push(&mut self, directories: Directories<SIDES>, path: Vec<u8>) -> rustix::io::Result<()> {
-        let mut all = directories.iter().flatten();
         let rest = match self.manner {
-            Manner::AsTheyCome => match all.next() {
+            Manner::AsTheyCome => match directories.iter().flatten().next() {
                 Some(first) => Rest::Read(Dir::read_from(first)?),
                 None => Rest::Held(Names::default()),
             },
-            Manner::InOrder => {
+            Manner::InOrder | Manner::FirstInOrder => {
+                let sides = if self.manner == Manner::InOrder { SIDES } else { 1 };
                 let mut names = Names::default();
-                for directory in all {
+                for directory in directories.iter().take(sides).flatten() {
                     hold(&mut Dir::read_from(directory)?, &mut names, &mut self.room)?;
                 }
                 names.sort();
@@ -186,7 +202,7 @@ impl<const SIDES: usize> Walk<SIDES> {
     fn open(&self, directory: BorrowedFd<'_>, path: &OsStr) -> rustix::io::Result<OwnedFd> {
         match self.manner {
             Manner::AsTheyCome => open(directory, path),
-            Manner::InOrder => open_by(directory, path, BENEATH),
+            Manner::InOrder | Manner::FirstInOrder => open_by(directory, path, BENEATH),
         }
     }
 }
