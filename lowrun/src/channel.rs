@@ -24,10 +24,10 @@
 //!   | -------------- Continue -------------> |
 //!   | <------------- Ready ----------------- |  create: waits at the FIFO from here on
 //!   | <------------- Fault ----------------- |  at any time, and then the end
+//! ```
 //!
 //! The container side may die at any time, and whoever may look into it could keep its end open: so the host side waits
 //! for its process too, and once it is ready not for ever.
-//! ```
 
 use std::cell::{Cell, RefCell};
 use std::io::{IoSlice, IoSliceMut};
