@@ -4,7 +4,8 @@ use tonic::metadata::MetadataMap;
 
 use crate::snapshot::Mount;
 
-/// The gRPC library of Go from which on clients know them: 1.60. Those of containerd 1.x have 1.59 at most, of 2.x 1.67.
+/// The gRPC library of Go from which on clients know them: 1.60. Those of containerd 1.x have 1.59 at most, of 2.x
+/// 1.67.
 const SINCE: u32 = 60;
 
 /// Whether a client knows what to do with such a mount. The Go clients of containerd 1.x do not, and mount snapshots

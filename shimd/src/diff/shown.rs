@@ -1,4 +1,5 @@
-//! What mounts show, as a directory to look at. Nothing is attached anywhere, so nobody sees it and nothing can be left of it.
+//! What mounts show, as a directory to look at. Nothing is attached anywhere, so nobody sees it and nothing can be left
+//! of it.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

@@ -56,7 +56,6 @@ impl Snapshotter {
         }
     }
 
-    /// Table of who stands on whom.
     /// Most layers that can be mounted as one: overlayfs takes 500 lower directories. `None` where the last layer is
     /// the whole.
     pub(crate) const fn layers_max(self) -> Option<usize> {
@@ -66,6 +65,7 @@ impl Snapshotter {
         }
     }
 
+    /// Table of who stands on whom.
     pub(super) const fn children(self) -> Table {
         match self {
             Snapshotter::Overlayfs => Table::SnapshotChildren,
