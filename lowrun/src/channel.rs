@@ -255,6 +255,16 @@ impl InitEnd {
         self.with("write the channel", |socket| rustix::io::write(socket, &text).call("write").map(drop))
     }
 
+    /// Says that all is ready; whether anybody was there to hear it.
+    pub fn send_ready(&self) -> Result<bool> {
+        let text = encode(&FromInit::Ready)
+            .map_err(|error| Fault::new(Code::SystemError, "write the channel").cause(error.to_string()))?;
+        self.with("write the channel", |socket| match rustix::io::write(socket, &text) {
+            Err(Errno::PIPE | Errno::CONNRESET) => Ok(false),
+            result => result.call("write").map(|_| true),
+        })
+    }
+
     /// Waits for exactly this word.
     pub fn expect(&self, message: ToInit) -> Result<()> {
         let mut buffer = Vec::with_capacity(1);

@@ -110,6 +110,11 @@ impl Group {
         Ok(())
     }
 
+    /// Writes other schemas than those that it was made with.
+    pub fn update(&self, section: &IntelRdt) -> Result<()> {
+        self.write_schemata(&schemata(section))
+    }
+
     /// A class that is there belongs to others too: it must be what the section says already.
     fn check_schemata(&self, schema: &str) -> Result<()> {
         if schema.is_empty() {
@@ -196,6 +201,8 @@ mod tests {
         assert_eq!(read(&group.class, "tasks"), "77");
         assert_eq!(read(&group.class, "schemata"), "MB:0=20\n", "the last line written");
         assert_eq!(schemata(&section), ["L3:0=f", "MB:0=20"]);
+        group.update(&IntelRdt { mem_bw_schema: "MB:0=30".to_owned(), ..IntelRdt::default() }).unwrap();
+        assert_eq!(read(&group.class, "schemata"), "MB:0=30\n");
         std::fs::remove_file(group.class.join("tasks")).unwrap();
         std::fs::remove_file(group.class.join("schemata")).unwrap();
         group.remove().unwrap();

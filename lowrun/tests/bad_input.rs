@@ -285,6 +285,8 @@ fn words_that_cannot_be_are_refused_with_runcs_status() {
         (&["exec", "--preserve-fds", "moon", &id, "true"], 1, "preserve-fds"),
         (&["update", "-r", &bad, &id], 1, "bad.json: memory.limit"),
         (&["update", "--memory", "moon", &id], 1, "memory"),
+        (&["update", "--kernel-memory", "moon", &id], 1, "kernel-memory"),
+        (&["update", "--kernel-memory-tcp", "moon", &id], 1, "kernel-memory-tcp"),
         (&["events", "--interval", "0", &id], 1, "interval"),
         (&["kill", &id, "MOON"], 1, "MOON"),
         (&["list", "--format", "moon"], 1, "format"),

@@ -245,6 +245,56 @@ fn a_kill_of_the_first_process_lifts_no_limits_of_others() {
 }
 
 #[test]
+fn what_is_frozen_beside_the_first_process_does_not_hold_it_up() {
+    let Some(mut stage) = stage() else { return };
+    if stage.differs("runc waits for ever for what is frozen on version 1") {
+        return;
+    }
+    let admin = json!(["CAP_SYS_ADMIN"]);
+    stage.config["process"]["capabilities"] = json!({ "bounding": admin, "effective": admin, "permitted": admin });
+    // Also one in a PID namespace of its own, as a container in a container has.
+    for program in ["sleep 1000", "busybox unshare -pf sleep 1000"] {
+        stage.script(&format!("{program} & {LOOP}"));
+        stage.detached();
+        let dirs = freeze_beside(&stage, "sleep\x001000\0");
+        assert!(!dirs.is_empty());
+        let begun = std::time::Instant::now();
+        stage.call(&["kill", stage.id(), "KILL"]).ok();
+        eventually("stopped", || stage.status() == "stopped");
+        assert!(begun.elapsed() < stage::PATIENCE / 4, "{program}: {:?}", begun.elapsed());
+        stage.call(&["delete", stage.id()]).ok();
+        stage.is_clean();
+    }
+}
+
+/// Moves the container's processes of this command line into a frozen cgroup of its own.
+fn freeze_beside(stage: &stage::Stage, line: &str) -> Vec<std::path::PathBuf> {
+    let is_freezer =
+        |dir: &std::path::Path| ["freezer.state", "cgroup.freeze"].iter().any(|file| dir.join(file).exists());
+    let mut dirs = stage.cgroups();
+    dirs.retain(|dir| is_freezer(dir));
+    for dir in &dirs {
+        let beside = dir.join("beside");
+        std::fs::create_dir_all(beside.join("below")).unwrap();
+        let is_it = |pid: &&str| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|text| text == line);
+        eventually("it has moved", || {
+            let there = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap();
+            let pids: Vec<&str> = there.lines().filter(is_it).collect();
+            pids.iter().for_each(|pid| std::fs::write(beside.join("below/cgroup.procs"), pid).unwrap());
+            !pids.is_empty()
+        });
+        for (file, word, told) in [("freezer.state", "FROZEN", "FROZEN"), ("cgroup.freeze", "1", "1")] {
+            let file = beside.join(file);
+            if file.exists() {
+                std::fs::write(&file, word).unwrap();
+                eventually("it is frozen", || std::fs::read_to_string(&file).unwrap().trim() == told);
+            }
+        }
+    }
+    dirs
+}
+
+#[test]
 fn what_is_frozen_in_a_cgroup_of_its_own_dies_all_the_same() {
     let Some(mut stage) = stage() else { return };
     if stage.differs("runc waits for ever for what is frozen on version 1") {

@@ -48,6 +48,34 @@ fn a_failed_hook_is_named_as_runc_names_it() {
     stage.is_clean();
 }
 
+/// A filter that was made for the calls of runc's last steps knows none of the others that would do.
+#[test]
+fn a_filter_made_for_runc_denies_no_container_its_start() {
+    let Some(mut stage) = stage() else { return };
+    let others =
+        ["poll", "ppoll", "signalfd", "signalfd4", "rt_sigprocmask", "rt_sigtimedwait", "setresuid", "setresgid"];
+    for no_new_privileges in [true, false] {
+        stage.config["process"]["noNewPrivileges"] = json!(no_new_privileges);
+        stage.config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+        stage.script("id >/tmp/id; exit 7");
+        std::fs::set_permissions(stage.rootfs().join("tmp"), std::os::unix::fs::PermissionsExt::from_mode(0o1777))
+            .unwrap();
+        stage.config["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{ "names": others, "action": "SCMP_ACT_ERRNO" }],
+        });
+        stage.call(&["create", stage.id()]).ok();
+        stage.call(&["start", stage.id()]).ok();
+        let id = stage.rootfs().join("tmp/id");
+        eventually("it has run", || {
+            std::fs::read_to_string(&id).is_ok_and(|text| text.starts_with("uid=1000(u) gid=1000"))
+        });
+        std::fs::remove_file(id).unwrap();
+        stage.delete();
+        stage.is_clean();
+    }
+}
+
 #[test]
 fn a_cgroup_that_was_there_frozen_is_refused_and_stays() {
     let Some(stage) = stage() else { return };

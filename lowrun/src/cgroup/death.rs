@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::Pid;
 
-use super::{Cgroup, Hierarchy, discover, read, tree, write, write_to};
+use super::{Cgroup, Hierarchy, collect_processes, discover, read, tree, write, write_to};
 use crate::fault::Result;
+use crate::state::NamespaceIdentity;
 use crate::sys::{self, Call};
 
 /// How often the processes of a container that cannot be frozen are killed anew.
@@ -88,44 +89,67 @@ impl Cgroup {
     }
 
     /// The ways to a process of the container that lives. If it does so also after this, they are its container's.
-    pub fn ways_to(&self, pid: i32) -> Ways {
+    pub fn ways_to(&self, pid: i32) -> Ways<'_> {
         let places = read(Path::new(&format!("/proc/{pid}/cgroup"))).unwrap_or_default();
-        let way = |(hierarchy, bar): (&Hierarchy, Bar)| {
+        let way = |(hierarchy, bar)| {
             // Where lowrun sees other paths than the kernel tells, the container's own directory is all that is known; but
             // one of systemd's may be another unit's by now.
             let below = below(hierarchy, &places).or_else(|| self.unit.is_none().then(PathBuf::new))?;
-            Some(Way { top: tree::open(CWD, &hierarchy.dir).ok()?, below, bar })
+            Some(Way { hierarchy, top: tree::open(CWD, &hierarchy.dir).ok()?, below, bar })
         };
-        Ways(self.bars().into_iter().filter_map(way).collect())
+        let ways = self.bars().into_iter().filter_map(way).collect();
+        Ways { ways, namespace: Process::open(pid).and_then(|process| process.namespace()) }
     }
 }
 
 /// The cgroups from a container's own to that of its first process, in each hierarchy that can keep it from dying.
 ///
-/// Held, not told by their paths: when the process is dead, there may be another container of that name. And no others are
-/// touched: below a container's cgroup may be that of another container, which is not killed with it. So a process of the
-/// container that is frozen or out of time in another cgroup of its own keeps the first one of a PID namespace from its end
-/// until the container is deleted by force; and so does one that freezes it (version 1) anew before it comes to die.
-pub struct Ways(Vec<Way>);
+/// Held, not told by their paths: when the process is dead, there may be another container of that name.
+///
+/// The first process of a PID namespace does not end before all others of the namespace and of those in it, which are killed
+/// with it. So their ways are cleared, too; but no others, because below a container's cgroup may be that of another
+/// container, which is not killed. Who freezes them (version 1) anew before they come to die keeps the first one from its end
+/// until the container is deleted by force.
+pub struct Ways<'a> {
+    ways: Vec<Way<'a>>,
+    /// The namespace whose first process it is.
+    namespace: Option<NamespaceIdentity>,
+}
 
-struct Way {
+struct Way<'a> {
+    hierarchy: &'a Hierarchy,
     top: OwnedFd,
     below: PathBuf,
     bar: Bar,
 }
 
-impl Ways {
-    /// Lets the process die that was killed.
+impl Ways<'_> {
+    /// Lets the process die that was killed, and those that die with it.
     pub fn let_die(&self) {
-        self.0.iter().for_each(Way::lift);
+        self.ways.iter().for_each(|way| way.lift(&way.below));
+        let Some(namespace) = self.namespace else { return };
+        self.ways.iter().for_each(|way| way.lift_for_others(namespace));
     }
 }
 
-impl Way {
-    fn lift(&self) {
+impl Way<'_> {
+    /// Where something in the way of others is left: for those of the namespace. Seldom is there anything, and then all that
+    /// this takes is a look at each cgroup.
+    fn lift_for_others(&self, namespace: NamespaceIdentity) {
+        let (mut is_barred, mut pids) = (false, Vec::new());
+        let _ = tree::each_in(self.top.as_fd(), tree::deadline(), |dir| {
+            is_barred |= is_in_force(dir, self.bar);
+            collect_processes(dir, &mut pids)
+        });
+        let others = pids.into_iter().filter(|_| is_barred).filter_map(Process::open);
+        let places = others.filter(|process| process.is_in(namespace)).filter_map(|process| process.places());
+        places.filter_map(|places| below(self.hierarchy, &places)).for_each(|below| self.lift(&below));
+    }
+
+    fn lift(&self, below: &Path) {
         let _ = lift(self.top.as_fd(), self.bar);
         let mut here = None;
-        for name in &self.below {
+        for name in below {
             let Ok(next) = tree::open(here.as_ref().unwrap_or(&self.top).as_fd(), name) else { return };
             let _ = lift(next.as_fd(), self.bar);
             here = Some(next);
@@ -144,11 +168,51 @@ fn below(hierarchy: &Hierarchy, places: &str) -> Option<PathBuf> {
 /// Lifts a bar in one directory, if it is there and its writer's. It is looked at before: for each limit of time that is
 /// written the kernel goes through the processors with a lock of all of the machine's.
 fn lift(dir: BorrowedFd<'_>, bar: Bar) -> sys::Result<()> {
-    let file = rustix::fs::openat(dir, bar.file, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).call("openat")?;
+    let (file, is_lifted) = look(dir, bar, OFlags::RDWR)?;
+    if is_lifted { Ok(()) } else { write_to(&file, bar.lifted) }
+}
+
+fn is_in_force(dir: BorrowedFd<'_>, bar: Bar) -> bool {
+    look(dir, bar, OFlags::RDONLY).is_ok_and(|(_, is_lifted)| !is_lifted)
+}
+
+/// The file of a bar, and whether that is lifted.
+fn look(dir: BorrowedFd<'_>, bar: Bar, access: OFlags) -> sys::Result<(OwnedFd, bool)> {
+    let file = rustix::fs::openat(dir, bar.file, access | OFlags::CLOEXEC, Mode::empty()).call("openat")?;
     let mut text = [0; 64];
     let length = rustix::io::pread(&file, &mut text, 0).call("pread")?;
     let word = text[..length].split(u8::is_ascii_whitespace).next();
-    if word == Some(bar.lifted.as_bytes()) { Ok(()) } else { write_to(&file, bar.lifted) }
+    Ok((file, word == Some(bar.lifted.as_bytes())))
+}
+
+/// A process by its directory in `/proc`, so that all that is read is of the same one.
+struct Process(OwnedFd);
+
+impl Process {
+    fn open(pid: i32) -> Option<Process> {
+        tree::open(CWD, format!("/proc/{pid}")).ok().map(Process)
+    }
+
+    /// Its PID namespace.
+    fn namespace(&self) -> Option<NamespaceIdentity> {
+        NamespaceIdentity::of(self.open_namespace()?.as_fd()).ok()
+    }
+
+    /// Whether its PID namespace is this one, or lies in it.
+    fn is_in(&self, namespace: NamespaceIdentity) -> bool {
+        let parent = |here: &OwnedFd| sys::process::parent_namespace(here.as_fd()).ok();
+        let mut around = std::iter::successors(self.open_namespace(), parent);
+        around.any(|here| NamespaceIdentity::of(here.as_fd()).is_ok_and(|here| here == namespace))
+    }
+
+    fn open_namespace(&self) -> Option<OwnedFd> {
+        rustix::fs::openat(&self.0, "ns/pid", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()
+    }
+
+    /// Where it is in each hierarchy.
+    fn places(&self) -> Option<String> {
+        sys::read_kernel_file_at(self.0.as_fd(), "cgroup").ok().and_then(|text| String::from_utf8(text).ok())
+    }
 }
 
 #[cfg(test)]

@@ -30,7 +30,17 @@ pub(super) fn each_until(
     deadline: Instant,
     mut visit: impl FnMut(BorrowedFd<'_>) -> sys::Result<()>,
 ) -> sys::Result<()> {
+    let Some(top) = descend(rustix::fs::CWD, top)? else { return Ok(()) };
     walk(top, deadline, &mut visit, &mut |_, _| Ok(()))
+}
+
+/// As [`each_until`], of a cgroup that is held, by whatever name it goes.
+pub(super) fn each_in(
+    top: BorrowedFd<'_>,
+    deadline: Instant,
+    mut visit: impl FnMut(BorrowedFd<'_>) -> sys::Result<()>,
+) -> sys::Result<()> {
+    walk(open(top, ".")?, deadline, &mut visit, &mut |_, _| Ok(()))
 }
 
 /// Removes all below a cgroup, the deepest first, until the deadline.
@@ -40,17 +50,18 @@ pub(super) fn remove_below(top: &Path, deadline: Instant) -> sys::Result<()> {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(Failure { call: "unlinkat", errno }),
         };
+    let Some(top) = descend(rustix::fs::CWD, top)? else { return Ok(()) };
     walk(top, deadline, &mut |_| Ok(()), &mut remove)
 }
 
 /// `enter` gets each directory when it is come to, `leave` its parent and name when all below are done.
 fn walk(
-    top: &Path,
+    top: OwnedFd,
     deadline: Instant,
     enter: &mut dyn FnMut(BorrowedFd<'_>) -> sys::Result<()>,
     leave: &mut dyn FnMut(BorrowedFd<'_>, &CString) -> sys::Result<()>,
 ) -> sys::Result<()> {
-    let Some(mut here) = descend(rustix::fs::CWD, top)? else { return Ok(()) };
+    let mut here = top;
     enter(here.as_fd())?;
     // Of each directory on the way down, what is still to be done there; the last name of each is the way.
     let mut todo = vec![children(here.as_fd())?];
@@ -161,7 +172,8 @@ mod tests {
         let mut grow = |dir: BorrowedFd<'_>| rustix::fs::mkdirat(dir, "d", Mode::from_raw_mode(0o700)).call("mkdirat");
         let begun = Instant::now();
         let deadline = begun + Duration::from_millis(50);
-        let failure = walk(top.path(), deadline, &mut grow, &mut |_, _| Ok(())).unwrap_err();
+        let failure =
+            walk(open(rustix::fs::CWD, top.path()).unwrap(), deadline, &mut grow, &mut |_, _| Ok(())).unwrap_err();
         assert_eq!(failure.errno, Errno::TIMEDOUT);
         assert!(begun.elapsed() < PATIENCE / 2);
         remove_below(top.path(), Instant::now() + PATIENCE).unwrap();

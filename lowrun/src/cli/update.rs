@@ -4,7 +4,8 @@ use super::Global;
 use super::args::{Command, Typed, obsolete, option};
 use crate::cgroup::ignored_weight;
 use crate::fault::{Attempt, Code, Fault, Result, Step};
-use crate::spec::Resources;
+use crate::rdt;
+use crate::spec::{IntelRdt, Resources};
 use crate::state::{Container, Status};
 use crate::sys::Call;
 
@@ -55,26 +56,33 @@ pub(super) fn update(global: &Global, typed: &Typed) -> Result<i32> {
         memory.swap = Some(-1);
     }
     for flag in ["kernel-memory", "kernel-memory-tcp"] {
-        if typed.value(flag).is_some() {
+        if bytes(typed, flag)?.is_some() {
             global.log.warn("Kernel memory settings are ignored and will be removed");
         }
     }
-    check_schemas(typed)?;
     if let Some(words) = ignored_weight(&resources).filter(|_| container.state.cgroup.is_unified()) {
         global.log.warn(words);
     }
-    container.state.cgroup.update(&resources).step("update:limits").map(|()| 0)
+    let schemas = schemas(&container, typed)?;
+    container.state.cgroup.update(&resources).step("update:limits")?;
+    schemas.map_or(Ok(()), |(group, section)| group.update(&section)).step("update:limits").map(|()| 0)
 }
 
-/// Only a container that was made with Intel RDT has a group whose schema can change.
-fn check_schemas(typed: &Typed) -> Result<()> {
-    for flag in ["l3-cache-schema", "mem-bw-schema"] {
-        if typed.text(flag)?.is_some_and(|schema| !schema.is_empty()) {
-            return Err(Fault::new(Code::Unsupported, format!("update --{flag}"))
-                .cause("the container has no Intel RDT configuration"));
-        }
+/// The container's group of Intel RDT and its new schemas, if there are any. Only a container that was made with such a
+/// section has a group whose schema can change.
+fn schemas<'a>(container: &'a Container, typed: &Typed) -> Result<Option<(&'a rdt::Group, IntelRdt)>> {
+    let text = |flag| typed.text(flag).map(|text| text.unwrap_or_default().to_owned());
+    let (l3_cache_schema, mem_bw_schema) = (text("l3-cache-schema")?, text("mem-bw-schema")?);
+    let section = IntelRdt { l3_cache_schema, mem_bw_schema, ..IntelRdt::default() };
+    if section == IntelRdt::default() {
+        return Ok(None);
     }
-    Ok(())
+    rdt::check(&section)?;
+    let flag = if section.l3_cache_schema.is_empty() { "mem-bw-schema" } else { "l3-cache-schema" };
+    let without = || {
+        Fault::new(Code::Unsupported, format!("update --{flag}")).cause("the container has no Intel RDT configuration")
+    };
+    container.state.rdt.as_ref().map(|group| Some((group, section))).ok_or_else(without)
 }
 
 fn read(path: &str) -> Result<Resources> {

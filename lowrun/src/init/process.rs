@@ -6,7 +6,6 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -25,7 +24,6 @@ use crate::plan::process::{ProcessPlan, Rlimit};
 use crate::state::{Status, hook_state};
 use crate::sys::caps::{self, Sets};
 use crate::sys::process as kernel;
-use crate::sys::signal::SignalSet;
 use crate::sys::{self, Call, Failure};
 use crate::trace::{self, span};
 
@@ -72,6 +70,9 @@ fn fail(program: &Program<'_>, fault: Box<Fault>) -> ! {
 
 fn take_last_steps(program: &Program<'_>) -> Result<std::convert::Infallible> {
     let process = program.process;
+    if program.first.is_some_and(|setup| setup.fifo.is_some()) {
+        end_by_signals().step("create:process")?;
+    }
     // What the image has for it is looked up when there is little left that a link in `/proc/self/fd` could lead to.
     reopen_null().step("create:process")?;
     set_attributes(program).step("create:process")?;
@@ -107,17 +108,15 @@ fn take_last_steps(program: &Program<'_>) -> Result<std::convert::Infallible> {
 /// the host side takes the container with it; killed after it, it leaves a container that is whole.
 fn tell_ready(program: &Program<'_>) -> Result<()> {
     let channel = program.channel;
+    let gone = || Fault::new(Code::SystemError, "tell the host side that all is ready").cause("it is gone");
     let waits = program.first.is_some_and(|setup| setup.fifo.is_some());
     if waits && channel.is_abandoned() {
-        return Err(Fault::new(Code::SystemError, "tell the host side that all is ready").cause("it is gone"));
+        return Err(gone());
     }
     if let Some(setup) = program.first {
         kernel::close(setup.state_file);
     }
-    match channel.send(&FromInit::Ready) {
-        Err(_) if waits && channel.is_abandoned() => Ok(()),
-        result => result,
-    }
+    if channel.send_ready()? || waits { Ok(()) } else { Err(gone()) }
 }
 
 /// Closes what the program does not get, but for what the last steps need.
@@ -452,33 +451,25 @@ fn wait_for_start(program: &Program<'_>, setup: &Setup<'_>) -> Result<()> {
     kernel::close_from(3 + program.extra_fds, &kept, || descriptors(program.proc))
         .attempt(Code::SystemError, || "close descriptors")?;
     open_to_own_user(program, setup)?;
-    let attempted = || "wait to be started";
-    SignalSet::full().block().attempt(Code::SystemError, attempted)?;
-    let signals = SignalSet::full().descriptor().attempt(Code::SystemError, attempted)?;
     loop {
-        let mut polled = [PollFd::new(fifo, PollFlags::IN), PollFd::new(&signals, PollFlags::IN)];
-        match rustix::event::poll(&mut polled, None) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => return Err(Fault::of(Code::SystemError, attempted(), Failure { call: "poll", errno })),
+        match rustix::io::read(fifo, &mut [0; 1]) {
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(errno) => {
+                let failure = Failure { call: "read", errno };
+                return Err(Fault::of(Code::SystemError, "wait to be started", failure));
+            }
         }
-        if polled[0].revents().contains(PollFlags::IN) {
-            break;
-        }
-        end_by_signal(&signals)?;
     }
-    SignalSet::empty().block().attempt(Code::SystemError, attempted)
 }
 
 /// The first process of a pid namespace is not ended by a signal that it does not handle. Until the program runs, which
-/// may handle it, a signal that would end any other process ends this one.
-fn end_by_signal(signals: &OwnedFd) -> Result<()> {
+/// may handle it, a signal that would end any other process ends this one. Said before the filter, which may know none of the
+/// calls that wait for a signal.
+fn end_by_signals() -> Result<()> {
     const HARMLESS: [i32; 7] =
         [libc::SIGCHLD, libc::SIGCONT, libc::SIGURG, libc::SIGWINCH, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
-    let signal = sys::signal::next(signals.as_fd()).attempt(Code::SystemError, || "wait to be started")?;
-    if HARMLESS.contains(&signal) {
-        return Ok(());
-    }
-    sys::process::exit_now(128 + signal)
+    sys::signal::end_by_signals(&HARMLESS).attempt(Code::SystemError, || "handle signals")
 }
 
 fn run_start_hooks(setup: &Setup<'_>, environment: &[String]) -> Result<()> {

@@ -5,10 +5,21 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::{Failure, Result, check};
 
+/// `linux/nsfs.h`; the same for each architecture.
+const NS_GET_PARENT: libc::Ioctl = 0xb702;
+
 /// Joins the namespaces `kinds` (`CLONE_NEW*`) of a namespace file, or of a process by its pidfd (Linux 5.8).
 pub fn setns(fd: BorrowedFd<'_>, kinds: u64) -> Result<()> {
     // SAFETY: takes integers only. lowrun has one thread and shares no file system attributes.
     check("setns", unsafe { libc::setns(fd.as_raw_fd(), kinds as libc::c_int) }.into()).map(drop)
+}
+
+/// The namespace in which a PID or user namespace was made; `EPERM` if that is around the caller's own.
+pub fn parent_namespace(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+    // SAFETY: takes integers only, and gives a descriptor that is the caller's alone.
+    let parent = check("ioctl(NS_GET_PARENT)", unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_PARENT) }.into())?;
+    // SAFETY: see above.
+    Ok(unsafe { OwnedFd::from_raw_fd(parent as i32) })
 }
 
 /// Makes new namespaces `kinds` (`CLONE_NEW*`).
@@ -24,9 +35,25 @@ pub fn set_ids(uid: u32, gid: u32, groups: Option<&[u32]>) -> Result<()> {
         check("setgroups", unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })?;
     }
     // SAFETY: takes integers only.
-    check("setresgid", unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) })?;
+    check("setresgid", unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) })
+        .or_else(|failure| set_id((libc::SYS_setgid, libc::SYS_getresgid), gid, failure))?;
     // SAFETY: takes integers only.
-    check("setresuid", unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }).map(drop)
+    check("setresuid", unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) })
+        .or_else(|failure| set_id((libc::SYS_setuid, libc::SYS_getresuid), uid, failure))
+        .map(drop)
+}
+
+/// By the call that runc makes: a filter that was made for it alone refuses the other. Without privilege that one sets less
+/// than all three ids, so they are looked at; `refused` is what the other call gave.
+fn set_id((set, read): (libc::c_long, libc::c_long), id: u32, refused: Failure) -> Result<libc::c_long> {
+    let mut ids = [!id; 3];
+    // SAFETY: takes an integer only.
+    check("setid", unsafe { libc::syscall(set, id) }).map_err(|_| refused)?;
+    let [real, effective, saved] = &mut ids;
+    // SAFETY: three places for an id each, which nobody else has.
+    let result = unsafe { libc::syscall(read, &raw mut *real, &raw mut *effective, &raw mut *saved) };
+    check("getresid", result).map_err(|_| refused)?;
+    if ids == [id; 3] { Ok(0) } else { Err(refused) }
 }
 
 /// `no_new_privs`, for good.

@@ -83,6 +83,27 @@ pub fn reset_dispositions() {
     }
 }
 
+/// Has signals end this process with 128 and their number, also where it is the first of a PID namespace and would not hear
+/// of them. But for some: the `harmless`, SIGPIPE, and what nobody can handle. A program that it executes has the default
+/// actions again, without another call.
+pub fn end_by_signals(harmless: &[i32]) -> Result<()> {
+    extern "C" fn end(signal: libc::c_int) {
+        // SAFETY: nothing of the process is touched any more.
+        unsafe { libc::_exit(128 + signal) }
+    }
+    let untouched =
+        |signal: &i32| !harmless.contains(signal) && ![libc::SIGKILL, libc::SIGSTOP, libc::SIGPIPE].contains(signal);
+    // Between them lie those of glibc.
+    for signal in (1..=31).chain(libc::SIGRTMIN()..=libc::SIGRTMAX()).filter(untouched) {
+        // SAFETY: all-zero is a valid action, without flags and with an empty mask.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = end as extern "C" fn(libc::c_int) as usize;
+        // SAFETY: the action is initialised, and its handler does nothing but end the process.
+        check("sigaction", unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) }.into())?;
+    }
+    Ok(())
+}
+
 /// Makes writing to who does not read an error.
 pub fn ignore_pipe() {
     // SAFETY: no handler runs.
