@@ -1,10 +1,10 @@
 //! Seam 2 from above: engined over Debian's containerd, with its own shim and runc and with ours; and over shimd with the
-//! stock shim. (What engined does over our own parts is `tests/flow`.)
+//! stock shim; and clients of its own API that are not ours. (What engined does over our own parts is `tests/flow`.)
 
 use std::path::PathBuf;
 
-use integration::stack::{Settings, Supervisor};
-use integration::{Stack, http, ours_with, wait};
+use integration::stack::{Settings, Supervisor, ours::socket};
+use integration::{Stack, http, ours, ours_with, wait};
 use tempfile::TempDir;
 
 macro_rules! over_each {
@@ -25,6 +25,15 @@ over_each! {
     an_image_is_pulled_shown_and_removed
     the_supervisor_dies_and_comes_back
     engined_dies_and_comes_back
+}
+
+/// Python's and C++'s clients of the engine's own API name the socket's path as the host.
+#[test]
+fn clients_on_the_c_library_are_answered() {
+    ours(|s| {
+        let version = http::call_grpc_as_c_does(&socket(s.site()), "/strata.engine.v1.System/Version");
+        assert!(version.expect("an answer").len() > 5);
+    });
 }
 
 /// The stock shim and runc.

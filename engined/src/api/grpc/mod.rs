@@ -17,7 +17,9 @@ use proto_engine::FILE_DESCRIPTOR_SET;
 use proto_engine::containers_server::ContainersServer;
 use proto_engine::images_server::ImagesServer;
 use proto_engine::system_server::SystemServer;
+use strata_authority::PlainHosts;
 use tokio::net::UnixListener;
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
@@ -69,6 +71,7 @@ pub(crate) async fn serve(
     let containers = ContainersServer::new(containers::Containers::new(engine.clone()));
     let images = ImagesServer::new(images::Images::new(engine.clone()));
     let system = SystemServer::new(system::System::new(engine));
+    let connections = UnixListenerStream::new(listener).map(|connection| connection.map(PlainHosts::new));
     Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .layer(trace::TraceLayer)
@@ -77,6 +80,6 @@ pub(crate) async fn serve(
         .add_service(containers.max_decoding_message_size(MESSAGE_MAX))
         .add_service(images.max_decoding_message_size(MESSAGE_MAX))
         .add_service(system.max_decoding_message_size(MESSAGE_MAX))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), end)
+        .serve_with_incoming_shutdown(connections, end)
         .await
 }
